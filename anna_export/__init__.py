@@ -1,0 +1,1 @@
+"""Take a LoRA-tuned Mistral text-embedding model from training to serving, and prove it."""

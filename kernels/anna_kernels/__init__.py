@@ -1,0 +1,1 @@
+"""Kernels for embedding models: a plain PyTorch reference and fused Triton versions."""

@@ -1,0 +1,1 @@
+"""Training of Mistral-shaped text-embedding models."""
