@@ -1,0 +1,87 @@
+"""ONNX Runtime: the CPU provider, and CUDA's where it is installed."""
+
+import os
+from typing import Final
+
+import numpy as np
+
+from anna_export.artifact import Artifact
+from anna_export.errors import DamagedError, ExtraError, InputError
+from anna_export.quantise.scheme import CANONICAL, CPU
+from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.tokenise import TokenBatch
+
+try:
+    import onnxruntime
+except ImportError:
+    raise ExtraError(
+        "expected onnxruntime, found none; install anna-export[cpu], or [cuda] for a GPU"
+    ) from None
+
+DEVICES: Final = ("auto", "cpu", "cuda")
+_CUDA = "CUDAExecutionProvider"
+
+
+class OrtBackend:
+    """An artifact loaded in ONNX Runtime."""
+
+    name = "ort"
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, spec: EmbeddingSpec, arithmetic: str
+    ) -> None:
+        self._session = session
+        self.spec = spec
+        self.arithmetic = arithmetic
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        (vectors,) = self._session.run(None, feeds)
+        return vectors
+
+
+def open_backend(
+    artifact: Artifact, *, device: str = "auto", threads: int | None = None
+) -> OrtBackend:
+    """Load an artifact's graph for a device.
+
+    Raises:
+        InputError: If there is no such device here.
+        DamagedError: If ONNX Runtime does not accept the graph.
+    """
+    device = _device(device)
+    precision = artifact.manifest.precision
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    if device == "cuda":
+        path, providers, arithmetic = artifact.graph(CANONICAL), [_CUDA], f"{precision} on CUDA"
+    else:
+        path, providers = artifact.graph(CPU), ["CPUExecutionProvider"]
+        twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
+        arithmetic = f"fp32 on CPU{twin}"
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise DamagedError(
+            f"expected a graph that ONNX Runtime {onnxruntime.__version__} loads, found: "
+            f"{str(error).splitlines()[0]} ({path})"
+        ) from None
+    return OrtBackend(session, artifact.manifest.spec, arithmetic)
+
+
+def unknown_backend(name: str) -> InputError:
+    """Return the error for a backend that does not exist."""
+    return InputError(f"expected the backend auto or ort, found {name!r}")
+
+
+def _device(asked: str) -> str:
+    if asked not in DEVICES:
+        raise InputError(f"expected a device of {', '.join(DEVICES)}, found {asked!r}")
+    has_cuda = _CUDA in onnxruntime.get_available_providers()
+    if asked == "cuda" and not has_cuda:
+        raise InputError(
+            "expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]"
+        )
+    return "cuda" if asked == "cuda" or (asked == "auto" and has_cuda) else "cpu"

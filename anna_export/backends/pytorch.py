@@ -1,0 +1,121 @@
+"""PyTorch: the reference. transformers and peft, base and adapter unmerged; nothing of ours."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from anna_export.adapter import WEIGHTS_FILE
+from anna_export.checkpoint import Checkpoint
+from anna_export.encoder import Encoder
+from anna_export.errors import InputError
+from anna_export.prompts import Prompts, find_prompts
+from anna_export.safetensors_files import read_header
+from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import (
+    TokenBatch,
+    TokenContract,
+    Tokeniser,
+    find_tokenizer,
+    read_contract,
+)
+
+
+class PytorchBackend:
+    """A Hugging Face model, with its adapter on top, in fp32."""
+
+    name = "pytorch"
+    arithmetic: str = "fp32 in PyTorch on CPU"
+
+    def __init__(self, model: Any, spec: EmbeddingSpec) -> None:
+        self._model = model
+        self.spec = spec
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        with torch.inference_mode():
+            hidden = self._model(
+                input_ids=torch.from_numpy(batch.ids),
+                attention_mask=torch.from_numpy(batch.mask),
+                use_cache=False,
+            ).last_hidden_state
+            rows = torch.arange(len(batch.lengths))
+            last = hidden[rows, torch.from_numpy(batch.lengths) - 1].float()
+            return torch.nn.functional.normalize(last, dim=-1).numpy()
+
+
+def open_reference(
+    model: Path,
+    adapter: Path | None = None,
+    *,
+    contract: TokenContract | None = None,
+    prompts: Prompts | None = None,
+) -> Encoder:
+    """Load base and adapter, unmerged, in fp32.
+
+    Args:
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        contract: How token ids frame a text; None reads it from the model folder.
+        prompts: Named prompts; None reads them from the adapter's, else the model's folder.
+
+    Raises:
+        AnnaError: If base or adapter is missing, damaged or not supported.
+    """
+    checkpoint = Checkpoint.open(model, adapter)
+    spec = checkpoint.spec
+    tokenizer = find_tokenizer(model, adapter)
+    contract = contract or read_contract(tokenizer, spec, None)
+    with quiet():
+        loaded = _load(checkpoint, adapter)
+    return Encoder(
+        PytorchBackend(loaded, spec),
+        Tokeniser.open(tokenizer, contract),
+        prompts if prompts is not None else find_prompts(model, adapter),
+    )
+
+
+def _load(checkpoint: Checkpoint, adapter: Path | None) -> Any:
+    keys = set(read_header(adapter / WEIGHTS_FILE)) if adapter else set()
+    # an adapter trained under a language head names its modules one level deeper
+    headed = any(key.startswith("base_model.model.model.") for key in keys)
+    kind = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
+    model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32, local_files_only=True)
+    if model.config.vocab_size != checkpoint.spec.vocab_size:
+        model.resize_token_embeddings(checkpoint.spec.vocab_size, mean_resizing=False)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, keys).get_base_model()
+    model.eval()
+    return model.model if headed else model
+
+
+def _with_adapter(base: Any, adapter: Path, keys: set[str]) -> Any:
+    tuned = peft.PeftModel.from_pretrained(base, adapter, local_files_only=True)
+    # peft ignores tensors it finds no place for; a reference without them would prove nothing
+    known = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
+    if lost := keys - known:
+        raise InputError(
+            f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "
+            f"such as {min(lost)}"
+        )
+    return tuned
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' own progress bars and notices off the terminal."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

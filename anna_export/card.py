@@ -1,0 +1,68 @@
+"""The model card: what an artifact is, how it was proved, how it is used."""
+
+from anna_export.artifact import Artifact
+from anna_export.verify.vectors import Parity
+
+
+def model_card(artifact: Artifact, parity: Parity | None) -> str:
+    """Return the card as Markdown with the metadata block that model hubs read."""
+    manifest = artifact.manifest
+    spec, contract, source = manifest.spec, manifest.contract, manifest.source
+    made_from = f"`{source.model}`" + (
+        f" with the LoRA `{source.adapter}`" if source.adapter else ""
+    )
+    prompts = "\n".join(f"- `{name}`: {text!r}" for name, text in manifest.prompts.texts.items())
+    return f"""---
+library_name: anna-export
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, onnx, embeddings]
+---
+
+# Text embeddings, {manifest.precision}
+
+Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
+
+| | |
+|---|---|
+| dimensions | {spec.dim}, unit length (cosine = dot product) |
+| longest text | {contract.max_tokens} tokens, prompt and end token included; longer ones are cut |
+| model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
+| size | {artifact.size_bytes / 1e6:.1f} MB |
+| artifact | `{manifest.artifact_id}` |
+
+## Proof
+
+{_proof(parity)}
+
+## Prompts
+
+{prompts or "None."}
+
+## Use
+
+```python
+import anna_export
+
+encoder = anna_export.open_encoder("this folder")
+vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
+```
+"""
+
+
+def _proof(parity: Parity | None) -> str:
+    if parity is None:
+        return "Not verified: the export ran with `--no-verify`."
+    alone = (
+        f"\n| a text alone and in a batch, worst cosine | {parity.alone_worst_cosine:.7f} |"
+        if parity.alone_worst_cosine is not None
+        else ""
+    )
+    return f"""Against {parity.reference}; measured with {parity.candidate} on {parity.hardware}:
+{parity.method}.
+
+| verdict | **{parity.verdict}** |
+|---|---|
+| worst cosine (at least {parity.floor}) | {parity.worst_cosine:.7f} |
+| mean cosine | {parity.mean_cosine:.7f} |
+| largest difference | {parity.max_abs:.2e} |{alone}
+| texts, prompts | {parity.texts} up to {parity.longest_tokens} tokens, {len(parity.prompts)} |"""

@@ -1,0 +1,205 @@
+"""The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+
+from anna_export.adapter import WEIGHTS_FILE, Adapter, Delta, base_name, read_adapter
+from anna_export.errors import MissingError, ShapeError, UnsupportedError
+from anna_export.safetensors_files import DTYPES, StoredTensor, read_header
+from anna_export.spec import EmbeddingSpec, Precision, read_json, read_spec
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+TORCH_DTYPES: Final = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+# Not part of the embedding model: the language head, and tables that older versions stored.
+_IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")
+# Numbers worked on at once in fp32 while a tensor is merged: 4 MiB, so that it stays in cache.
+_CHUNK_NUMBERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights of base and adapter, merged when read; nothing is held in memory.
+
+    Raises:
+        MissingError: If a weight is missing.
+        ShapeError: If a weight, delta or replacement has another shape than the spec's.
+        UnsupportedError: If base or adapter has a tensor this model has no place for.
+    """
+
+    folder: Path
+    spec: EmbeddingSpec
+    base: dict[str, StoredTensor]
+    adapter: Adapter | None
+
+    def __post_init__(self) -> None:
+        shapes = self.spec.weight_shapes()
+        _require_all(self.folder, shapes, self.base)
+        if self.adapter is not None:
+            _require_fit(self.adapter, shapes)
+
+    @classmethod
+    def open(cls, model: Path, adapter: Path | None = None) -> Self:
+        """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
+        spec, base = read_spec(model), _base_tensors(model)
+        lora = read_adapter(adapter) if adapter is not None else None
+        if lora is not None and "embed_tokens.weight" in lora.replaced:
+            # an adapter trained with added tokens brings its own, larger embedding
+            embedding = lora.replaced["embed_tokens.weight"]
+            spec = replace(spec, vocab_size=embedding.shape[0])
+            base["embed_tokens.weight"] = embedding
+        return cls(model, spec, base, lora)
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Type the base stores a weight in."""
+        return DTYPES[self.base[name].dtype]
+
+    def read(
+        self, name: str, dtype: torch.dtype, *, transpose: bool = False, merge: bool = True
+    ) -> torch.Tensor:
+        """Read one merged weight.
+
+        Args:
+            name: As in a MistralModel's state dict.
+            dtype: Type of the result; sums are in fp32 and rounded once.
+            transpose: Return a matrix as (in, out) instead of (out, in).
+            merge: Add the adapter's delta.
+
+        Returns:
+            A contiguous tensor.
+        """
+        source = self.base[name]
+        delta = None
+        if self.adapter is not None:
+            source = self.adapter.replaced.get(name, source)
+            delta = self.adapter.deltas.get(name) if merge else None
+        weight = source.read()
+        rows = self.adapter.token_rows if self.adapter else None
+        if rows is not None and name == "embed_tokens.weight":
+            weight = weight.float()
+            weight[list(rows.indices)] = rows.rows.read().float()
+        if weight.ndim == 1:
+            return weight.to(dtype)
+        if delta is None and not transpose:
+            return weight.to(dtype)
+        return _merge(weight, delta, dtype, transpose)
+
+    def source_hashes(self) -> dict[str, str]:
+        """Return sha256 of the small files that identify where the weights came from."""
+        files = {"config.json": self.folder / "config.json"}
+        if (index := self.folder / INDEX_FILE).exists():
+            files[INDEX_FILE] = index
+        if self.adapter is not None:
+            files["adapter_config.json"] = self.adapter.folder / "adapter_config.json"
+            files[WEIGHTS_FILE] = self.adapter.folder / WEIGHTS_FILE
+        hashes = {}
+        for name, path in files.items():
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
+
+
+def _merge(
+    weight: torch.Tensor, delta: Delta | None, dtype: torch.dtype, transpose: bool
+) -> torch.Tensor:
+    """Add the delta in fp32, row block by row block, and cast once."""
+    rows, columns = weight.shape
+    merged = torch.empty((columns, rows) if transpose else (rows, columns), dtype=dtype)
+    factors = delta.factors() if delta is not None else None
+    step = max(1, _CHUNK_NUMBERS // columns)
+    scratch = torch.empty((min(step, rows), columns))
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        block = scratch[: end - start].copy_(weight[start:end])
+        if delta is not None and factors is not None:
+            block.addmm_(factors[0][start:end], factors[1], alpha=delta.scale)
+        if transpose:
+            merged[:, start:end] = block.T
+        else:
+            merged[start:end] = block
+    return merged
+
+
+def _base_tensors(model: Path) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for path in _weight_files(model):
+        for key, tensor in read_header(path).items():
+            if not key.endswith(_IGNORED):
+                found[base_name(key)] = tensor
+    return found
+
+
+def _weight_files(model: Path) -> list[Path]:
+    if (model / INDEX_FILE).exists():
+        index = read_json(model / INDEX_FILE)
+        files = [model / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        missing = [path.name for path in files if not path.exists()]
+        if missing:
+            raise MissingError(
+                f"expected {len(files)} weight files by {INDEX_FILE}, found no "
+                f"{', '.join(missing)} in {model}; download the model again"
+            )
+        return files
+    if (model / SINGLE_FILE).exists():
+        return [model / SINGLE_FILE]
+    if any(model.glob("*.bin")):
+        raise UnsupportedError(
+            f"expected safetensors in {model}, found .bin: pickle files can run code and are not "
+            "read; convert with AutoModel.from_pretrained(...).save_pretrained(...)"
+        )
+    raise MissingError(f"expected {SINGLE_FILE} or {INDEX_FILE} in {model}, found neither")
+
+
+def _require_all(
+    folder: Path, shapes: dict[str, tuple[int, ...]], base: dict[str, StoredTensor]
+) -> None:
+    missing = [name for name in shapes if name not in base]
+    if missing:
+        raise MissingError(
+            f"expected the weight {missing[0]} in {folder}, found none "
+            f"({len(missing)} of {len(shapes)} missing)"
+        )
+    extra = [name for name in base if name not in shapes]
+    if extra:
+        raise UnsupportedError(
+            f"expected only the weights of a Mistral model in {folder}, found {extra[0]} "
+            f"({len(extra)} more than a spec of {len(shapes)} weights has)"
+        )
+    for name, shape in shapes.items():
+        if base[name].shape != shape:
+            raise ShapeError(
+                f"expected {name} of shape {shape} by config.json, found {base[name].shape} "
+                f"in {base[name].path}"
+            )
+
+
+def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
+    found: dict[str, tuple[int, ...]]
+    found = {name: delta.shape for name, delta in adapter.deltas.items()}
+    found |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
+    for name, shape in found.items():
+        if name not in shapes:
+            raise UnsupportedError(
+                f"expected targets that the base has, found {name.removesuffix('.weight')} in "
+                f"{adapter.folder}: this adapter is for another base model"
+            )
+        if shape != shapes[name]:
+            raise ShapeError(
+                f"expected {shapes[name]} for {name}, found {shape} in {adapter.folder}: "
+                "this adapter is for another base model"
+            )
+    rows = adapter.token_rows
+    vocab_size, dim = shapes["embed_tokens.weight"]
+    if rows and (rows.rows.shape[1] != dim or max(rows.indices) >= vocab_size):
+        raise ShapeError(
+            f"expected trained rows of length {dim} below {vocab_size}, found "
+            f"{rows.rows.shape[1]} and {max(rows.indices)} in {adapter.folder}"
+        )

@@ -1,0 +1,60 @@
+"""anna-export export."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command("export")
+@options.model_option
+@options.adapter_option
+@click.option("--out", type=options.folder, required=True, help="Folder of the artifact to make.")
+@options.precision_options
+@options.max_tokens_option
+@options.overwrite_option
+@click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")
+@shown.json_option
+def command(
+    model: Path,
+    adapter: Path | None,
+    out: Path,
+    max_tokens: int | None,
+    overwrite: bool,
+    no_verify: bool,
+    as_json: bool,
+    **precisions: bool,
+) -> None:
+    r"""Merge an adapter into its base, build the ONNX artifact, and prove it against PyTorch.
+
+    \b
+    Example:
+      anna-export --model base --adapter lora --out artifact --bf16
+    """
+    precision = options.chosen_precision(precisions)
+    from anna_export.pipeline import Recipe, export
+
+    recipe = Recipe(model, adapter, out, precision, max_tokens, overwrite, not no_verify)
+    exported = export(recipe, shown.stage)
+    artifact, parity = exported.artifact, exported.parity
+    if as_json:
+        shown.print_json(
+            {
+                "artifact": str(out),
+                "artifact_id": artifact.manifest.artifact_id,
+                "precision": precision,
+                "size_bytes": artifact.size_bytes,
+                "parity": parity.to_json() if parity else None,
+                "seconds": dict(exported.seconds),
+            }
+        )
+        return
+    rows = {
+        "artifact": str(out),
+        "precision": str(precision),
+        "size": shown.size(artifact.size_bytes),
+    }
+    rows |= {name: f"{value:.1f} s" for name, value in exported.seconds.items()}
+    rows |= shown.parity_rows(parity) if parity else {"proof": "not verified (--no-verify)"}
+    shown.print_rows(rows)

@@ -1,0 +1,45 @@
+"""anna-export merge."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command("merge")
+@options.model_option
+@click.option("--adapter", type=options.folder, required=True, help="Folder of a LoRA adapter.")
+@click.option("--out", type=options.folder, required=True, help="Model folder to make.")
+@options.overwrite_option
+@shown.json_option
+def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+    r"""Write base and adapter as one ordinary Hugging Face folder.
+
+    Sums are in fp32 and rounded once to the base's own type; one tensor is in memory at a time.
+
+    \b
+    Example:
+      anna-export merge --model base --adapter lora --out merged
+    """
+    from anna_export.merge import write_merged
+
+    with shown.stage("merge", "bytes") as progress:
+        merged = write_merged(model, adapter, out, overwrite=overwrite, progress=progress)
+    if as_json:
+        shown.print_json(
+            {
+                "folder": str(out),
+                "tensors": merged.tensors,
+                "changed": merged.changed,
+                "size_bytes": merged.size_bytes,
+            }
+        )
+        return
+    shown.print_rows(
+        {
+            "model": str(out),
+            "weights": f"{merged.tensors}, {merged.changed} changed by the adapter",
+            "size": shown.size(merged.size_bytes),
+        }
+    )

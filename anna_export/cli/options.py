@@ -1,0 +1,60 @@
+"""Options that several verbs share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from anna_export.errors import InputError
+from anna_export.spec import Precision
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+folder = click.Path(path_type=Path)
+
+model_option = click.option(
+    "--model", type=folder, required=True, help="Folder of the base model (safetensors)."
+)
+adapter_option = click.option("--adapter", type=folder, help="Folder of a LoRA adapter over it.")
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the output if it exists."
+)
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=int,
+    help="Longest sequence in tokens, prompt and end token included; longer texts are cut. "
+    "Default: the model's max_seq_length, else its sliding window, else its positions.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes CUDA where ONNX Runtime has it.",
+)
+
+_PRECISIONS = {
+    Precision.FP32: "32-bit float; the default.",
+    Precision.FP16: "16-bit float matrix products, norms and residual stream in fp32.",
+    Precision.BF16: "bfloat16; for GPUs. On a CPU its weights are computed with in fp32.",
+}
+
+
+def precision_options(command: Command) -> Command:
+    """Add --fp32, --fp16 and --bf16."""
+    for precision, text in reversed(_PRECISIONS.items()):
+        command = click.option(f"--{precision}", str(precision), is_flag=True, help=text)(command)
+    return command
+
+
+def chosen_precision(flags: dict[str, bool]) -> Precision:
+    """Return the one precision that was asked for; fp32 if none was.
+
+    Raises:
+        InputError: If several were.
+    """
+    asked = [precision for precision in Precision if flags[precision]]
+    if len(asked) > 1:
+        raise InputError(f"expected one precision, found --{' and --'.join(asked)}")
+    return asked[0] if asked else Precision.FP32

@@ -1,0 +1,76 @@
+"""anna-export plan."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command("plan")
+@options.model_option
+@options.adapter_option
+@click.option(
+    "--out",
+    type=options.folder,
+    default=Path("."),
+    show_default=True,
+    help="Where the artifact would go; its disk is looked at.",
+)
+@options.max_tokens_option
+@shown.json_option
+def command(
+    model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
+) -> None:
+    r"""Forecast size, memory and time of an export in every precision, and what will not fit.
+
+    Reads only the headers of the weight files, and writes 64 MB to learn how fast the disk is.
+
+    \b
+    Example:
+      anna-export plan --model base --adapter lora --out artifact
+    """
+    from anna_export.checkpoint import Checkpoint
+    from anna_export.plan import available_memory_bytes, disk_free_bytes, export_seconds, forecast
+    from anna_export.spec import Precision
+    from anna_export.tokenise import find_tokenizer, read_contract
+
+    checkpoint = Checkpoint.open(model, adapter)
+    contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens)
+    free, memory = disk_free_bytes(out), available_memory_bytes()
+    plans = []
+    for precision in Precision:
+        needed = forecast(checkpoint.spec, contract, precision)
+        plans.append(
+            asdict(needed)
+            | {
+                "export_seconds": export_seconds(needed, out),
+                "fits_disk": needed.disk_bytes < free,
+                "fits_export": needed.export_bytes < memory,
+                "fits_serve": needed.serve_bytes < memory,
+                "proof": "every text, by the graph"
+                if needed.reference_bytes + needed.serve_bytes < memory
+                else "weights only, layer by layer",
+            }
+        )
+    if as_json:
+        shown.print_json({"disk_free_bytes": free, "memory_bytes": memory, "plans": plans})
+        return
+    click.echo(f"{shown.size(free)} of disk free, {shown.size(memory)} of memory available\n")
+    for plan in plans:
+        rows = {
+            "precision": str(plan["precision"]),
+            "artifact": shown.size(plan["artifact_bytes"]) + _unfit(plan["fits_disk"], "the disk"),
+            "export": f"{shown.size(plan['export_bytes'])} of memory, about "
+            f"{plan['export_seconds']:.0f} s" + _unfit(plan["fits_export"], "memory"),
+            "embedding": f"{shown.size(plan['serve_bytes'])} of memory (ONNX Runtime, CPU)"
+            + _unfit(plan["fits_serve"], "memory"),
+            "proof": plan["proof"],
+        }
+        shown.print_rows(rows)
+        click.echo()
+
+
+def _unfit(fits: bool, where: str) -> str:
+    return "" if fits else f"  DOES NOT FIT {where}"

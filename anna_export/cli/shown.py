@@ -1,0 +1,72 @@
+"""What every verb shows the same way: progress on stderr, results on stdout, JSON for machines."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anna_export.progress import Progress
+
+if TYPE_CHECKING:
+    from anna_export.verify.vectors import Parity
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, the rest on stderr."
+)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """Print names and values in two columns on stdout."""
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def size(size_bytes: float) -> str:
+    """Return bytes as a reader counts them."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
+
+
+def parity_rows(parity: "Parity") -> dict[str, str]:
+    """Return a proof's figures by name."""
+    rows = {
+        "proof": parity.verdict,
+        "worst cosine": f"{parity.worst_cosine:.7f}, at least {parity.floor} ({parity.worst_text})",
+        "mean cosine": f"{parity.mean_cosine:.7f}",
+        "largest difference": f"{parity.max_abs:.1e}",
+        "compared": f"{parity.texts} texts, {len(parity.prompts)} prompts, longest "
+        f"{parity.longest_tokens} tokens; {parity.method}",
+        "reference": parity.reference,
+        "candidate": f"{parity.candidate}, on {parity.hardware}",
+    }
+    if parity.alone_worst_cosine is not None:
+        rows["alone and in batch"] = (
+            f"worst cosine {parity.alone_worst_cosine:.7f}, largest difference "
+            f"{parity.alone_max_abs:.1e}"
+        )
+    return rows
+
+
+@contextmanager
+def stage(name: str, unit: str) -> Iterator[Progress | None]:
+    """Show a bar with a rate and the time left on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # rich is loaded only where it draws, so that --help stays quick
+    from anna_export.cli.bars import bar
+
+    with bar(name, unit) as progress:
+        yield progress

@@ -1,0 +1,55 @@
+"""anna-export verify."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+from anna_export.errors import ParityError
+
+
+@click.command("verify")
+@click.argument("artifact", type=options.folder)
+@click.option(
+    "--reference",
+    type=options.folder,
+    required=True,
+    help="Folder of the base model to hold it to.",
+)
+@options.adapter_option
+@click.option(
+    "--tier",
+    type=click.Choice(["vectors"]),
+    default="vectors",
+    show_default=True,
+    help="vectors: cosines over ordinary and odd texts, alone and in padded batches; seconds.",
+)
+@options.device_option
+@shown.json_option
+def command(
+    artifact: Path, reference: Path, adapter: Path | None, tier: str, device: str, as_json: bool
+) -> None:
+    r"""Compare an artifact's vectors with the PyTorch model's and store the figures in it.
+
+    Exit code 1 if they differ by more than the artifact's precision allows.
+
+    \b
+    Example:
+      anna-export verify artifact --reference base --adapter lora --tier vectors
+    """
+    from anna_export.artifact import PARITY_FILE, add_parity, open_artifact
+    from anna_export.verify.prove import prove
+
+    opened = open_artifact(artifact)
+    with shown.stage(tier, "texts") as progress:
+        parity = prove(opened, reference, adapter, progress, device=device)
+    add_parity(opened, parity.to_json())
+    if as_json:
+        shown.print_json(parity.to_json())
+    else:
+        shown.print_rows(shown.parity_rows(parity))
+    if parity.verdict != "pass":
+        raise ParityError(
+            f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; read "
+            f"{artifact / PARITY_FILE}"
+        )

@@ -1,0 +1,146 @@
+"""Texts in, vectors out: one encoder over any backend."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, overload
+
+import numpy as np
+
+from anna_export.errors import DamagedError
+from anna_export.progress import Progress
+from anna_export.prompts import Prompts
+from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import TokenBatch, Tokeniser, require_text
+
+# Padding allowed in a batch: this share of its tokens, or this many, whichever is more.
+MAX_WASTE = 0.04
+FREE_WASTE_TOKENS = 32
+
+
+class Backend(Protocol):
+    """One runtime with one model loaded."""
+
+    name: str  # such as "ort"
+    arithmetic: str  # what it computes in, for verdicts: "fp32 on CPU"
+    spec: EmbeddingSpec
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        ...
+
+
+class Encoder:
+    """Tokeniser, prompts and batching over a backend.
+
+    Args:
+        backend: What computes.
+        tokeniser: The model's tokenizer under its contract.
+        prompts: The model's named prompts.
+        batch_tokens: Most tokens, padding included, that are computed at once; a single longer
+            text still is.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokeniser: Tokeniser,
+        prompts: Prompts | None = None,
+        batch_tokens: int = 4096,
+    ) -> None:
+        self.backend = backend
+        self.tokeniser = tokeniser
+        self.prompts = prompts or Prompts()
+        self.batch_tokens = batch_tokens
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return self.backend.spec.dim
+
+    @overload
+    def encode(
+        self, texts: str, prompt: str | None = None, *, progress: Progress | None = None
+    ) -> np.ndarray: ...
+    @overload
+    def encode(
+        self, texts: Sequence[str], prompt: str | None = None, *, progress: Progress | None = None
+    ) -> np.ndarray: ...
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        prompt: str | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Embed texts; equal texts are computed once.
+
+        Args:
+            texts: One text, or N of them.
+            prompt: Name of a prompt of the model; None for its default, if it has one.
+            progress: Told after every batch how many distinct texts are done.
+
+        Returns:
+            (D,) for one text, else (N, D), float32, in the order given, rows of unit L2 length.
+
+        Raises:
+            InputError: For an unknown prompt or something that is not text.
+            DamagedError: If a vector is not finite.
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], prompt, progress=progress)[0]
+        require_text(texts)
+        distinct = list(dict.fromkeys(texts))
+        rows = self.tokeniser.ids(distinct, self.prompts.text(prompt))
+        vectors = self.encode_ids(rows, progress=progress)
+        place = {text: index for index, text in enumerate(distinct)}
+        if len(distinct) == len(texts):
+            return vectors
+        return vectors[[place[text] for text in texts]]
+
+    def encode_ids(
+        self, rows: Sequence[Sequence[int]], *, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Embed token id rows as they are; (N, D) float32 in the order given."""
+        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        done = 0
+        for members in batches_by_length([len(row) for row in rows], self.batch_tokens):
+            found = self.backend.run(self.tokeniser.batch([rows[index] for index in members]))
+            finite = np.isfinite(found).all(axis=1)
+            if not finite.all():
+                raise DamagedError(
+                    f"expected finite vectors, found NaN or infinity for text "
+                    f"{members[int(np.argmin(finite))]} in {self.backend.arithmetic}; "
+                    "export in a wider precision"
+                )
+            vectors[members] = found
+            done += len(members)
+            if progress is not None:
+                progress(done, len(rows))
+        return vectors
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Split texts into batches of similar length, longest first.
+
+    Args:
+        lengths: Tokens of each text.
+        batch_tokens: Most tokens of a batch, padding included; a longer text goes alone.
+
+    Yields:
+        Indices into lengths; each index once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batch: list[int] = []
+    padding = 0
+    for index in order:
+        if batch:
+            width = lengths[batch[0]]
+            computed = width * (len(batch) + 1)
+            wasted = padding + width - lengths[index]
+            if computed > batch_tokens or wasted > max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
+                yield batch
+                batch, padding = [], 0
+        batch.append(index)
+        padding += lengths[batch[0]] - lengths[index]
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""The ONNX graph of an embedding model, built from its spec."""

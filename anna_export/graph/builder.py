@@ -1,0 +1,281 @@
+"""The canonical graph: a Mistral-shaped encoder in standard operators, built from its spec.
+
+Built, not traced: tracing needs the whole model in memory and loses the grouped key/value heads.
+Inputs are right-padded, so causal attention alone keeps padding out of every real token's state.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
+from anna_export.graph import pooling
+from anna_export.spec import EmbeddingSpec, Precision
+
+OPSET: Final = 23
+IR_VERSION: Final = 11
+INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "sentence_embedding"
+IR_DTYPES: Final = {
+    Precision.FP32: ir.DataType.FLOAT,
+    Precision.FP16: ir.DataType.FLOAT16,
+    Precision.BF16: ir.DataType.BFLOAT16,
+}
+
+
+def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> ir.Model:
+    """Build the canonical graph over a checkpoint's weights, which stay unread.
+
+    Args:
+        checkpoint: Where the weights are.
+        precision: Type of the weights and of the arithmetic. In fp16 the residual stream and the
+            norms are fp32: real models have activations there that fp16 cannot hold.
+        max_tokens: Longest sequence; the length of the rotary tables.
+
+    Returns:
+        A model of input_ids and attention_mask, int64 (B, S), padded on the right, to
+        sentence_embedding, float32 (B, D). Opset 23, plus the pooling function.
+    """
+    graph = _Graph(checkpoint, precision, max_tokens)
+    output = graph.embed()
+    inputs = [graph.input_ids, graph.attention_mask]
+    model = ir.Model(
+        ir.Graph(
+            inputs,
+            [output],
+            nodes=graph.tape.nodes,
+            initializers=graph.tape.initializers,
+            opset_imports={"": OPSET, pooling.DOMAIN: 1},
+            name="encoder",
+        ),
+        ir_version=IR_VERSION,
+        producer_name="anna-export",
+        functions=[pooling.pool_normalize_function(OPSET)],
+    )
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Positions:
+    """Where queries stand and what they may see."""
+
+    ids: ir.Value  # (B, Q) int64
+    mask: ir.Value | None  # bool, broadcast to (B, H, Q, S); None: causal alone
+
+
+class _Graph:
+    """One graph being recorded."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> None:
+        self.checkpoint = checkpoint
+        self.spec: EmbeddingSpec = checkpoint.spec
+        self.precision = precision
+        self.dtype = IR_DTYPES[precision]
+        wide = precision is Precision.FP16
+        self.residual_precision = Precision.FP32 if wide else precision
+        self.max_tokens = max_tokens
+        self.tape = ir.tape.Tape()
+        self.input_ids = ir.val(INPUT_IDS, dtype=ir.DataType.INT64, shape=["batch", "sequence"])
+        self.attention_mask = ir.val(
+            ATTENTION_MASK, dtype=ir.DataType.INT64, shape=["batch", "sequence"]
+        )
+        self.cos, self.sin = self.rotary_tables()
+
+    # -- small pieces --
+
+    def op(
+        self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
+    ) -> ir.Value:
+        return self.tape.op(kind, inputs, attributes, name=name)
+
+    def int64(self, name: str, value: int | list[int]) -> ir.Value:
+        return self.constant(name, np.array(value, dtype=np.int64))
+
+    def constant(self, name: str, value: np.ndarray) -> ir.Value:
+        known = {found.name: found for found in self.tape.initializers}
+        if name in known:
+            return known[name]
+        return self.tape.initializer(ir.tensor(value, name=name))
+
+    def weight(self, name: str, precision: Precision, *, transpose: bool = False) -> ir.Value:
+        checkpoint, dtype = self.checkpoint, TORCH_DTYPES[precision]
+        shape = self.spec.weight_shapes()[name]
+
+        def read() -> ir.Tensor:
+            tensor = checkpoint.read(name, dtype, transpose=transpose)
+            return as_ir(tensor, name)
+
+        lazy = ir.LazyTensor(
+            read,
+            IR_DTYPES[precision],
+            ir.Shape(reversed(shape) if transpose else shape),
+            name=name,
+        )
+        return self.tape.initializer(lazy)
+
+    def linear(self, x: ir.Value, module: str) -> ir.Value:
+        weight = self.weight(f"{module}.weight", self.precision, transpose=True)
+        return self.op("MatMul", x, weight, name=module)
+
+    def norm(self, x: ir.Value, module: str) -> ir.Value:
+        """Normalise the residual stream; the result is in the matrix products' type."""
+        weight = self.weight(f"{module}.weight", self.residual_precision)
+        x = self.op("RMSNormalization", x, weight, name=module, axis=-1, epsilon=self.spec.norm_eps)
+        return self.narrow(x)
+
+    def narrow(self, x: ir.Value) -> ir.Value:
+        if self.precision is self.residual_precision:
+            return x
+        return self.op("Cast", x, to=self.dtype)
+
+    def widen(self, x: ir.Value) -> ir.Value:
+        if self.precision is self.residual_precision:
+            return x
+        return self.op("Cast", x, to=IR_DTYPES[self.residual_precision])
+
+    def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines, (max_tokens, head_dim / 2)."""
+        half, rows, theta = self.spec.head_dim // 2, self.max_tokens, self.spec.rope_theta
+        shape, dtype = ir.Shape([rows, half]), TORCH_DTYPES[self.precision]
+
+        def table(name: str) -> ir.Value:
+            def compute() -> ir.Tensor:
+                # in fp32, as the reference does: the angle's own rounding is part of the model
+                steps = torch.arange(0, 2 * half, 2, dtype=torch.int64).float() / (2 * half)
+                angles = torch.outer(torch.arange(rows).float(), 1.0 / theta**steps)
+                return as_ir(
+                    (angles.cos() if name == "rotary.cos" else angles.sin()).to(dtype), name
+                )
+
+            return self.tape.initializer(ir.LazyTensor(compute, self.dtype, shape, name=name))
+
+        return table("rotary.cos"), table("rotary.sin")
+
+    # -- the model --
+
+    def embed(self) -> ir.Value:
+        spec = self.spec
+        last_layer = spec.layers - 1
+        last = self.last_index()
+        everywhere = self.every_position()
+        embedding = self.weight("embed_tokens.weight", self.precision)
+        x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
+        for layer in range(last_layer):
+            x = self.layer(layer, x, everywhere)
+        x = self.layer_for_last_token(last_layer, x, last)
+        x = self.norm(x, "norm")
+        # past the last layer there is one token a row, at index 0
+        first = self.op(
+            "ConstantOfShape", self.op("Shape", last), value=ir.tensor([0], name="zero")
+        )
+        output = self.tape.op(
+            pooling.NAME,
+            [x, first],
+            {"plugin_namespace": pooling.DOMAIN, "aot": 1},
+            domain=pooling.DOMAIN,
+            name="pool",
+            output=ir.val(EMBEDDING, dtype=ir.DataType.FLOAT, shape=["batch", spec.dim]),
+        )
+        return output
+
+    def last_index(self) -> ir.Value:
+        """(B,) index of each row's last real token."""
+        axis, one = self.int64("axis_1", [1]), self.int64("one", 1)
+        return self.op("Sub", self.op("ReduceSum", self.attention_mask, axis, keepdims=0), one)
+
+    def token_range(self) -> ir.Value:
+        """(S,) 0, 1, … S - 1."""
+        length = self.op("Squeeze", self.op("Shape", self.input_ids, start=1, end=2))
+        return self.op("Range", self.int64("zero", 0), length, self.int64("one", 1))
+
+    def every_position(self) -> _Positions:
+        tokens = self.token_range()
+        ids = self.op("Expand", tokens, self.op("Shape", self.input_ids))
+        if self.window is None:
+            return _Positions(ids, None)
+        distance = self.op("Sub", self.op("Unsqueeze", tokens, self.int64("axis_1", [1])), tokens)
+        return _Positions(ids, self.op("Less", distance, self.int64("window", self.window)))
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window, where a sequence can be longer than it."""
+        window = self.spec.sliding_window
+        return window if window is not None and self.max_tokens > window else None
+
+    def layer(self, layer: int, x: ir.Value, positions: _Positions) -> ir.Value:
+        module = f"layers.{layer}"
+        normed = self.norm(x, f"{module}.input_layernorm")
+        attended = self.attention(module, normed, normed, positions, positions, causal=True)
+        x = self.op("Add", x, self.widen(attended))
+        return self.mlp(module, x)
+
+    def layer_for_last_token(self, layer: int, x: ir.Value, last: ir.Value) -> ir.Value:
+        """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
+        module = f"layers.{layer}"
+        everywhere = self.every_position()
+        at_last = self.op("Unsqueeze", last, self.int64("axis_1", [1]))  # (B, 1)
+        seen = self.op("Cast", self.attention_mask, to=ir.DataType.BOOL)
+        if self.window is not None:
+            distance = self.op("Sub", at_last, everywhere.ids)
+            near = self.op("Less", distance, self.int64("window", self.window))
+            seen = self.op("And", seen, near)
+        seen = self.op("Unsqueeze", seen, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1, S)
+        normed = self.norm(x, f"{module}.input_layernorm")
+        index = self.op("Unsqueeze", at_last, self.int64("axis_1", [1]))  # (B, 1, 1)
+        query = self.op("GatherND", normed, index, batch_dims=1)
+        attended = self.attention(
+            module, query, normed, _Positions(at_last, seen), everywhere, causal=False
+        )
+        x = self.op("GatherND", x, index, batch_dims=1)
+        x = self.op("Add", x, self.widen(attended))
+        return self.mlp(module, x)
+
+    def attention(
+        self,
+        module: str,
+        query: ir.Value,
+        context: ir.Value,
+        at: _Positions,
+        context_at: _Positions,
+        *,
+        causal: bool,
+    ) -> ir.Value:
+        spec, module = self.spec, f"{module}.self_attn"
+        q = self.rotate(self.linear(query, f"{module}.q_proj"), at, spec.heads)
+        k = self.rotate(self.linear(context, f"{module}.k_proj"), context_at, spec.kv_heads)
+        v = self.linear(context, f"{module}.v_proj")
+        mixed = self.op(
+            "Attention",
+            q,
+            k,
+            v,
+            *([at.mask] if at.mask is not None else []),
+            name=f"{module}.attention",
+            is_causal=int(causal),
+            q_num_heads=spec.heads,
+            kv_num_heads=spec.kv_heads,
+            scale=1 / math.sqrt(spec.head_dim),
+        )
+        return self.linear(mixed, f"{module}.o_proj")
+
+    def rotate(self, x: ir.Value, at: _Positions, heads: int) -> ir.Value:
+        return self.op("RotaryEmbedding", x, self.cos, self.sin, at.ids, num_heads=heads)
+
+    def mlp(self, module: str, x: ir.Value) -> ir.Value:
+        normed = self.norm(x, f"{module}.post_attention_layernorm")
+        gate = self.linear(normed, f"{module}.mlp.gate_proj")
+        up = self.linear(normed, f"{module}.mlp.up_proj")
+        inner = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
+        down = self.linear(inner, f"{module}.mlp.down_proj")
+        return self.op("Add", x, self.widen(down))
+
+
+def as_ir(tensor: torch.Tensor, name: str) -> ir.Tensor:
+    """View a CPU tensor as an ONNX tensor, without a copy."""
+    if tensor.dtype is torch.bfloat16:
+        words = tensor.view(torch.uint16).numpy()
+        return ir.Tensor(words, dtype=ir.DataType.BFLOAT16, shape=ir.Shape(tensor.shape), name=name)
+    return ir.Tensor(tensor.numpy(), name=name)

@@ -1,0 +1,1 @@
+"""Passes over the canonical graph, one a file; each numbers its rules."""

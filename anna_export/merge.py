@@ -1,0 +1,148 @@
+"""Write the merged model as an ordinary Hugging Face folder, one tensor in memory at a time."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from anna_export.artifact import require_absent, staged, write_text
+from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.progress import Progress
+from anna_export.safetensors_files import header_bytes
+from anna_export.spec import read_json
+from anna_export.streaming import Part, require_disk, write_parts
+from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
+
+# The size model hubs split at.
+SHARD_BYTES: Final = 5_000_000_000
+_COPIED = (
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was written."""
+
+    folder: Path
+    tensors: int
+    changed: int
+    size_bytes: int
+
+
+def write_merged(
+    model: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Merged:
+    """Merge base and adapter into a model folder of the base's own types.
+
+    Args:
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        out: The folder to make.
+        overwrite: Replace `out` if it exists.
+        progress: Told the bytes done.
+        shard_bytes: Largest weight file, unless one tensor is larger.
+
+    Raises:
+        AnnaError: If base or adapter cannot be used, or the folder not written.
+    """
+    require_absent(out, overwrite=overwrite)
+    checkpoint = Checkpoint.open(model, adapter)
+    shapes = checkpoint.spec.weight_shapes()
+    sizes = {
+        name: math.prod(shape) * checkpoint.stored_dtype(name).itemsize
+        for name, shape in shapes.items()
+    }
+    total = sum(sizes.values())
+    shards = _shards(sizes, shard_bytes)
+    with staged(out, overwrite=overwrite) as folder:
+        require_disk(folder, total)
+        weight_map: dict[str, str] = {}
+        done = 0
+        for index, names in enumerate(shards, start=1):
+            file = SINGLE_FILE
+            if len(shards) > 1:
+                file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+            report = _offset_progress(progress, done, total)
+            _write_shard(folder / file, checkpoint, names, sizes, report)
+            weight_map |= dict.fromkeys(names, file)
+            done += sum(sizes[name] for name in names)
+        if len(shards) > 1:
+            index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
+        _copy_configuration(checkpoint, find_tokenizer(model, adapter), adapter, folder)
+    changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
+    return Merged(out, len(shapes), changed, total)
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _write_shard(
+    path: Path,
+    checkpoint: Checkpoint,
+    names: list[str],
+    sizes: dict[str, int],
+    progress: Progress | None,
+) -> None:
+    shapes = checkpoint.spec.weight_shapes()
+    header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
+    parts, offset = [Part(0, len(header), lambda: header)], len(header)
+    for name in names:
+        parts.append(Part(offset, sizes[name], partial(_bytes, checkpoint, name)))
+        offset += sizes[name]
+    write_parts(path, parts, progress)
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    tensor = checkpoint.read(name, checkpoint.stored_dtype(name))
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _copy_configuration(
+    checkpoint: Checkpoint, tokenizer: Path, adapter: Path, folder: Path
+) -> None:
+    config = read_json(checkpoint.folder / "config.json")
+    config["architectures"] = ["MistralModel"]
+    config["vocab_size"] = checkpoint.spec.vocab_size
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, folder / name)
+    for name in _COPIED:
+        source = adapter if (adapter / name).exists() else checkpoint.folder
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    for module in checkpoint.folder.glob("[0-9]_*"):
+        if module.is_dir():
+            shutil.copytree(module, folder / module.name)
+
+
+def _offset_progress(progress: Progress | None, start: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(min(start + done, total), total)

@@ -1,0 +1,187 @@
+"""The main flow: a recipe becomes a proved artifact.
+
+Recipe → Checkpoint → graphs → staged folder → Parity → Artifact
+"""
+
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import onnx_ir as ir
+
+from anna_export import artifact as artifacts
+from anna_export import quantise
+from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Source
+from anna_export.card import model_card
+from anna_export.checkpoint import Checkpoint
+from anna_export.data_file import DATA_FILE, write_data_file
+from anna_export.errors import ParityError
+from anna_export.plan import forecast
+from anna_export.progress import Progress, Stage
+from anna_export.prompts import find_prompts
+from anna_export.quantise.scheme import CANONICAL
+from anna_export.spec import Precision
+from anna_export.st_files import write_st_files
+from anna_export.streaming import require_disk
+from anna_export.tokenise import (
+    TOKENIZER_FILES,
+    TokenContract,
+    Tokeniser,
+    find_tokenizer,
+    read_contract,
+)
+from anna_export.verify.prove import prove
+from anna_export.verify.texts import ODD_TEXTS
+from anna_export.verify.vectors import Parity
+
+_VERSIONED = (
+    "anna-export",
+    "onnx-ir",
+    "onnxruntime",
+    "peft",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What was asked: max_tokens None takes the model's own limit."""
+
+    model: Path
+    adapter: Path | None
+    out: Path
+    precision: Precision
+    max_tokens: int | None = None
+    overwrite: bool = False
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of it: the artifact, its proof (None if not asked for), seconds by stage."""
+
+    artifact: Artifact
+    parity: Parity | None
+    seconds: Mapping[str, float]
+
+
+def export(recipe: Recipe, stage: Stage) -> Exported:
+    """Build one artifact and prove it; nothing is left behind if any step fails.
+
+    Raises:
+        AnnaError: If the input cannot be used, or the output cannot be written.
+        ParityError: If the artifact's vectors are not the reference's; it is then kept in
+            `OUT.rejected`.
+    """
+    artifacts.require_absent(recipe.out, overwrite=recipe.overwrite)
+    checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
+    contract = read_contract(
+        find_tokenizer(recipe.model, recipe.adapter), checkpoint.spec, recipe.max_tokens
+    )
+    scheme = quantise.load(recipe.precision)
+    seconds: dict[str, float] = {}
+    parity = None
+    with artifacts.staged(recipe.out, overwrite=recipe.overwrite) as folder:
+        require_disk(folder, forecast(checkpoint.spec, contract, scheme.precision).disk_bytes)
+        with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
+            graphs = scheme.graphs(checkpoint, contract.max_tokens)
+            artifact = _write(folder, recipe, checkpoint, contract, graphs, progress)
+        if recipe.verify:
+            with _timed(seconds, "prove"), stage("prove", "texts") as progress:
+                parity = prove(artifact, recipe.model, recipe.adapter, progress)
+            artifact = artifacts.add_parity(artifact, parity.to_json())
+        artifact = artifacts.add_evidence(
+            artifact, artifacts.CARD_FILE, model_card(artifact, parity)
+        )
+        if parity is not None and parity.verdict != "pass":
+            raise _rejected(folder, recipe.out, parity)
+    return Exported(Artifact(recipe.out, artifact.manifest), parity, seconds)
+
+
+def _write(
+    folder: Path,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    contract: TokenContract,
+    graphs: Mapping[str, ir.Model],
+    progress: Progress | None,
+) -> Artifact:
+    """Write everything that embeds, then the manifest that names it."""
+    prompts = find_prompts(recipe.model, recipe.adapter)
+    tokenizer = find_tokenizer(recipe.model, recipe.adapter)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, folder / name)
+    written = write_data_file(folder, graphs, progress)
+    names = {target: _graph_name(target) for target in graphs}
+    for target, model in graphs.items():
+        ir.save(model, folder / names[target])
+    write_st_files(folder, prompts)
+    files = {
+        path.name: artifacts.hash_file(path)
+        for path in sorted(folder.iterdir())
+        if path.name != DATA_FILE
+    }
+    files[DATA_FILE] = FileEntry(sha256=written.sha256, size_bytes=written.size_bytes)
+    tokeniser = Tokeniser.open(folder, contract)
+    manifest = Manifest(
+        schema_version=artifacts.SCHEMA_VERSION,
+        artifact_id=artifacts.identity(files, checkpoint.spec, contract),
+        precision=recipe.precision,
+        spec=checkpoint.spec,
+        contract=contract,
+        prompts=prompts,
+        golden=[
+            Golden(text=text, ids=ids)
+            for text, ids in zip(ODD_TEXTS, tokeniser.ids(ODD_TEXTS), strict=True)
+        ],
+        graphs=names,
+        files=files,
+        evidence={},
+        source=Source(
+            model=recipe.model.resolve().name,
+            adapter=recipe.adapter.resolve().name if recipe.adapter else None,
+            sha256=checkpoint.source_hashes(),
+        ),
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    artifacts.write_manifest(folder, manifest)
+    return Artifact(folder, manifest)
+
+
+def _rejected(folder: Path, out: Path, parity: Parity) -> ParityError:
+    kept = out.with_name(f"{out.name}.rejected")
+    artifacts.replace_folder(folder, kept)
+    return ParityError(
+        f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; the artifact is in "
+        f"{kept}, its figures in {kept / artifacts.PARITY_FILE}"
+    )
+
+
+def _graph_name(target: str) -> str:
+    return "model.onnx" if target == CANONICAL else f"model.{target}.onnx"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started

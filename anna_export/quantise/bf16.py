@@ -1,0 +1,9 @@
+"""bf16: weights and arithmetic in bfloat16, the type such models are trained in; for GPUs.
+
+ONNX Runtime's CPU provider has no bf16 arithmetic: there the fp32 twin of the same weights runs.
+"""
+
+from anna_export.quantise.scheme import Scheme, widened
+from anna_export.spec import Precision
+
+SCHEME = Scheme(Precision.BF16, cpu_passes=widened, worst_cosine=0.9995, alone_cosine=0.9999)

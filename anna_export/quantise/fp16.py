@@ -1,0 +1,9 @@
+"""fp16: weights and matrix products in 16-bit float, residual stream and norms in fp32.
+
+On a CPU, ONNX Runtime would cast around every operator; the fp32 twin of the same weights runs.
+"""
+
+from anna_export.quantise.scheme import Scheme, widened
+from anna_export.spec import Precision
+
+SCHEME = Scheme(Precision.FP16, cpu_passes=widened, worst_cosine=0.9999, alone_cosine=0.9999)

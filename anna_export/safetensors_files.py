@@ -1,0 +1,120 @@
+"""Reading safetensors files by position, without mapping them into memory.
+
+A mapped 5 GB shard counts against an address-space limit and drags pages in; here only the tensor
+that is asked for is read, and what was read is dropped from the page cache afterwards.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from anna_export.errors import DamagedError, MissingError, UnsupportedError
+
+DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+_HEADER_LIMIT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in a safetensors file."""
+
+    path: Path
+    key: str
+    dtype: str  # as the file says: F32, BF16, I64, …
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    size_bytes: int
+
+    def read(self) -> torch.Tensor:
+        """Read the tensor in its stored type.
+
+        Raises:
+            UnsupportedError: If it is not stored as fp32, fp16 or bf16.
+            DamagedError: If the file ends before the tensor does.
+        """
+        if self.dtype not in DTYPES:
+            raise UnsupportedError(
+                f"expected {self.key} in fp32, fp16 or bf16, found {self.dtype} in {self.path}; "
+                "use the original, unquantized model"
+            )
+        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < self.size_bytes:
+                count = os.preadv(descriptor, [buffer[done:]], self.offset + done)
+                if count == 0:
+                    raise DamagedError(f"expected all of {self.key} in {self.path}, found its end")
+                done += count
+            os.posix_fadvise(descriptor, self.offset, self.size_bytes, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+        return tensor
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Read where each tensor of a file lies, and check that the file holds them all.
+
+    Raises:
+        MissingError: If there is no such file.
+        DamagedError: If the file is truncated or not a safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > _HEADER_LIMIT_BYTES:
+                raise DamagedError(f"expected a safetensors file, found something else in {path}")
+            text = file.read(length)
+            size_bytes = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise MissingError(f"expected the weights file {path}, found none") from None
+    if len(text) < length:
+        raise DamagedError(
+            f"expected a header of {length} bytes, found {len(text)}: {path} is truncated"
+        )
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        tensors = {key: _place(path, key, entry, 8 + length) for key, entry in header.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"expected a safetensors header, found {error!r} in {path}") from None
+    end = max((tensor.offset + tensor.size_bytes for tensor in tensors.values()), default=0)
+    if end > size_bytes:
+        raise DamagedError(
+            f"expected {end} bytes, found {size_bytes}: {path} is truncated; download it again"
+        )
+    return tensors
+
+
+def _place(path: Path, key: str, entry: dict, data_start: int) -> StoredTensor:
+    begin, end = (int(value) for value in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    dtype = str(entry["dtype"])
+    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{key} of shape {shape} in {end - begin} bytes")
+    return StoredTensor(path, key, dtype, shape, data_start + begin, end - begin)
+
+
+def header_bytes(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    """Return the header of a safetensors file whose tensors follow in this order."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        entries[key] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,126 @@
+"""Writing a large file from tensors that are made one by one: make, hash and write overlap.
+
+At most one finished tensor waits while another is made and a third is written, so memory is
+bounded by the largest tensors, not by the file.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anna_export.errors import SpaceError
+from anna_export.progress import Progress
+
+# Written at once; then the kernel is told to start writing it out, so that the disk is never idle.
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a file.
+
+    Args:
+        offset: Where it starts; zeros fill what lies between parts.
+        size_bytes: How long it is.
+        make: Returns its bytes as a contiguous buffer; called once, in another thread.
+    """
+
+    offset: int
+    size_bytes: int
+    make: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished file."""
+
+    sha256: str
+    size_bytes: int
+
+
+def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = None) -> Written:
+    """Write parts in order, and sync them to disk.
+
+    Args:
+        path: The file to make.
+        parts: Ordered by offset, not overlapping.
+        progress: Told the bytes done.
+
+    Raises:
+        SpaceError: If the disk fills up.
+    """
+    total = parts[-1].offset + parts[-1].size_bytes if parts else 0
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with ThreadPoolExecutor(1) as hasher:
+            end = 0
+            for part, buffer in _made_ahead(parts):
+                assert len(buffer) == part.size_bytes and part.offset >= end, part
+                for block in (memoryview(bytes(part.offset - end)), buffer):
+                    hashed = hasher.submit(digest.update, block)
+                    _write(descriptor, path, block)
+                    hashed.result()
+                end = part.offset + part.size_bytes
+                if progress is not None:
+                    progress(end, total)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise out_of_space(error, path) from None
+    finally:
+        os.close(descriptor)
+    return Written(digest.hexdigest(), total)
+
+
+def _made_ahead(parts: Sequence[Part]) -> Iterator[tuple[Part, memoryview]]:
+    """Make each part while the one before it is used."""
+    maker = ThreadPoolExecutor(1)
+    try:
+        waiting: Future[Any] | None = None
+        for index, part in enumerate(parts):
+            made = waiting or maker.submit(part.make)
+            buffer = made.result()
+            following = parts[index + 1] if index + 1 < len(parts) else None
+            waiting = maker.submit(following.make) if following else None
+            yield part, memoryview(buffer).cast("B")
+    finally:
+        maker.shutdown(cancel_futures=True)
+
+
+def _write(descriptor: int, path: Path, buffer: memoryview) -> None:
+    done = 0
+    while done < len(buffer):
+        start = os.lseek(descriptor, 0, os.SEEK_CUR)
+        count = os.write(descriptor, buffer[done : done + _BLOCK_BYTES])
+        # DONTNEED on dirty pages starts their write-out and drops those already written
+        os.posix_fadvise(
+            descriptor, max(0, start - _BLOCK_BYTES), 2 * _BLOCK_BYTES, os.POSIX_FADV_DONTNEED
+        )
+        done += count
+
+
+def out_of_space(error: OSError, path: Path) -> OSError:
+    """Turn a full disk's error into ours; return any other as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return SpaceError(f"expected room for {path.name}, found the disk of {path.parent} full")
+
+
+def require_disk(folder: Path, size_bytes: int) -> None:
+    """Refuse to start what will not fit on the disk of an existing folder.
+
+    Raises:
+        SpaceError: Naming what is needed and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        raise SpaceError(
+            f"expected {size_bytes / 1e9:.2f} GB free on the disk of {folder}, found "
+            f"{free / 1e9:.2f} GB"
+        )

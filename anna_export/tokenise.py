@@ -1,0 +1,259 @@
+"""Tokenising, in one place: text to token ids to right-padded batches.
+
+The contract: `<s>` where the model has it, the prompt, the text, cut at the end to fit, and `</s>`
+exactly once and last. Special tokens written in a text are plain text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tokenizers
+
+from anna_export.errors import InputError, MissingError, ShapeError
+from anna_export.spec import EmbeddingSpec, read_json
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+# copied byte for byte into every artifact, where the model has them
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenContract:
+    """How token ids frame a text.
+
+    Args:
+        bos_id: Put first; None for a model without.
+        eos_id: Put last, exactly once.
+        pad_id: Fills batches on the right; never seen by a real token.
+        max_tokens: The longest sequence, `<s>`, prompt and `</s>` included.
+    """
+
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    max_tokens: int
+
+    @property
+    def room(self) -> int:
+        """Tokens left for prompt and text."""
+        return self.max_tokens - 1 - (self.bos_id is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Token ids padded on the right.
+
+    Raises:
+        ShapeError: If the arrays do not fit together.
+    """
+
+    ids: np.ndarray  # (B, S) int64
+    lengths: np.ndarray  # (B,) int64, each in 1..S
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2 or self.lengths.shape != self.ids.shape[:1]:
+            raise ShapeError(
+                f"expected ids (B, S) and lengths (B,), found {self.ids.shape} and "
+                f"{self.lengths.shape}; build batches with Tokeniser.batch()"
+            )
+        if self.ids.dtype != np.int64 or self.lengths.dtype != np.int64:
+            raise ShapeError(
+                f"expected int64 ids and lengths, found {self.ids.dtype} and {self.lengths.dtype}"
+            )
+        if len(self.lengths) and not (1 <= self.lengths.min() <= self.lengths.max() <= self.width):
+            raise ShapeError(
+                f"expected lengths in 1..{self.width}, found "
+                f"{self.lengths.min()}..{self.lengths.max()}"
+            )
+
+    @classmethod
+    def from_mask(cls, ids: np.ndarray, mask: np.ndarray) -> Self:
+        """Take ids and an attention mask of ones, then zeros, in every row.
+
+        Raises:
+            ShapeError: If a row is padded on the left, has a gap, or is empty.
+        """
+        if mask.shape != ids.shape or ids.ndim != 2:
+            raise ShapeError(f"expected ids and mask (B, S), found {ids.shape} and {mask.shape}")
+        lengths = (mask != 0).sum(axis=1).astype(np.int64)
+        right_padded = np.arange(mask.shape[1]) < lengths[:, None]
+        wrong = np.flatnonzero(((mask != 0) != right_padded).any(axis=1) | (lengths == 0))
+        if wrong.size:
+            raise ShapeError(
+                f"expected masks of ones then zeros (padding on the right), found "
+                f"{mask[wrong[0]].tolist()[:16]} in row {wrong[0]}; pad on the right"
+            )
+        return cls(ids.astype(np.int64), lengths)
+
+    @property
+    def width(self) -> int:
+        """S, the padded length."""
+        return int(self.ids.shape[1])
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(B, S) int64: 1 for a real token, 0 for padding."""
+        return (np.arange(self.width) < self.lengths[:, None]).astype(np.int64)
+
+
+class Tokeniser:
+    """A model's tokenizer under its contract."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, contract: TokenContract) -> None:
+        self._tokenizer = tokenizer
+        self.contract = contract
+
+    @classmethod
+    def open(cls, folder: Path, contract: TokenContract) -> Self:
+        """Load a folder's tokenizer.json for plain text.
+
+        Raises:
+            MissingError: If there is no tokenizer.json.
+            InputError: If it cannot be read.
+        """
+        return cls(_load(folder), contract)
+
+    def ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
+        """Return each text's token ids, framed by the contract and cut to max_tokens.
+
+        Raises:
+            InputError: If a text is not valid Unicode text, or the prompt leaves no room.
+        """
+        contract = self.contract
+        require_text(texts)
+        if prompt and (length := len(self._encode([prompt])[0])) >= contract.room:
+            raise InputError(
+                f"expected a prompt shorter than {contract.room} tokens, found {length}; "
+                "shorten it or export with a larger --max-tokens"
+            )
+        head = [] if contract.bos_id is None else [contract.bos_id]
+        bodies = self._encode([prompt + text for text in texts])
+        return [[*head, *body[: contract.room], contract.eos_id] for body in bodies]
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
+        """Pad token id rows on the right."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        ids = np.full((len(rows), lengths.max(initial=1)), self.contract.pad_id, dtype=np.int64)
+        for row, target in zip(rows, ids, strict=True):
+            target[: len(row)] = row
+        return TokenBatch(ids, lengths)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            bad = next(index for index, text in enumerate(texts) if not _is_unicode(text))
+            raise InputError(
+                f"expected valid Unicode, found a lone surrogate in text {bad}; "
+                "decode with errors='replace'"
+            ) from None
+        return [encoding.ids for encoding in found]
+
+
+def require_text(texts: Sequence[str]) -> None:
+    """Refuse anything that is not a sequence of str.
+
+    Raises:
+        InputError: Naming the first that is not.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"expected texts as str, found {type(text).__name__} at index {index}")
+
+
+def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> TokenContract:
+    """Read how a model folder's tokenizer frames a text.
+
+    Args:
+        folder: A Hugging Face folder with tokenizer.json and tokenizer_config.json.
+        spec: The model's numbers; ids must fit its vocabulary.
+        max_tokens: The longest sequence; None takes the folder's max_seq_length, else the
+            sliding window, else every position.
+
+    Raises:
+        MissingError: If a tokenizer file is missing.
+        InputError: If the tokenizer has no EOS, or max_tokens is out of range.
+    """
+    tokenizer, config = _load(folder), read_json(folder / CONFIG_FILE)
+    eos_id = _special_id(tokenizer, config, "eos_token")
+    if eos_id is None:
+        raise InputError(
+            f"expected an eos_token in {folder / CONFIG_FILE}, found none: the last token's "
+            "state is the embedding"
+        )
+    bos_id = _special_id(tokenizer, config, "bos_token")
+    adds_bos = config.get("add_bos_token")
+    if adds_bos is None:
+        adds_bos = bos_id is not None and tokenizer.encode("a").ids[:1] == [bos_id]
+    pad_id = _special_id(tokenizer, config, "pad_token")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= spec.vocab_size:
+        raise InputError(
+            f"expected token ids below the model's vocabulary of {spec.vocab_size}, found "
+            f"{largest} in {folder / TOKENIZER_FILE}; use the tokenizer the model was trained with"
+        )
+    return TokenContract(
+        bos_id=bos_id if adds_bos else None,
+        eos_id=eos_id,
+        pad_id=eos_id if pad_id is None else pad_id,
+        max_tokens=_max_tokens(folder, spec, max_tokens),
+    )
+
+
+def find_tokenizer(model: Path, adapter: Path | None) -> Path:
+    """Return the folder with the tokenizer: the adapter's, if it brings one, else the model's."""
+    return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
+
+
+def _max_tokens(folder: Path, spec: EmbeddingSpec, asked: int | None) -> int:
+    if asked is not None:
+        if not 8 <= asked <= spec.max_positions:
+            raise InputError(
+                f"expected max tokens between 8 and the model's {spec.max_positions} positions, "
+                f"found {asked}"
+            )
+        return asked
+    path = folder / "sentence_bert_config.json"
+    trained = read_json(path).get("max_seq_length") if path.exists() else None
+    return min(int(trained or spec.sliding_window or spec.max_positions), spec.max_positions)
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / TOKENIZER_FILE
+    if not path.exists():
+        raise MissingError(
+            f"expected {path}, found none; write it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+        raise InputError(f"expected a fast tokenizer in {path}, found: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _special_id(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], name: str) -> int | None:
+    token = config.get(name)
+    content = token.get("content") if isinstance(token, dict) else token
+    return None if content is None else tokenizer.token_to_id(content)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Proof that an artifact's vectors are the reference's."""

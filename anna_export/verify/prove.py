@@ -1,0 +1,56 @@
+"""Prove an artifact against base and adapter in PyTorch, by the way that fits in memory."""
+
+from pathlib import Path
+
+from anna_export import quantise
+from anna_export.artifact import Artifact
+from anna_export.backends import open_encoder
+from anna_export.backends.pytorch import open_reference
+from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
+from anna_export.checkpoint import Checkpoint
+from anna_export.plan import fits_in_memory, forecast
+from anna_export.progress import Progress
+from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
+from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
+
+_STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
+
+
+def prove(
+    artifact: Artifact,
+    model: Path,
+    adapter: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    device: str = "auto",
+) -> Parity:
+    """Compare an artifact's vectors with the reference's.
+
+    Where reference and artifact do not fit in memory together, their weights are compared
+    instead, layer by layer in PyTorch on a few texts; the result's `method` says so.
+
+    Raises:
+        AnnaError: If base or adapter cannot be used.
+    """
+    manifest = artifact.manifest
+    scheme = quantise.load(manifest.precision)
+    needed = forecast(manifest.spec, manifest.contract, manifest.precision)
+    if not fits_in_memory(needed.reference_bytes + needed.serve_bytes):
+        checkpoint = Checkpoint.open(model, adapter)
+        return compare_weights(
+            open_streamed_reference(checkpoint),
+            open_streamed_artifact(artifact),
+            artifact.tokeniser(),
+            _STREAMED_TEXTS,
+            floor=scheme.worst_cosine,
+        )
+    reference = open_reference(model, adapter, contract=manifest.contract, prompts=manifest.prompts)
+    candidate = open_encoder(artifact.folder, device=device)
+    return compare(
+        reference,
+        candidate,
+        parity_texts(manifest.contract.max_tokens),
+        floor=scheme.worst_cosine,
+        alone_floor=scheme.alone_cosine,
+        progress=progress,
+    )

@@ -1,0 +1,230 @@
+"""Vector parity: two encoders over the same texts, and one against itself in other batches."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from anna_export.encoder import Backend, Encoder
+from anna_export.progress import Progress
+from anna_export.prompts import Prompts
+from anna_export.tokenise import Tokeniser
+from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
+
+# Longest text that every run compares: its cost grows with the square.
+LONG_TOKENS = 1024
+_MIXED_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How close a candidate's vectors are to the reference's.
+
+    Cosines and differences are over (text, prompt) pairs; `alone_*` compare the candidate with
+    itself: each text alone against the same text in padded batches and in another order; they
+    and their floor are None where that was not done.
+    """
+
+    verdict: str  # "pass" or "fail"
+    reasons: list[str]
+    texts: int
+    prompts: list[str]
+    longest_tokens: int
+    worst_cosine: float
+    worst_text: str
+    mean_cosine: float
+    max_abs: float
+    nonfinite: int
+    alone_worst_cosine: float | None
+    alone_max_abs: float | None
+    floor: float
+    alone_floor: float | None
+    method: str
+    reference: str
+    candidate: str
+    hardware: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def parity_texts(max_tokens: int, count: int = 32) -> list[str]:
+    """Return the texts a parity run compares; the last has 1,024 tokens, or all there may be."""
+    return [*ODD_TEXTS, *ordinary_texts(count), long_text(min(max_tokens, LONG_TOKENS))]
+
+
+def compare(
+    reference: Encoder,
+    candidate: Encoder,
+    texts: Sequence[str],
+    *,
+    floor: float,
+    alone_floor: float,
+    progress: Progress | None = None,
+) -> Parity:
+    """Embed every text with every prompt by both encoders, and by the candidate also alone.
+
+    Args:
+        reference: The truth; its own tokeniser must give the same ids.
+        candidate: What is held against it.
+        texts: N texts.
+        floor: Smallest cosine to the reference that any text may have.
+        alone_floor: Smallest cosine between a text alone and in a batch.
+        progress: Told how many embeddings are done.
+
+    Returns:
+        The figures and a verdict.
+    """
+    labels, rows = _labelled_rows(candidate, texts)
+    _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
+    ticks = _Ticks(progress, 3 * len(rows))
+    expected = _vectors(reference, expected_rows, ticks)
+    found = _vectors(candidate, rows, ticks)
+    alone = np.concatenate([_run(candidate, [row], ticks) for row in rows])
+    return _judge(
+        _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
+        floor=floor,
+        alone_floor=alone_floor,
+        texts=len(texts),
+        prompts=sorted(candidate.prompts.texts),
+        longest_tokens=max(len(row) for row in rows),
+        method="every text by both, in padded batches of unlike lengths and alone",
+        reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
+        candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
+    )
+
+
+def compare_weights(
+    reference: Backend,
+    candidate: Backend,
+    tokeniser: Tokeniser,
+    texts: Sequence[str],
+    *,
+    floor: float,
+) -> Parity:
+    """Embed texts in one batch by two streamed models: the stored weights, not the graph."""
+    rows = tokeniser.ids(texts)
+    batch = tokeniser.batch(rows)
+    return _judge(
+        _Compared([repr(text[:60]) for text in texts], reference.run(batch), candidate.run(batch)),
+        floor=floor,
+        alone_floor=None,
+        texts=len(texts),
+        prompts=[],
+        longest_tokens=batch.width,
+        method="weights only, layer by layer, one batch: model too large for this memory",
+        reference=f"{reference.name}: {reference.arithmetic}",
+        candidate=f"{candidate.name}: {candidate.arithmetic}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Vectors of the same N texts, (N, D) each."""
+
+    labels: list[str]
+    expected: np.ndarray
+    found: np.ndarray
+    alone: np.ndarray | None = None
+    same_ids: bool = True
+
+
+def _judge(
+    vectors: _Compared, *, floor: float, alone_floor: float | None, **described: Any
+) -> Parity:
+    cosines = _cosines(vectors.found, vectors.expected)
+    nonfinite = int((~np.isfinite(vectors.found)).any(axis=1).sum())
+    worst = int(np.argmin(cosines))
+    alone_worst, alone_max_abs = None, None
+    reasons = [] if vectors.same_ids else ["token ids differ from the reference's"]
+    if nonfinite:
+        reasons.append(f"{nonfinite} vectors are not finite")
+    if not cosines[worst] >= floor:
+        where = vectors.labels[worst]
+        reasons.append(f"worst cosine {cosines[worst]:.7f} is below {floor} ({where})")
+    if vectors.alone is not None and alone_floor is not None:
+        alone_worst = float(_cosines(vectors.found, vectors.alone).min())
+        alone_max_abs = _largest(vectors.found - vectors.alone)
+        if not alone_worst >= alone_floor:
+            reasons.append(f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor}")
+    return Parity(
+        verdict="fail" if reasons else "pass",
+        reasons=reasons,
+        worst_cosine=float(cosines[worst]),
+        worst_text=vectors.labels[worst],
+        mean_cosine=float(cosines.mean()),
+        max_abs=_largest(vectors.found - vectors.expected),
+        nonfinite=nonfinite,
+        alone_worst_cosine=alone_worst,
+        alone_max_abs=alone_max_abs,
+        floor=floor,
+        alone_floor=alone_floor,
+        hardware=processor(),
+        **described,
+    )
+
+
+def _labelled_rows(
+    encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
+) -> tuple[list[str], list[list[int]]]:
+    """Return a label and the token ids of every text, without and with every prompt."""
+    known = prompts or encoder.prompts
+    labels, rows = [], []
+    for name, prompt in [("no prompt", ""), *sorted(known.texts.items())]:
+        labels += [f"{name}: {text[:60]!r}" for text in texts]
+        rows += encoder.tokeniser.ids(texts, prompt)
+    return labels, rows
+
+
+class _Ticks:
+    """Counts texts over several encoders."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _vectors(encoder: Encoder, rows: Sequence[Sequence[int]], ticks: _Ticks) -> np.ndarray:
+    """Embed in batches of unlike lengths, so that padding is put to the test; NaN stays NaN."""
+    vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    batches = max(1, len(rows) // _MIXED_BATCH)
+    for first in range(batches):
+        members = by_length[first::batches]
+        vectors[members] = _run(encoder, [rows[index] for index in members], ticks)
+    return vectors
+
+
+def _run(encoder: Encoder, rows: Sequence[Sequence[int]], ticks: _Ticks) -> np.ndarray:
+    found = encoder.backend.run(encoder.tokeniser.batch(rows))
+    ticks.add(len(rows))
+    return found
+
+
+def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(N,) cosines in float64; NaN where a vector is not finite."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.nan_to_num((left * right).sum(axis=1) / norms, nan=-math.inf)
+
+
+def _largest(difference: np.ndarray) -> float:
+    return float(np.nan_to_num(np.abs(difference), nan=math.inf).max(initial=0.0))
+
+
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return f"{names[0]} x{len(names)}" if names else platform.machine()

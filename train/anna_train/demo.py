@@ -1,0 +1,188 @@
+"""The demonstration's models: a base and its LoRA adapter, made once and reused while valid.
+
+In the output folder: `base` and `adapter`, ordinary Hugging Face and peft folders, beside them
+`corpus.json` (the texts) and `figures.json` (how well the models do).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+
+from anna_export.errors import InputError
+from anna_train.base_model import MAX_TOKENS, BaseRecipe, train_base
+from anna_train.corpus import Corpus, Pair, read_corpus, sources_version
+from anna_train.evaluate import Retrieval, retrieval
+from anna_train.kept import Kept, content_hash
+from anna_train.lora import LoraRecipe, tune_lora
+from anna_train.progress import quiet_libraries
+from anna_train.repeatable import repeatable
+from anna_train.tokenizer import build_tokenizer, check_exact, load_sentencepiece
+
+# Held-out pairs that the models are evaluated on: every query against this many documents.
+EVALUATED_PAIRS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well the models retrieve held-out documents, and how far the adapter moves vectors.
+
+    Documents never carry a prompt: theirs is empty.
+    """
+
+    train_pairs: int
+    evaluated_pairs: int
+    base: Retrieval  # queries without a prompt, as the base was trained
+    base_prompted: Retrieval
+    tuned: Retrieval  # queries with their prompt, as the adapter was tuned
+    document_cosine: float  # mean, base against tuned vector of the same document
+    query_cosine: float  # the same of prompted queries
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModels:
+    """Where the models are, and their figures."""
+
+    base: Path
+    adapter: Path
+    figures: Figures
+
+
+def make_models(
+    out: Path, base_recipe: BaseRecipe | None = None, lora_recipe: LoraRecipe | None = None
+) -> DemoModels:
+    """Make `out/base` and `out/adapter`, or reuse them; about two minutes, then seconds.
+
+    Args:
+        out: The folder they are kept in.
+        base_recipe: How the base is trained; the default's where not given.
+        lora_recipe: How the adapter is tuned; the default's where not given.
+
+    Raises:
+        InputError: If the tokenizer is not exact, or a LoRA pair was not trained.
+    """
+    base_recipe, lora_recipe = base_recipe or BaseRecipe(), lora_recipe or LoraRecipe()
+    kept, corpus = Kept(out), load_corpus(out)
+    with quiet_libraries():
+        base = kept.make(
+            "base",
+            {
+                "recipe": asdict(base_recipe),
+                "corpus": content_hash(out / "corpus.json"),
+                "sources": _sources("base_model", "repeatable", "tokenizer"),
+                "versions": _versions("torch", "transformers", "tokenizers", "mistral-common"),
+            },
+            lambda folder: _make_base(corpus, folder, base_recipe),
+        )
+        adapter = kept.make(
+            "adapter",
+            {
+                "recipe": asdict(lora_recipe),
+                "base": content_hash(base),
+                "corpus": content_hash(out / "corpus.json"),
+                "sources": _sources("lora", "repeatable"),
+                "versions": _versions("torch", "peft", "sentence-transformers", "accelerate"),
+            },
+            lambda folder: tune_lora(corpus.train, base, folder, lora_recipe),
+        )
+        figures = kept.make(
+            "figures.json",
+            {
+                "base": content_hash(base),
+                "adapter": content_hash(adapter),
+                "sources": _sources("demo", "evaluate"),
+            },
+            lambda path: _write_json(path, asdict(measure(corpus, base, adapter))),
+        )
+    return DemoModels(base, adapter, _read_figures(figures))
+
+
+def load_corpus(out: Path) -> Corpus:
+    """Read this machine's docstring pairs, or reuse those kept in `out/corpus.json`."""
+    path = Kept(out).make(
+        "corpus.json",
+        {"read": sources_version(), "sources": _sources("corpus")},
+        lambda path: _write_json(path, [[pair.query, pair.document] for pair in read_corpus()]),
+    )
+    pairs = json.loads(path.read_text(encoding="utf-8"))
+    return Corpus.split([Pair(query, document) for query, document in pairs])
+
+
+def heldout_texts(out: Path, count: int) -> list[str]:
+    """Return texts that no model was trained on, in a fixed order that mixes their lengths.
+
+    Args:
+        out: The folder given to make_models; its corpus is reused.
+        count: How many; queries and documents in turn.
+
+    Raises:
+        InputError: If fewer were held out.
+    """
+    pairs = sorted(load_corpus(out).heldout, key=lambda pair: pair.digest)
+    texts = [text for pair in pairs for text in (pair.query, pair.document)]
+    if not 0 < count <= len(texts):
+        raise InputError(
+            f"expected 1 to {len(texts)} held-out texts to be asked for, found {count}"
+        )
+    return texts[:count]
+
+
+def measure(corpus: Corpus, base: Path, adapter: Path) -> Figures:
+    """Embed held-out pairs with the base and with the adapter on it, in float32."""
+    pairs = sorted(corpus.heldout, key=lambda pair: pair.digest)[:EVALUATED_PAIRS]
+    queries, documents = [pair.query for pair in pairs], [pair.document for pair in pairs]
+    with repeatable(0):
+        model = SentenceTransformer(
+            str(base), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
+        )
+        plain = model.encode(queries)
+        before = model.encode(queries, prompt_name="query"), model.encode(documents)
+        model[0].model = PeftModel.from_pretrained(model[0].model, adapter)
+        after = model.encode(queries, prompt_name="query"), model.encode(documents)
+    return Figures(
+        train_pairs=len(corpus.train),
+        evaluated_pairs=len(pairs),
+        base=retrieval(plain, before[1]),
+        base_prompted=retrieval(*before),
+        tuned=retrieval(*after),
+        document_cosine=_mean_cosine(before[1], after[1]),
+        query_cosine=_mean_cosine(before[0], after[0]),
+    )
+
+
+def _make_base(corpus: Corpus, folder: Path, recipe: BaseRecipe) -> None:
+    pieces = load_sentencepiece()
+    tokenizer = build_tokenizer(pieces, MAX_TOKENS)
+    check_exact(
+        tokenizer, pieces, [text for pair in corpus for text in (pair.query, pair.document)]
+    )
+    train_base(corpus.train, folder, recipe)
+
+
+def _mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one * other).sum(axis=1).mean())
+
+
+def _read_figures(path: Path) -> Figures:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("base", "base_prompted", "tuned"):
+        values[name] = Retrieval(**values[name])
+    return Figures(**values)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def _sources(*modules: str) -> dict[str, str]:
+    package = resources.files("anna_train")
+    return {module: (package / f"{module}.py").read_text(encoding="utf-8") for module in modules}
+
+
+def _versions(*distributions: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in distributions}
