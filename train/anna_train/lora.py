@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from sentence_transformers import (
     SentenceTransformer,
+    SentenceTransformerModelCardData,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
@@ -50,13 +51,21 @@ def tune_lora(pairs: Sequence[Pair], base: Path, folder: Path, recipe: LoraRecip
     """
     with repeatable(recipe.seed), TemporaryDirectory(dir=folder.parent) as scratch:
         model = SentenceTransformer(
-            str(base), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
+            str(base),
+            device="cpu",
+            model_kwargs={"dtype": torch.float32},
+            model_card_data=SentenceTransformerModelCardData(generate_widget_examples=False),
+            local_files_only=True,
         )
         model.max_seq_length = recipe.train_tokens
-        adapted = get_peft_model(model[0].model, _lora_config(base, recipe))
+        adapted = get_peft_model(model[0].model, _lora_config(recipe))
         model[0].model = adapted
         _train(model, pairs, Path(scratch), recipe)
     check_trained(adapted)
+    config = adapted.peft_config["default"]
+    # the folder's name: a path of this machine means nothing where the adapter is used
+    config.base_model_name_or_path = base.name
+    config.target_modules = list(TARGET_MODULES)  # peft keeps a set, whose order is not fixed
     adapted.save_pretrained(str(folder))
 
 
@@ -88,15 +97,13 @@ class _OnStep(TrainerCallback):
         self._advance()
 
 
-def _lora_config(base: Path, recipe: LoraRecipe) -> LoraConfig:
+def _lora_config(recipe: LoraRecipe) -> LoraConfig:
     return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules=list(TARGET_MODULES),
         task_type=TaskType.FEATURE_EXTRACTION,
-        # the folder's name: a path of this machine means nothing where the adapter is used
-        base_model_name_or_path=base.name,
     )
 
 

@@ -1,0 +1,119 @@
+"""One small model, its adapters and its artifact, made once for all tests."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from anna_train.tokenizer import save_tokenizer
+
+from anna_export.artifact import Artifact
+from anna_export.backends import open_encoder
+from anna_export.backends.pytorch import open_reference
+from anna_export.cli.shown import stage
+from anna_export.encoder import Encoder
+from anna_export.pipeline import Recipe, export
+from anna_export.spec import Precision
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# head_dim is not hidden / heads, heads are grouped, and nothing is a power of two by accident
+CONFIG = {
+    "vocab_size": 32000,
+    "hidden_size": 40,
+    "intermediate_size": 72,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 8192,
+    "sliding_window": 4096,
+    "rms_norm_eps": 1e-5,
+}
+
+MakeModel = Callable[..., Path]
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Writes a random Mistral-shaped model folder; keywords change its type, shards or config."""
+
+    def make(
+        *,
+        dtype: torch.dtype = torch.float32,
+        shard: str = "5GB",
+        headed: bool = False,
+        seed: int = 0,
+        **changes: Any,
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("model") / "base"
+        torch.manual_seed(seed)
+        config = transformers.MistralConfig(**{**CONFIG, **changes})
+        kind = transformers.MistralForCausalLM if headed else transformers.MistralModel
+        model = kind(config).to(dtype)
+        for name, parameter in model.named_parameters():
+            # norms of ones would hide a norm that is applied to the wrong tensor
+            if "norm" in name:
+                torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+        model.save_pretrained(folder, max_shard_size=shard)
+        save_tokenizer(folder, 4096)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """Writes a random LoRA folder over a base; keywords change its LoraConfig."""
+
+    def make(base: Path, *, headed: bool = False, seed: int = 1, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("lora") / "adapter"
+        torch.manual_seed(seed)
+        kind = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
+        model = kind.from_pretrained(base, dtype=torch.float32)
+        config = peft.LoraConfig(
+            **{"r": 4, "lora_alpha": 8, "target_modules": list(LINEAR), **changes}
+        )
+        tuned = peft.get_peft_model(model, config)
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name or "lora_embedding" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        tuned.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base(make_model: MakeModel) -> Path:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def adapter(base: Path, make_adapter: MakeAdapter) -> Path:
+    return make_adapter(base)
+
+
+@pytest.fixture(scope="session")
+def artifact(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The fp32 artifact of base and adapter, proved; tests that change it work on a copy."""
+    out = tmp_path_factory.mktemp("export") / "artifact"
+    return export(Recipe(base, adapter, out, Precision.FP32), stage).artifact
+
+
+@pytest.fixture(scope="session")
+def encoder(artifact: Artifact) -> Encoder:
+    return open_encoder(artifact.folder)
+
+
+@pytest.fixture(scope="session")
+def reference(base: Path, adapter: Path) -> Encoder:
+    return open_reference(base, adapter)
