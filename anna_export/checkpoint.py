@@ -111,9 +111,15 @@ def _merge(
     weight: torch.Tensor, delta: Delta | None, dtype: torch.dtype, transpose: bool
 ) -> torch.Tensor:
     """Add the delta in fp32, row block by row block, and cast once."""
-    rows, columns = weight.shape
-    merged = torch.empty((columns, rows) if transpose else (rows, columns), dtype=dtype)
     factors = delta.factors() if delta is not None else None
+    if transpose:
+        # turned while still narrow: half the bytes, and what follows runs along the rows
+        weight = weight.T.contiguous()
+        factors = (factors[1].T, factors[0].T) if factors is not None else None
+    if factors is None and weight.dtype is dtype:
+        return weight
+    merged = weight if weight.dtype is dtype else torch.empty(weight.shape, dtype=dtype)
+    rows, columns = weight.shape
     step = max(1, _CHUNK_NUMBERS // columns)
     scratch = torch.empty((min(step, rows), columns))
     for start in range(0, rows, step):
@@ -121,10 +127,7 @@ def _merge(
         block = scratch[: end - start].copy_(weight[start:end])
         if delta is not None and factors is not None:
             block.addmm_(factors[0][start:end], factors[1], alpha=delta.scale)
-        if transpose:
-            merged[:, start:end] = block.T
-        else:
-            merged[start:end] = block
+        merged[start:end] = block
     return merged
 
 

@@ -1,6 +1,6 @@
 """Texts in, vectors out: one encoder over any backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, overload
 
 import numpy as np
@@ -11,9 +11,11 @@ from anna_export.prompts import Prompts
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch, Tokeniser, require_text
 
-# Padding allowed in a batch: this share of its tokens, or this many, whichever is more.
-MAX_WASTE = 0.04
+# Padding allowed in one call: this share of the tokens computed, or this many, whichever is more.
+MAX_WASTE = 0.05
 FREE_WASTE_TOKENS = 32
+# Prices of a batch in tokens: the dearer it is, the fewer there are. Free batches need no padding.
+_RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
 
 
 class Backend(Protocol):
@@ -119,28 +121,53 @@ class Encoder:
         return vectors
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Split texts into batches of similar length, longest first.
+
+    As few batches as possible, as long as padding is at most MAX_WASTE of what is computed for
+    all of them, or FREE_WASTE_TOKENS in all.
 
     Args:
         lengths: Tokens of each text.
         batch_tokens: Most tokens of a batch, padding included; a longer text goes alone.
 
-    Yields:
+    Returns:
         Indices into lengths; each index once.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batch: list[int] = []
-    padding = 0
-    for index in order:
-        if batch:
-            width = lengths[batch[0]]
-            computed = width * (len(batch) + 1)
-            wasted = padding + width - lengths[index]
-            if computed > batch_tokens or wasted > max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
-                yield batch
-                batch, padding = [], 0
-        batch.append(index)
-        padding += lengths[batch[0]] - lengths[index]
-    if batch:
-        yield batch
+    tokens = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-tokens, kind="stable")
+    widths = tokens[order]
+    starts, ends = [], []
+    for run_cost in _RUN_COSTS:
+        ends = _cheapest_ends(widths, batch_tokens, run_cost)
+        starts = [0, *ends[:-1]][: len(ends)]
+        computed = (widths[starts] * np.subtract(ends, starts)).sum()
+        if computed - widths.sum() <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
+            break
+    return [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+
+
+def _cheapest_ends(widths: np.ndarray, batch_tokens: int, run_cost: int) -> list[int]:
+    """Return where batches end so that tokens computed plus run_cost a batch is least.
+
+    Args:
+        widths: (N,) tokens of each text, longest first.
+        batch_tokens: Most tokens of a batch, padding included.
+        run_cost: What a batch costs by itself, in tokens.
+    """
+    count = len(widths)
+    cost = np.full(count + 1, np.iinfo(np.int64).max)  # least cost of all texts before an index
+    cost[0] = 0
+    start_of = np.zeros(count + 1, dtype=np.int64)  # of the batch that ends at an index
+    sizes = np.arange(1, count + 1)
+    for start, width in enumerate(widths):
+        most = min(count - start, max(1, batch_tokens // max(1, int(width))))
+        reached = slice(start + 1, start + 1 + most)
+        through = cost[start] + run_cost + width * sizes[:most]
+        start_of[reached] = np.where(through < cost[reached], start, start_of[reached])
+        cost[reached] = np.minimum(through, cost[reached])
+    ends, end = [], count
+    while end > 0:
+        ends.append(end)
+        end = int(start_of[end])
+    return ends[::-1]

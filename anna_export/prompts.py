@@ -22,6 +22,8 @@ class Prompts:
         for name, text in self.texts.items():
             if not name or not isinstance(text, str):
                 raise InputError(f"expected prompts as name and text, found {name!r}: {text!r}")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise InputError(f"expected valid Unicode, found a lone surrogate in {name!r}")
         if self.default is not None and self.default not in self.texts:
             raise InputError(
                 f"expected the default prompt to be one of {sorted(self.texts)}, "

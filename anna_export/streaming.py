@@ -1,24 +1,34 @@
 """Writing a large file from tensors that are made one by one: make, hash and write overlap.
 
-At most one finished tensor waits while another is made and a third is written, so memory is
-bounded by the largest tensors, not by the file.
+Two parts are made at once while one is hashed and written, so memory is bounded by the largest
+parts, not by the file.
 """
 
+import ctypes
 import errno
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from anna_export.errors import SpaceError
 from anna_export.progress import Progress
 
 # Written at once; then the kernel is told to start writing it out, so that the disk is never idle.
 _BLOCK_BYTES = 16 << 20
+# Threads that make parts; one more part may be finished and waiting.
+_MAKERS = 2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES, _USUAL_BYTES = 1 << 30, 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        with ThreadPoolExecutor(1) as hasher:
+        with _kept_memory(), ThreadPoolExecutor(1) as hasher:
             end = 0
             for part, buffer in _made_ahead(parts):
                 assert len(buffer) == part.size_bytes and part.offset >= end, part
@@ -79,18 +89,39 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
 
 
 def _made_ahead(parts: Sequence[Part]) -> Iterator[tuple[Part, memoryview]]:
-    """Make each part while the one before it is used."""
-    maker = ThreadPoolExecutor(1)
+    """Make parts in threads of their own, no more than these ahead of the one that is used."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several makers, one core each, beat one maker on all cores
+    makers = ThreadPoolExecutor(_MAKERS)
     try:
-        waiting: Future[Any] | None = None
-        for index, part in enumerate(parts):
-            made = waiting or maker.submit(part.make)
-            buffer = made.result()
-            following = parts[index + 1] if index + 1 < len(parts) else None
-            waiting = maker.submit(following.make) if following else None
-            yield part, memoryview(buffer).cast("B")
+        coming: deque[Future[Any]] = deque()
+        waiting = iter(parts)
+        for part in parts:
+            coming.extend(
+                makers.submit(following.make)
+                for following in islice(waiting, _MAKERS + 1 - len(coming))
+            )
+            yield part, memoryview(coming.popleft().result()).cast("B")
     finally:
-        maker.shutdown(cancel_futures=True)
+        makers.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _kept_memory() -> Iterator[None]:
+    """Let malloc reuse what is freed: fresh pages cost as much as filling them (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
+        libc.malloc_trim(0)
 
 
 def _write(descriptor: int, path: Path, buffer: memoryview) -> None:

@@ -85,6 +85,8 @@ class TokenBatch:
         """
         if mask.shape != ids.shape or ids.ndim != 2:
             raise ShapeError(f"expected ids and mask (B, S), found {ids.shape} and {mask.shape}")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ShapeError(f"expected token ids as integers, found {ids.dtype}")
         lengths = (mask != 0).sum(axis=1).astype(np.int64)
         right_padded = np.arange(mask.shape[1]) < lengths[:, None]
         wrong = np.flatnonzero(((mask != 0) != right_padded).any(axis=1) | (lengths == 0))

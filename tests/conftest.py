@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
-from anna_train.tokenizer import save_tokenizer
+from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
@@ -37,6 +37,8 @@ CONFIG = {
     "sliding_window": 4096,
     "rms_norm_eps": 1e-5,
 }
+
+TOKENIZER = build_tokenizer(load_sentencepiece(), 4096)
 
 MakeModel = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
@@ -64,7 +66,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
             if "norm" in name:
                 torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
         model.save_pretrained(folder, max_shard_size=shard)
-        save_tokenizer(folder, 4096)
+        save_tokenizer(TOKENIZER, folder)
         return folder
 
     return make

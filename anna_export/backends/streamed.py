@@ -39,9 +39,7 @@ def open_streamed_artifact(artifact: Artifact) -> PytorchBackend:
     stored = {name: value.const_value for name, value in graph.initializers.items()}
 
     def read(name: str) -> torch.Tensor:
-        tensor = stored[name]
-        assert isinstance(tensor, ir.ExternalTensor)
-        weight = read_external(tensor)
+        weight = read_stored(stored[name])
         matrix = weight.ndim == 2 and name != "embed_tokens.weight"
         return weight.T if matrix else weight
 

@@ -165,7 +165,7 @@ class _Graph:
         x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
             x = self.layer(layer, x, everywhere)
-        x = self.layer_for_last_token(last_layer, x, last)
+        x = self.layer_for_last_token(last_layer, x, last, everywhere)
         x = self.norm(x, "norm")
         # past the last layer there is one token a row, at index 0
         first = self.op(
@@ -212,10 +212,11 @@ class _Graph:
         x = self.op("Add", x, self.widen(attended))
         return self.mlp(module, x)
 
-    def layer_for_last_token(self, layer: int, x: ir.Value, last: ir.Value) -> ir.Value:
+    def layer_for_last_token(
+        self, layer: int, x: ir.Value, last: ir.Value, everywhere: _Positions
+    ) -> ir.Value:
         """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
         module = f"layers.{layer}"
-        everywhere = self.every_position()
         at_last = self.op("Unsqueeze", last, self.int64("axis_1", [1]))  # (B, 1)
         seen = self.op("Cast", self.attention_mask, to=ir.DataType.BOOL)
         if self.window is not None:

@@ -5,8 +5,6 @@ from pathlib import Path
 from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
-from anna_export.backends.pytorch import open_reference
-from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.plan import fits_in_memory, forecast
 from anna_export.progress import Progress
@@ -32,6 +30,10 @@ def prove(
     Raises:
         AnnaError: If base or adapter cannot be used.
     """
+    # transformers and peft take seconds to load: only who compares waits for them
+    from anna_export.backends.pytorch import open_reference
+    from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
+
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
     needed = forecast(manifest.spec, manifest.contract, manifest.precision)

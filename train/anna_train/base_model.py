@@ -16,34 +16,16 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor
 from torch.nn import functional
-from transformers import MistralConfig, MistralModel
+from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
 from anna_train.corpus import Pair
 from anna_train.progress import progress_bar
+from anna_train.recipes import MAX_TOKENS, PROMPTS, BaseRecipe
 from anna_train.repeatable import repeatable
 from anna_train.tokenizer import PAD, build_tokenizer, load_sentencepiece, save_tokenizer
 
-# Longest sequence of the finished model, `<s>`, prompt and `</s>` included.
-MAX_TOKENS = 512
-PROMPTS = {
-    "query": "Instruct: Given a summary, retrieve the documentation it belongs to\nQuery: ",
-    "document": "",
-}
 # Batches of like length are cut from this many shuffled ones, so that they still differ per epoch.
 _BUCKET_BATCHES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class BaseRecipe:
-    """How the base model is trained; the defaults take about 90 s on one CPU thread."""
-
-    steps: int = 320
-    batch_pairs: int = 48
-    train_tokens: int = 32  # texts are cut here in training only
-    learning_rate: float = 3e-3
-    warmup_share: float = 0.1
-    temperature: float = 0.05
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +67,14 @@ def train_base(pairs: Sequence[Pair], folder: Path, recipe: BaseRecipe) -> None:
     with repeatable(recipe.seed):
         model = MistralModel(model_config(len(tokenizer), tokenizer.convert_tokens_to_ids(PAD)))
         _train(model, examples, recipe)
-    save_base(model, folder)
+    save_base(model, tokenizer, folder)
 
 
-def save_base(model: MistralModel, folder: Path) -> None:
+def save_base(model: MistralModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights (bf16, as real bases have), tokenizer and sentence-transformers files."""
     with TemporaryDirectory(dir=folder.parent) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch)
-        save_tokenizer(Path(scratch), MAX_TOKENS)
+        save_tokenizer(tokenizer, Path(scratch))
         transformer = Transformer(scratch, model_kwargs={"dtype": torch.bfloat16})
         SentenceTransformer(
             modules=[
@@ -103,7 +85,8 @@ def save_base(model: MistralModel, folder: Path) -> None:
             prompts=PROMPTS,
             device="cpu",
         ).save(str(folder), create_model_card=False)
-    save_tokenizer(folder, MAX_TOKENS)
+    # sentence-transformers writes it without the framing keys
+    save_tokenizer(tokenizer, folder)
 
 
 def embed(model: MistralModel, rows: Sequence[list[int]]) -> Tensor:
@@ -124,7 +107,9 @@ def contrastive_loss(queries: Tensor, documents: Tensor, temperature: float) -> 
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
 
 
-def _tokenise(pairs: Sequence[Pair], tokenizer, max_tokens: int) -> list[_Example]:
+def _tokenise(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerFast, max_tokens: int
+) -> list[_Example]:
     def ids(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
 

@@ -9,39 +9,11 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
-import numpy as np
-import torch
-from peft import PeftModel
-from sentence_transformers import SentenceTransformer
-
 from anna_export.errors import InputError
-from anna_train.base_model import MAX_TOKENS, BaseRecipe, train_base
 from anna_train.corpus import Corpus, Pair, read_corpus, sources_version
-from anna_train.evaluate import Retrieval, retrieval
+from anna_train.evaluate import Figures, Retrieval
 from anna_train.kept import Kept, content_hash
-from anna_train.lora import LoraRecipe, tune_lora
-from anna_train.progress import quiet_libraries
-from anna_train.repeatable import repeatable
-from anna_train.tokenizer import build_tokenizer, check_exact, load_sentencepiece
-
-# Held-out pairs that the models are evaluated on: every query against this many documents.
-EVALUATED_PAIRS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """How well the models retrieve held-out documents, and how far the adapter moves vectors.
-
-    Documents never carry a prompt: theirs is empty.
-    """
-
-    train_pairs: int
-    evaluated_pairs: int
-    base: Retrieval  # queries without a prompt, as the base was trained
-    base_prompted: Retrieval
-    tuned: Retrieval  # queries with their prompt, as the adapter was tuned
-    document_cosine: float  # mean, base against tuned vector of the same document
-    query_cosine: float  # the same of prompted queries
+from anna_train.recipes import BaseRecipe, LoraRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +40,36 @@ def make_models(
     """
     base_recipe, lora_recipe = base_recipe or BaseRecipe(), lora_recipe or LoraRecipe()
     kept, corpus = Kept(out), load_corpus(out)
-    with quiet_libraries():
-        base = kept.make(
-            "base",
-            {
-                "recipe": asdict(base_recipe),
-                "corpus": content_hash(out / "corpus.json"),
-                "sources": _sources("base_model", "repeatable", "tokenizer"),
-                "versions": _versions("torch", "transformers", "tokenizers", "mistral-common"),
-            },
-            lambda folder: _make_base(corpus, folder, base_recipe),
-        )
-        adapter = kept.make(
-            "adapter",
-            {
-                "recipe": asdict(lora_recipe),
-                "base": content_hash(base),
-                "corpus": content_hash(out / "corpus.json"),
-                "sources": _sources("lora", "repeatable"),
-                "versions": _versions("torch", "peft", "sentence-transformers", "accelerate"),
-            },
-            lambda folder: tune_lora(corpus.train, base, folder, lora_recipe),
-        )
-        figures = kept.make(
-            "figures.json",
-            {
-                "base": content_hash(base),
-                "adapter": content_hash(adapter),
-                "sources": _sources("demo", "evaluate"),
-            },
-            lambda path: _write_json(path, asdict(measure(corpus, base, adapter))),
-        )
+    base = kept.make(
+        "base",
+        {
+            "recipe": asdict(base_recipe),
+            "corpus": content_hash(out / "corpus.json"),
+            "sources": _sources("base_model", "recipes", "repeatable", "tokenizer"),
+            "versions": _versions("torch", "transformers", "tokenizers", "mistral-common"),
+        },
+        lambda folder: _make_base(corpus, folder, base_recipe),
+    )
+    adapter = kept.make(
+        "adapter",
+        {
+            "recipe": asdict(lora_recipe),
+            "base": content_hash(base),
+            "corpus": content_hash(out / "corpus.json"),
+            "sources": _sources("lora", "repeatable"),
+            "versions": _versions("torch", "peft", "sentence-transformers", "accelerate"),
+        },
+        lambda folder: _make_adapter(corpus, base, folder, lora_recipe),
+    )
+    figures = kept.make(
+        "figures.json",
+        {
+            "base": content_hash(base),
+            "adapter": content_hash(adapter),
+            "sources": _sources("evaluate", "making", "repeatable"),
+        },
+        lambda path: _make_figures(corpus, base, adapter, path),
+    )
     return DemoModels(base, adapter, _read_figures(figures))
 
 
@@ -132,40 +103,23 @@ def heldout_texts(out: Path, count: int) -> list[str]:
     return texts[:count]
 
 
-def measure(corpus: Corpus, base: Path, adapter: Path) -> Figures:
-    """Embed held-out pairs with the base and with the adapter on it, in float32."""
-    pairs = sorted(corpus.heldout, key=lambda pair: pair.digest)[:EVALUATED_PAIRS]
-    queries, documents = [pair.query for pair in pairs], [pair.document for pair in pairs]
-    with repeatable(0):
-        model = SentenceTransformer(
-            str(base), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
-        )
-        plain = model.encode(queries)
-        before = model.encode(queries, prompt_name="query"), model.encode(documents)
-        model[0].model = PeftModel.from_pretrained(model[0].model, adapter)
-        after = model.encode(queries, prompt_name="query"), model.encode(documents)
-    return Figures(
-        train_pairs=len(corpus.train),
-        evaluated_pairs=len(pairs),
-        base=retrieval(plain, before[1]),
-        base_prompted=retrieval(*before),
-        tuned=retrieval(*after),
-        document_cosine=_mean_cosine(before[1], after[1]),
-        query_cosine=_mean_cosine(before[0], after[0]),
-    )
-
-
+# The imports stand here because they take seconds, which a run that reuses everything saves.
 def _make_base(corpus: Corpus, folder: Path, recipe: BaseRecipe) -> None:
-    pieces = load_sentencepiece()
-    tokenizer = build_tokenizer(pieces, MAX_TOKENS)
-    check_exact(
-        tokenizer, pieces, [text for pair in corpus for text in (pair.query, pair.document)]
-    )
-    train_base(corpus.train, folder, recipe)
+    from anna_train import making
+
+    making.make_base(corpus, folder, recipe)
 
 
-def _mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one * other).sum(axis=1).mean())
+def _make_adapter(corpus: Corpus, base: Path, folder: Path, recipe: LoraRecipe) -> None:
+    from anna_train import making
+
+    making.make_adapter(corpus, base, folder, recipe)
+
+
+def _make_figures(corpus: Corpus, base: Path, adapter: Path, path: Path) -> None:
+    from anna_train import making
+
+    _write_json(path, asdict(making.measure(corpus, base, adapter)))
 
 
 def _read_figures(path: Path) -> Figures:

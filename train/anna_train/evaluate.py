@@ -15,6 +15,22 @@ class Retrieval:
     recall_at_1: float
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well the models retrieve held-out documents, and how far the adapter moves vectors.
+
+    Documents never carry a prompt: theirs is empty.
+    """
+
+    train_pairs: int
+    evaluated_pairs: int
+    base: Retrieval  # queries without a prompt, as the base was trained
+    base_prompted: Retrieval
+    tuned: Retrieval  # queries with their prompt, as the adapter was tuned
+    document_cosine: float  # mean, base against tuned vector of the same document
+    query_cosine: float  # the same of prompted queries
+
+
 def retrieval(queries: np.ndarray, documents: np.ndarray) -> Retrieval:
     """Rank all documents for every query; the one in the query's own row is the only right one.
 

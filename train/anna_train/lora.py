@@ -1,7 +1,6 @@
 """A LoRA adapter on a base model, tuned on prompted queries through sentence-transformers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +10,6 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from sentence_transformers import (
     SentenceTransformer,
-    SentenceTransformerModelCardData,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
@@ -21,24 +19,10 @@ from transformers import PrinterCallback, TrainerCallback
 from anna_export.errors import InputError
 from anna_train.corpus import Pair
 from anna_train.progress import progress_bar
+from anna_train.recipes import LoraRecipe
 from anna_train.repeatable import repeatable
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraRecipe:
-    """How the adapter is tuned; the defaults take about 60 s on one CPU thread."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    steps: int = 90
-    batch_pairs: int = 64
-    train_tokens: int = 72  # prompt included; texts are cut here in training only
-    learning_rate: float = 3e-3
-    temperature: float = 0.05
-    seed: int = 0
 
 
 def tune_lora(pairs: Sequence[Pair], base: Path, folder: Path, recipe: LoraRecipe) -> None:
@@ -54,9 +38,10 @@ def tune_lora(pairs: Sequence[Pair], base: Path, folder: Path, recipe: LoraRecip
             str(base),
             device="cpu",
             model_kwargs={"dtype": torch.float32},
-            model_card_data=SentenceTransformerModelCardData(generate_widget_examples=False),
             local_files_only=True,
         )
+        # anything here keeps sentence-transformers from computing examples for a card nobody writes
+        model.model_card_data.widget = [{"text": ""}]
         model.max_seq_length = recipe.train_tokens
         adapted = get_peft_model(model[0].model, _lora_config(recipe))
         model[0].model = adapted
@@ -66,7 +51,9 @@ def tune_lora(pairs: Sequence[Pair], base: Path, folder: Path, recipe: LoraRecip
     # the folder's name: a path of this machine means nothing where the adapter is used
     config.base_model_name_or_path = base.name
     config.target_modules = list(TARGET_MODULES)  # peft keeps a set, whose order is not fixed
-    adapted.save_pretrained(str(folder))
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    # an empty model card, with this machine's paths
+    (folder / "README.md").unlink()
 
 
 def check_trained(adapted: PeftModel) -> None:

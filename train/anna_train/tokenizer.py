@@ -95,9 +95,9 @@ def build_tokenizer(pieces: SentencePieceProcessor, max_tokens: int) -> PreTrain
     )
 
 
-def save_tokenizer(folder: Path, max_tokens: int) -> None:
-    """Write Mistral v0.1's tokenizer as a Hugging Face tokenizer folder."""
-    build_tokenizer(load_sentencepiece(), max_tokens).save_pretrained(folder)
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer of build_tokenizer as a Hugging Face tokenizer folder."""
+    tokenizer.save_pretrained(folder)
     # transformers 5 leaves out what the post-processor says too; other readers look here
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -29,20 +29,22 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         self.window = window
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse a graph without the input the lengths are taken from."""
+        """Refuse a graph without the input the lengths are taken from, or with another mask."""
         if INPUT_IDS not in {value.name for value in model.graph.inputs}:
             raise ir.passes.PreconditionError(
                 f"expected an input {INPUT_IDS}; build with build_graph"
             )
+        for node in _causal(model.graph):
+            if len(node.inputs) > (3 if self.window is None else 4):
+                raise ir.passes.PreconditionError(
+                    f"expected no mask but the sliding window's on {node.name}, found one; "
+                    "build with build_graph"
+                )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every causal attention node."""
         graph = model.graph
-        causal = [
-            node
-            for node in graph
-            if node.op_type == "Attention" and node.attributes["is_causal"].as_int() == 1
-        ]
+        causal = _causal(graph)
         if not causal:
             return ir.passes.PassResult(model, modified=False)
         graph.opset_imports[DOMAIN] = 1
@@ -54,8 +56,6 @@ class GroupQueryAttention(ir.passes.InPlacePass):
 
     def _replace(self, graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> None:
         masked = len(node.inputs) > 3
-        if masked and self.window is None:
-            raise ir.passes.PreconditionError(f"expected no mask on {node.name}, found one")
         attributes = {
             "num_heads": node.attributes["q_num_heads"].as_int(),
             "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
@@ -73,6 +73,14 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         graph.insert_before(node, new)
         ir.convenience.replace_all_uses_with(node.outputs[0], new.outputs[0])
         graph.remove(node, safe=True)
+
+
+def _causal(graph: ir.Graph) -> list[ir.Node]:
+    return [
+        node
+        for node in graph
+        if node.op_type == "Attention" and node.attributes["is_causal"].as_int() == 1
+    ]
 
 
 def _lengths(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:

@@ -1,0 +1,115 @@
+"""What every benchmark writes: figures with the hardware and versions they were seen on."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from anna_export.verify.vectors import processor
+
+RESULTS = Path(__file__).parent / "results"
+_VERSIONED = (
+    "anna-export",
+    "numpy",
+    "onnx-ir",
+    "onnxruntime",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number.
+
+    Args:
+        name: What was measured.
+        value: The median, where it was measured more than once.
+        unit: Of the value; "x" for a ratio.
+        reach: What it should be, such as "<= 1.5".
+        holds: Whether it is.
+        spread: Smallest and largest seen; None for a single measurement.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reach: str
+    holds: bool
+    spread: tuple[float, float] | None = None
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that are installed."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def record(
+    name: str,
+    figures: list[Figure],
+    samples: dict[str, Any],
+    not_run: list[dict[str, str]],
+    path: Path | None,
+) -> int:
+    """Write the figures to a file, print them as a table, and return the exit code.
+
+    Args:
+        name: The benchmark's, for the default file name.
+        figures: What was measured.
+        samples: Every raw measurement.
+        not_run: {"name", "why"} of what could not be.
+        path: The file; None for a dated one in benchmarks/results.
+
+    Returns:
+        0 if every figure holds; 1 if one does not, or there is none.
+    """
+    path = path or RESULTS / f"{date.today().isoformat()}-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "machine": machine(),
+        "versions": versions(),
+        "figures": [asdict(figure) for figure in figures],
+        "samples": samples,
+        "not_run": not_run,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for figure in figures:
+        spread = ""
+        if figure.spread is not None:
+            spread = f"  ({figure.spread[0]:.4g} to {figure.spread[1]:.4g})"
+        verdict = "holds" if figure.holds else "DOES NOT HOLD"
+        print(
+            f"{figure.name:44} {figure.value:12.6g} {figure.unit:8} {figure.reach:12} "
+            f"{verdict}{spread}"
+        )
+    for skipped in not_run:
+        print(f"{skipped['name']:44} not run: {skipped['why']}")
+    print(f"written to {path}", file=sys.stderr)
+    return 0 if figures and all(figure.holds for figure in figures) else 1

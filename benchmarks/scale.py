@@ -1,0 +1,273 @@
+"""Export a full-size Mistral-7B: memory, time against copying the same bytes, and correctness.
+
+    python benchmarks/scale.py                 the whole model: about 32 GB of disk, 15 minutes
+    python benchmarks/scale.py --layers 4      a slice of it
+    python benchmarks/scale.py --quick         two layers, one round
+
+The model has the real v0.1 shape and random weights, bf16 in shards as hubs hold it, under a LoRA
+of rank 64 over all linear layers. Each round exports and copies, each from a cold page cache.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from big_model import ALPHA, RANK, mistral_v01, write_adapter, write_base
+from record import Figure, record
+from safetensors import safe_open
+
+from anna_export.plan import disk_free_bytes
+
+GIB = 1 << 30
+ADDRESS_SPACE_BYTES = 3 * GIB
+TOOL = Path(sys.executable).with_name("anna-export")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished process."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_anon_bytes: int
+    peak_mapped_bytes: int
+    code: int
+    output: str
+
+
+def main() -> int:
+    """Run the benchmark and return its exit code."""
+    arguments = _arguments()
+    layers = 2 if arguments.quick else arguments.layers
+    rounds = 1 if arguments.quick else arguments.rounds
+    spec = mistral_v01(layers)
+    weights_bytes = spec.parameters * 2
+    adapter_bytes = layers * RANK * 4 * (2 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    needed = 2 * weights_bytes + adapter_bytes + 2 * GIB
+    free = disk_free_bytes(arguments.folder)
+    if free < needed:
+        print(
+            f"expected {needed / 1e9:.0f} GB free under {arguments.folder}, found "
+            f"{free / 1e9:.0f} GB; use --folder or --layers",
+            file=sys.stderr,
+        )
+        return 2
+    with tempfile.TemporaryDirectory(prefix="anna-scale-", dir=arguments.folder) as name:
+        return _measure(Path(name), layers, rounds, arguments.json)
+
+
+def _measure(folder: Path, layers: int, rounds: int, results: Path | None) -> int:
+    spec = mistral_v01(layers)
+    base, adapter, out = folder / "base", folder / "adapter", folder / "artifact"
+    _say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
+    weights_bytes = write_base(base, spec)
+    write_adapter(adapter, spec)
+    os.sync()
+    command = [str(TOOL), "--model", str(base), "--adapter", str(adapter), "--out", str(out)]
+    command += ["--bf16", "--json"]
+    exports, copies = [], []
+    for index in range(rounds):
+        _drop_caches(folder)
+        exports.append(_run([*command, "--no-verify"]))
+        _require(exports[-1])
+        written = sum(path.stat().st_size for path in out.glob("model*"))
+        if index < rounds - 1:
+            shutil.rmtree(out)
+        else:
+            out.rename(folder / "kept")
+        _drop_caches(folder)
+        copies.append(_copy(base, folder / "copy"))
+        shutil.rmtree(folder / "copy")
+        _say(
+            f"round {index + 1}: export {exports[-1].seconds:.1f} s, cp {copies[-1].seconds:.1f} s"
+        )
+    worst_ulp = _spot_check(base, adapter, folder / "kept", layers)
+    _say("proving it layer by layer against base and adapter, under 3 GiB too")
+    prove = [str(TOOL), "verify", str(folder / "kept"), "--reference", str(base)]
+    prove += ["--adapter", str(adapter), "--json"]
+    proof = _run(prove, address_space_bytes=ADDRESS_SPACE_BYTES)
+    shutil.rmtree(folder / "kept")
+    _say("exporting under an address-space limit of 3 GiB")
+    limited = _run([*command, "--no-verify"], address_space_bytes=ADDRESS_SPACE_BYTES)
+    ratios = [made.seconds / copied.seconds for made, copied in zip(exports, copies, strict=True)]
+    peak = max(run.peak_anon_bytes for run in exports) / GIB
+    parity = json.loads(proof.output) if proof.code in (0, 1) else {}
+    worst = parity.get("worst_cosine", -1.0)
+    figures = [
+        Figure("export: peak anonymous memory", peak, "GiB", "<= 1.5", peak <= 1.5),
+        Figure(
+            "export: time over cp of the same bytes",
+            statistics.median(ratios),
+            "x",
+            "<= 1.5",
+            statistics.median(ratios) <= 1.5,
+            (min(ratios), max(ratios)),
+        ),
+        Figure(
+            "export under a 3 GiB address space: exit code",
+            limited.code,
+            "",
+            "== 0",
+            limited.code == 0,
+        ),
+        Figure(
+            "merged tensors: worst error against W + sBA",
+            worst_ulp,
+            "bf16 ulp",
+            "<= 0.5",
+            worst_ulp <= 0.5,
+        ),
+        Figure("proof: worst cosine, layer by layer", worst, "", ">= 0.9995", worst >= 0.9995),
+        Figure(
+            "proof: peak anonymous memory",
+            proof.peak_anon_bytes / GIB,
+            "GiB",
+            "<= 1.5",
+            proof.peak_anon_bytes <= 1.5 * GIB,
+        ),
+    ]
+    samples = {
+        "layers": layers,
+        "parameters": spec.parameters,
+        "base_bytes": weights_bytes,
+        "artifact_bytes": written,
+        "export_seconds": [run.seconds for run in exports],
+        "export_cpu_seconds": [run.cpu_seconds for run in exports],
+        "export_peak_mapped_bytes": max(run.peak_mapped_bytes for run in exports),
+        "cp_seconds": [run.seconds for run in copies],
+        "cp_cpu_seconds": [run.cpu_seconds for run in copies],
+        "limited_seconds": limited.seconds,
+        "proof_seconds": proof.seconds,
+        "proof": parity,
+    }
+    return record("scale", figures, samples, [], results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="Pairs of export and cp (default: 3)."
+    )
+    parser.add_argument("--quick", action="store_true", help="Two layers, one round.")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build"),
+        help="Where models go; removed at the end (default: build).",
+    )
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def _run(command: list[str], address_space_bytes: int | None = None) -> Run:
+    """Run a command and watch its memory."""
+
+    def limit() -> None:
+        if address_space_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=limit)
+    peaks = {"RssAnon": 0, "RssFile": 0}
+    watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
+    watcher.start()
+    output, _ = process.communicate()
+    seconds = time.perf_counter() - started
+    watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(seconds, cpu, peaks["RssAnon"], peaks["RssFile"], process.returncode, output)
+
+
+def _watch(pid: int, peaks: dict[str, int]) -> None:
+    while True:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            return
+        found = {
+            line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")
+        }
+        if not found:  # a zombie has no memory
+            return
+        for name in peaks:
+            peaks[name] = max(peaks[name], int(found[name]) * 1024)
+        time.sleep(0.02)
+
+
+def _copy(base: Path, target: Path) -> Run:
+    """Copy the weight files as cp does, and wait until they are on the disk."""
+    target.mkdir()
+    files = [str(path) for path in sorted(base.glob("*.safetensors"))]
+    script = 'cp --reflink=never "$@" && sync "$0"/*'
+    return _run(["sh", "-c", script, str(target), *files, str(target)])
+
+
+def _drop_caches(folder: Path) -> None:
+    """Write everything out and forget what was read, so that both start cold."""
+    os.sync()
+    for path in folder.rglob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _spot_check(base: Path, adapter: Path, artifact: Path, layers: int) -> float:
+    """Compare rows of merged tensors with W + s B A in float64; return the worst error in ulp."""
+    graph = ir.load(artifact / "model.onnx").graph
+    index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
+    worst = 0.0
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as lora:
+        for layer in sorted({0, layers // 2, layers - 1}):
+            for module in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
+                name = f"layers.{layer}.{module}"
+                with safe_open(base / index[f"model.{name}.weight"], "pt") as file:
+                    weight = file.get_tensor(f"model.{name}.weight").double()
+                b = lora.get_tensor(f"base_model.model.model.{name}.lora_B.weight").double()
+                a = lora.get_tensor(f"base_model.model.model.{name}.lora_A.weight").double()
+                rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(layer))
+                rows = rows[:64]
+                exact = weight[rows] + ALPHA / RANK * (b[rows] @ a)
+                # what fp32 sums of RANK + 1 terms may be off before the one rounding to bf16
+                magnitude = weight[rows].abs() + ALPHA / RANK * (b[rows].abs() @ a.abs())
+                slack = magnitude * (RANK + 2) * 2.0**-24
+                stored = graph.initializers[f"{name}.weight"].const_value
+                assert stored is not None
+                found = (
+                    torch.from_numpy(stored.numpy().view("uint16").copy())
+                    .view(torch.bfloat16)
+                    .T[rows]
+                )
+                ulp = 2.0 ** (torch.floor(torch.log2(exact.abs().clamp_min(1e-30))) - 7)
+                error = ((found.double() - exact).abs() - slack).clamp_min(0) / ulp
+                worst = max(worst, error.max().item())
+    return worst
+
+
+def _require(run: Run) -> None:
+    if run.code != 0:
+        sys.exit(f"expected the export to succeed, found exit code {run.code}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

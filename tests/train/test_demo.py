@@ -1,0 +1,59 @@
+"""The demonstration's models, with a few training steps each on a small corpus."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from anna_train import demo
+from anna_train.corpus import Corpus
+from anna_train.recipes import BaseRecipe, LoraRecipe
+
+from anna_export.errors import InputError
+
+BASE = BaseRecipe(steps=2, batch_pairs=8, train_tokens=16)
+LORA = LoraRecipe(steps=2, batch_pairs=8, train_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(autouse=True)
+def small_corpus(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> None:
+    monkeypatch.setattr(demo, "read_corpus", lambda: tiny_corpus)
+
+
+def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Path) -> None:
+    first = demo.make_models(out, BASE, LORA)
+    made = {path: path.stat().st_mtime_ns for path in out.glob("*/*.safetensors")}
+    assert {path.parent.name for path in made} == {"base", "adapter"}
+
+    assert demo.make_models(out, BASE, LORA) == first
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+    demo.make_models(out, BASE, replace(LORA, seed=1))
+    changed = [path.parent.name for path in made if path.stat().st_mtime_ns != made[path]]
+    assert changed == ["adapter"]
+
+
+def test_figures_are_of_the_heldout_pairs(out: Path, tiny_corpus: Corpus) -> None:
+    figures = demo.make_models(out, BASE, LORA).figures
+    assert figures.evaluated_pairs == len(tiny_corpus.heldout)
+    assert figures.train_pairs == len(tiny_corpus.train)
+    assert 0.5 < figures.query_cosine < 1
+    for found in (figures.base, figures.base_prompted, figures.tuned):
+        assert 0 <= found.recall_at_1 <= found.ndcg_at_10 <= 1
+
+
+def test_heldout_texts_are_heldout_in_a_fixed_order(out: Path, tiny_corpus: Corpus) -> None:
+    texts = demo.heldout_texts(out, 6)
+    assert texts == demo.heldout_texts(out, 8)[:6]
+    trained = {text for pair in tiny_corpus.train for text in (pair.query, pair.document)}
+    assert len(set(texts) - trained) == 6
+
+
+@pytest.mark.parametrize("count", [0, 10_000])
+def test_more_texts_than_were_held_out_are_refused(out: Path, count: int) -> None:
+    with pytest.raises(InputError, match=f"found {count}"):
+        demo.heldout_texts(out, count)
