@@ -7,19 +7,17 @@ listed beside it and names the identity it covers, so that adding some leaves th
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anna_export.errors import DamagedError, ExistsError, InputError, MissingError
-from anna_export.prompts import Prompts
-from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.streaming import out_of_space
+from anna_export.errors import DamagedError, InputError, MissingError
+from anna_export.prompts import PROMPTS_FILE, Prompts, read_prompts
+from anna_export.spec import EmbeddingSpec, Precision, read_json
+from anna_export.staging import write_text
 from anna_export.tokenise import TOKENIZER_FILES, TokenContract, Tokeniser
 
 MANIFEST_FILE = "manifest.json"
@@ -147,56 +145,63 @@ def open_artifact(folder: Path, *, check: bool = False) -> Artifact:
         check: Hash every file, evidence too, instead of up to 256 MiB in all.
 
     Raises:
-        MissingError: If it is no artifact, or lacks a file.
-        DamagedError: Naming each file that is not what the manifest says.
+        MissingError: If it is no artifact.
+        DamagedError: Naming each file that is missing or not what the manifest says.
     """
     manifest = _read_manifest(folder)
-    entries: dict[str, FileEntry] = dict(manifest.files)
-    if check:
-        entries |= manifest.evidence
+    listed: dict[str, FileEntry] = {**manifest.files, **manifest.evidence}
+    paths = {name: _inside(folder, name) for name in listed}
     wrong, hashed = [], 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].size_bytes):
-        path = _inside(folder, name)
+    for name, entry in sorted(listed.items(), key=lambda item: item[1].size_bytes):
+        path = paths[name]
+        if name in manifest.evidence and not check:
+            continue
         if not path.is_file():
-            raise MissingError(f"expected the file {name} in {folder}, found none; export again")
-        if path.stat().st_size != entry.size_bytes:
+            wrong.append(f"{name} (missing)")
+        elif path.stat().st_size != entry.size_bytes:
             wrong.append(f"{name} ({path.stat().st_size} bytes, not {entry.size_bytes})")
         elif check or (hashed := hashed + entry.size_bytes) <= HASHED_BYTES:
             if hash_file(path).sha256 != entry.sha256:
                 wrong.append(f"{name} (other content)")
-    if not wrong and identity(manifest.files, manifest.spec, manifest.contract) != (
-        manifest.artifact_id
-    ):
-        wrong.append(f"{MANIFEST_FILE} (artifact_id)")
+    if not wrong and not _consistent(folder, manifest):
+        wrong.append(f"{MANIFEST_FILE} (it contradicts itself or {PROMPTS_FILE})")
     if wrong:
         raise DamagedError(
-            f"expected the files that {MANIFEST_FILE} lists, found {', '.join(wrong)} damaged in "
+            f"expected the files that {MANIFEST_FILE} lists, found {', '.join(wrong)} in "
             f"{folder}; copy or export it again"
         )
     return Artifact(folder, manifest)
+
+
+def _consistent(folder: Path, manifest: Manifest) -> bool:
+    """Say whether what the manifest says twice, and sentence-transformers reads, agrees."""
+    return (
+        identity(manifest.files, manifest.spec, manifest.contract) == manifest.artifact_id
+        and set(manifest.graphs.values()) <= set(manifest.files)
+        and read_prompts(folder) == manifest.prompts
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise MissingError(f"expected an artifact, found no {MANIFEST_FILE} in {folder}")
+    found = read_json(path)
+    version = found.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise DamagedError(
+            f"expected manifest schema {SCHEMA_VERSION}, found {version} in {folder}; "
+            "update anna-export"
+        )
     try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise DamagedError(
-                f"expected manifest schema {SCHEMA_VERSION}, found {version} in {folder}; "
-                "update anna-export"
-            )
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(json.dumps(found))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedError(
-            f"expected a manifest in {path}, found {place}: {first['msg']}"
+            f"expected a manifest in {path}, found {place}: {first['msg']}; copy or export the "
+            "artifact again"
         ) from None
-    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"expected a manifest in {path}, found {error}") from None
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -216,111 +221,41 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> FileEntry:
-    """Put a text file in place, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise out_of_space(error, path) from None
-    return hash_file(path)
-
-
 def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:
-    """Write a piece of evidence about an artifact and list it in the manifest."""
-    manifest = artifact.manifest
+    """Write a piece of evidence about an artifact and list it in the manifest.
+
+    A process killed in between leaves the artifact without that piece, and valid.
+    """
+    folder = artifact.folder
+    # another process may have added some since this one opened it
+    manifest = _read_manifest(folder)
+    others = {known: entry for known, entry in manifest.evidence.items() if known != name}
+    if name in manifest.evidence:
+        write_manifest(folder, manifest.model_copy(update={"evidence": others}))
+    write_text(folder / name, text)
     entry = Evidence(
-        **write_text(artifact.folder / name, text).model_dump(),
-        covers=manifest.artifact_id,
-        prompts=manifest.prompts.hashes(),
+        **hash_file(folder / name).model_dump(),
+        covers=artifact.manifest.artifact_id,
+        prompts=artifact.manifest.prompts.hashes(),
     )
-    evidence = {**manifest.evidence, name: entry}
-    changed = manifest.model_copy(update={"evidence": evidence})
-    write_manifest(artifact.folder, changed)
-    return Artifact(artifact.folder, changed)
+    changed = manifest.model_copy(update={"evidence": {**others, name: entry}})
+    write_manifest(folder, changed)
+    return Artifact(folder, changed)
 
 
-def add_parity(artifact: Artifact, parity: Mapping[str, object]) -> Artifact:
-    """Write parity.json."""
-    return add_evidence(artifact, PARITY_FILE, json.dumps(parity, indent=2) + "\n")
-
-
-@contextmanager
-def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder beside `out` to fill, which becomes `out` if nothing fails.
-
-    A process killed in between leaves no `out`; what it left aside is removed by the next one.
+def read_evidence(artifact: Artifact, name: str) -> dict[str, Any] | None:
+    """Read a JSON piece of evidence; None if there is none.
 
     Raises:
-        ExistsError: If `out` exists and is not to be overwritten.
+        DamagedError: If it is not what the manifest lists.
     """
-    require_absent(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    aside.mkdir()
-    try:
-        yield aside
-        _sync_folder(aside)
-        replace_folder(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def require_absent(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it may be overwritten.
-
-    Raises:
-        ExistsError: If it exists and `overwrite` is off, or it is not a folder.
-    """
-    if out.exists() and not out.is_dir():
-        raise ExistsError(f"expected {out} to be free or a folder, found a file")
-    if out.exists() and not overwrite:
-        raise ExistsError(f"expected {out} to be free, found it there; --overwrite replaces it")
-
-
-def require_absent_file(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists, unless it may be overwritten, or has no folder.
-
-    Raises:
-        ExistsError: If it exists and `overwrite` is off, or it is a folder.
-        MissingError: If the folder it goes to does not exist.
-    """
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise ExistsError(f"expected {out} to be free, found it there; --overwrite replaces a file")
-    if not out.parent.is_dir():
-        raise MissingError(f"expected the folder {out.parent} for {out.name}, found none")
-
-
-def replace_folder(source: Path, out: Path) -> None:
-    """Rename `source` to `out`; what was there goes once the new one stands."""
-    if not out.exists():
-        source.rename(out)
-    else:
-        old = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-        out.rename(old)
-        source.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(out.parent)
-
-
-def _remove_leftovers(out: Path) -> None:
-    for kind in ("partial", "replaced"):
-        for path in out.parent.glob(f".{out.name}.{kind}-*"):
-            pid = path.name.rpartition("-")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    entry = artifact.manifest.evidence.get(name)
+    if entry is None:
+        return None
+    path = artifact.folder / name
+    if not path.is_file() or hash_file(path).sha256 != entry.sha256:
+        raise DamagedError(
+            f"expected the {name} that {MANIFEST_FILE} lists, found another or none in "
+            f"{artifact.folder}; run anna-export verify"
+        )
+    return read_json(path)

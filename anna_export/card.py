@@ -1,7 +1,17 @@
 """The model card: what an artifact is, how it was proved, how it is used."""
 
-from anna_export.artifact import Artifact
+import json
+
+from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, add_evidence
 from anna_export.verify.vectors import Parity
+
+
+def add_proof(artifact: Artifact, parity: Parity | None) -> Artifact:
+    """Write parity.json, if there is a parity, and the card that tells it."""
+    if parity is not None:
+        text = json.dumps(parity.to_json(), indent=2, ensure_ascii=False) + "\n"
+        artifact = add_evidence(artifact, PARITY_FILE, text)
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, parity))
 
 
 def model_card(artifact: Artifact, parity: Parity | None) -> str:

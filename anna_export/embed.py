@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,15 +13,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anna_export.artifact import require_absent_file, write_text
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
 from anna_export.spec import read_json
+from anna_export.staging import require_absent_file, staged_file, write_text
 
 SHARD_TEXTS: Final = 4096
 INPUTS: Final = (".txt", ".jsonl")
 OUTPUTS: Final = (".parquet", ".npy")
+_INT64: Final = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A file of texts, read once from end to end: every line has a text."""
+
+    path: Path
+    field: str
+    ids: Sequence[object]  # the .jsonl's own, all int or all str; else the rows' numbers
+    sha256: str
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts in order."""
+        return (text for _, text in _rows(self.path, self.field))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +48,47 @@ class Embedded:
     resumed: int
 
 
+def read_texts(path: Path, field: str = "text") -> TextFile:
+    """Read a file of texts through; only its ids stay in memory.
+
+    Args:
+        path: A .txt file, one text a line, or a .jsonl file, one object a line.
+        field: The text's key in a .jsonl object.
+
+    Raises:
+        InputError: For a line without a text, naming it; or if there is no text at all.
+        MissingError: If there is no such file.
+    """
+    if path.suffix not in INPUTS:
+        raise UnsupportedError(f"expected texts in {' or '.join(INPUTS)}, found {path.name}")
+    if not path.is_file():
+        raise MissingError(f"expected a file of texts, found none at {path}")
+    ids = [key for key, _ in _rows(path, field)]
+    if not ids:
+        raise InputError(f"expected at least one text, found none in {path}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return TextFile(path, field, range(len(ids)) if ids[0] is None else ids, digest)
+
+
+def require_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output of an unknown kind, or one that cannot be written.
+
+    Raises:
+        AnnaError: If its suffix is none of OUTPUTS, it exists, or its folder does not.
+    """
+    if out.suffix not in OUTPUTS:
+        raise UnsupportedError(f"expected vectors in {' or '.join(OUTPUTS)}, found {out.name}")
+    require_absent_file(out, overwrite=overwrite)
+
+
 def embed_file(
     encoder: Encoder,
     artifact_id: str,
-    source: Path,
+    source: TextFile,
     out: Path,
     *,
     prompt: str | None = None,
-    field: str = "text",
     overwrite: bool = False,
     progress: Progress | None = None,
     shard_texts: int = SHARD_TEXTS,
@@ -50,58 +98,48 @@ def embed_file(
     Args:
         encoder: What embeds.
         artifact_id: The encoder's artifact; a run is only resumed with the same one.
-        source: A .txt file, one text a line, or a .jsonl file, one object a line.
-        out: A .parquet file (columns of the .jsonl's `id`, if it has one, and `embedding`) or a
-            .npy file of (N, D) float32.
+        source: The texts.
+        out: A .parquet file (columns `id` and `embedding`) or a .npy file of (N, D) float32.
         prompt: Name of a prompt of the model.
-        field: The text's key in a .jsonl object.
         overwrite: Replace `out` if it exists.
         progress: Told how many texts are done.
         shard_texts: Texts embedded and kept at once.
 
     Raises:
-        InputError: For a line that has no text, naming it.
+        InputError: If there is no such prompt, or the file changed since it was read.
         ExistsError: If `out` exists and is not to be overwritten.
+        SpaceError: If the disk fills up.
     """
-    if source.suffix not in INPUTS or out.suffix not in OUTPUTS:
-        raise UnsupportedError(
-            f"expected {' or '.join(INPUTS)} in and {' or '.join(OUTPUTS)} out, found "
-            f"{source.name} and {out.name}"
-        )
-    require_absent_file(out, overwrite=overwrite)
-    encoder.prompts.text(prompt)
-    if not source.is_file():
-        raise MissingError(f"expected a file of texts, found none at {source}")
-    total = sum(1 for _ in _rows(source, field))
-    if total == 0:
-        raise InputError(f"expected at least one text, found none in {source}")
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    require_output(out, overwrite=overwrite)
     state = {
         "artifact_id": artifact_id,
         "arithmetic": encoder.backend.arithmetic,
-        "source_sha256": digest,
-        "prompt": prompt,
-        "field": field,
+        "source_sha256": source.sha256,
+        "prompt": encoder.prompts.text(prompt),
+        "field": source.field,
         "shard_texts": shard_texts,
     }
     shards = _open_shards(out, state)
-    rows, done, resumed = _rows(source, field), 0, 0
+    texts, total, done, resumed = source.texts(), len(source.ids), 0, 0
     paths: list[Path] = []
-    while batch := list(islice(rows, shard_texts)):
+    while batch := list(islice(texts, shard_texts)):
         path = shards / f"{len(paths):08d}.npy"
         paths.append(path)
         if path.exists():
             resumed += len(batch)
         else:
-            _save(path, encoder.encode([text for _, text in batch], prompt))
+            report = _part_of(progress, done, len(batch), total)
+            vectors = encoder.encode(batch, prompt, progress=report)
+            with staged_file(path) as aside, aside.open("wb") as file:
+                np.save(file, vectors)
         done += len(batch)
         if progress is not None:
             progress(done, total)
-    ids = [key for key, _ in _rows(source, field)]
-    aside = out.with_name(f".{out.name}.partial")
-    _join(paths, ids, total, encoder.dim, aside, out.suffix)
-    aside.replace(out)
+    if done != total:
+        raise InputError(f"expected {total} texts in {source.path}, found {done}: it has changed")
+    with staged_file(out) as aside:
+        join = _join_npy if out.suffix == ".npy" else _join_parquet
+        join(paths, source.ids, encoder.dim, aside)
     shutil.rmtree(shards)
     return Embedded(out, total, resumed)
 
@@ -112,57 +150,77 @@ def _open_shards(out: Path, state: Mapping[str, object]) -> Path:
     known = shards / "state.json"
     if not (known.exists() and read_json(known) == state):
         shutil.rmtree(shards, ignore_errors=True)
-        shards.mkdir(parents=True)
+        shards.mkdir()
         write_text(known, json.dumps(state))
     return shards
 
 
-def _rows(source: Path, field: str) -> Iterator[tuple[object, str]]:
-    """Yield each line's id and text."""
-    with source.open("rb") as file:
+def _part_of(progress: Progress | None, before: int, texts: int, total: int) -> Progress | None:
+    """Report one shard's distinct texts as a part of all texts."""
+    if progress is None:
+        return None
+    return lambda done, distinct: progress(before + done * texts // distinct, total)
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[int | str | None, str]]:
+    """Yield each line's id and text; ids are all int, all str, or all None."""
+    kind: type | None = None
+    with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            where = f"{path}:{number}"
             try:
-                line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                # some editors start a file with a byte order mark, which is no text
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"expected UTF-8, found {error} in {source}:{number}") from None
-            if source.suffix == ".txt":
+                raise InputError(f"expected UTF-8, found {error} in {where}") from None
+            line = line.removesuffix("\n").removesuffix("\r")
+            if path.suffix == ".txt":
                 yield None, line
             elif line.strip():
-                yield _object(source, number, line, field)
+                key, text = _object(where, line, field)
+                kind = kind or type(key)
+                if type(key) is not kind:
+                    raise InputError(
+                        f"expected ids of one kind ({_kind(kind)} so far), found "
+                        f"{_kind(type(key))} in {where}"
+                    )
+                yield key, text
 
 
-def _object(source: Path, number: int, line: str, field: str) -> tuple[object, str]:
+def _object(where: str, line: str, field: str) -> tuple[int | str | None, str]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"expected JSON, found {error} in {source}:{number}") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"expected JSON, found {error} in {where}") from None
     text = value.get(field) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        raise InputError(f"expected a text under {field!r}, found {line[:60]} in {source}:{number}")
-    return value.get("id"), text
+        raise InputError(f"expected a text under {field!r}, found {line[:60]} in {where}")
+    key = value.get("id")
+    if type(key) not in (int, str, type(None)) or (isinstance(key, int) and key not in _INT64):
+        raise InputError(
+            f"expected an id that is a text or a 64-bit integer, found {key!r} in {where}"
+        )
+    try:
+        f"{text}{key}".encode()
+    except UnicodeEncodeError:
+        raise InputError(f"expected valid Unicode, found a lone surrogate in {where}") from None
+    return key, text
 
 
-def _save(path: Path, vectors: np.ndarray) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("wb") as file:
-        np.save(file, vectors)
-    aside.replace(path)
+def _kind(kind: type) -> str:
+    return "none" if kind is type(None) else kind.__name__
 
 
-def _join(
-    paths: list[Path], ids: list[object], total: int, dim: int, out: Path, suffix: str
-) -> None:
-    """Put the shards together in one file."""
-    if suffix == ".npy":
-        joined = np.lib.format.open_memmap(out, "w+", dtype=np.float32, shape=(total, dim))
-        start = 0
+def _join_npy(paths: Sequence[Path], ids: Sequence[object], dim: int, out: Path) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), dim)}
+    with out.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for path in paths:
-            vectors = np.load(path)
-            joined[start : start + len(vectors)] = vectors
-            start += len(vectors)
-        joined.flush()
-        return
-    column = pa.array(ids) if any(key is not None for key in ids) else pa.array(range(total))
+            file.write(np.load(path).data)
+
+
+def _join_parquet(paths: Sequence[Path], ids: Sequence[object], dim: int, out: Path) -> None:
+    column = pa.array(ids)
     schema = pa.schema([("id", column.type), ("embedding", pa.list_(pa.float32(), dim))])
     with pq.ParquetWriter(out, schema) as writer:
         start = 0

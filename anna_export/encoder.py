@@ -91,18 +91,26 @@ class Encoder:
         if isinstance(texts, str):
             return self.encode([texts], prompt, progress=progress)[0]
         require_text(texts)
-        distinct = list(dict.fromkeys(texts))
-        rows = self.tokeniser.ids(distinct, self.prompts.text(prompt))
-        vectors = self.encode_ids(rows, progress=progress)
-        place = {text: index for index, text in enumerate(distinct)}
-        if len(distinct) == len(texts):
+        first: dict[str, int] = {}
+        for index, text in enumerate(texts):
+            first.setdefault(text, index)
+        rows = self.tokeniser.ids(list(first), self.prompts.text(prompt))
+        vectors = self._encode(rows, list(first.values()), progress)
+        if len(first) == len(texts):
             return vectors
+        place = {text: index for index, text in enumerate(first)}
         return vectors[[place[text] for text in texts]]
 
     def encode_ids(
         self, rows: Sequence[Sequence[int]], *, progress: Progress | None = None
     ) -> np.ndarray:
         """Embed token id rows as they are; (N, D) float32 in the order given."""
+        return self._encode(rows, range(len(rows)), progress)
+
+    def _encode(
+        self, rows: Sequence[Sequence[int]], names: Sequence[int], progress: Progress | None
+    ) -> np.ndarray:
+        """Embed rows; names are the indices they have for the caller."""
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         done = 0
         for members in batches_by_length([len(row) for row in rows], self.batch_tokens):
@@ -111,7 +119,7 @@ class Encoder:
             if not finite.all():
                 raise DamagedError(
                     f"expected finite vectors, found NaN or infinity for text "
-                    f"{members[int(np.argmin(finite))]} in {self.backend.arithmetic}; "
+                    f"{names[members[int(np.argmin(finite))]]} in {self.backend.arithmetic}; "
                     "export in a wider precision"
                 )
             vectors[members] = found
@@ -137,7 +145,8 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
     tokens = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-tokens, kind="stable")
     widths = tokens[order]
-    starts, ends = [], []
+    starts: list[int] = []
+    ends: list[int] = []
     for run_cost in _RUN_COSTS:
         ends = _cheapest_ends(widths, batch_tokens, run_cost)
         starts = [0, *ends[:-1]][: len(ends)]

@@ -11,16 +11,18 @@ from typing import Final
 import numpy as np
 import torch
 
-from anna_export.artifact import require_absent, staged, write_text
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_export.safetensors_files import header_bytes
 from anna_export.spec import read_json
+from anna_export.staging import require_absent, staged, write_text
 from anna_export.streaming import Part, require_disk, write_parts
 from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
 
 # The size model hubs split at.
 SHARD_BYTES: Final = 5_000_000_000
+CONFIG_FILE: Final = "config.json"
 _COPIED = (
     "config_sentence_transformers.json",
     "generation_config.json",
@@ -61,7 +63,9 @@ def write_merged(
     Raises:
         AnnaError: If base or adapter cannot be used, or the folder not written.
     """
-    require_absent(out, overwrite=overwrite)
+    if out.resolve() == model.resolve():
+        raise InputError(f"expected another folder than the base model's, found --out {out}")
+    require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
     shapes = checkpoint.spec.weight_shapes()
     sizes = {
@@ -70,7 +74,7 @@ def write_merged(
     }
     total = sum(sizes.values())
     shards = _shards(sizes, shard_bytes)
-    with staged(out, overwrite=overwrite) as folder:
+    with staged(out, overwrite=overwrite, holding=CONFIG_FILE) as folder:
         require_disk(folder, total)
         weight_map: dict[str, str] = {}
         done = 0
@@ -126,10 +130,10 @@ def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
 def _copy_configuration(
     checkpoint: Checkpoint, tokenizer: Path, adapter: Path, folder: Path
 ) -> None:
-    config = read_json(checkpoint.folder / "config.json")
+    config = read_json(checkpoint.folder / CONFIG_FILE)
     config["architectures"] = ["MistralModel"]
     config["vocab_size"] = checkpoint.spec.vocab_size
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)

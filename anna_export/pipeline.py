@@ -17,7 +17,7 @@ import onnx_ir as ir
 from anna_export import artifact as artifacts
 from anna_export import quantise
 from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Source
-from anna_export.card import model_card
+from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.errors import ParityError
@@ -27,6 +27,7 @@ from anna_export.prompts import find_prompts
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
 from anna_export.st_files import write_st_files
+from anna_export.staging import replace_folder, require_absent, staged
 from anna_export.streaming import require_disk
 from anna_export.tokenise import (
     TOKENIZER_FILES,
@@ -80,7 +81,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         ParityError: If the artifact's vectors are not the reference's; it is then kept in
             `OUT.rejected`.
     """
-    artifacts.require_absent(recipe.out, overwrite=recipe.overwrite)
+    require_absent(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
     contract = read_contract(
         find_tokenizer(recipe.model, recipe.adapter), checkpoint.spec, recipe.max_tokens
@@ -88,7 +89,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     scheme = quantise.load(recipe.precision)
     seconds: dict[str, float] = {}
     parity = None
-    with artifacts.staged(recipe.out, overwrite=recipe.overwrite) as folder:
+    with staged(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE) as folder:
         require_disk(folder, forecast(checkpoint.spec, contract, scheme.precision).disk_bytes)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
             graphs = scheme.graphs(checkpoint, contract.max_tokens)
@@ -96,10 +97,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
-            artifact = artifacts.add_parity(artifact, parity.to_json())
-        artifact = artifacts.add_evidence(
-            artifact, artifacts.CARD_FILE, model_card(artifact, parity)
-        )
+        artifact = add_proof(artifact, parity)
         if parity is not None and parity.verdict != "pass":
             raise _rejected(folder, recipe.out, parity)
     return Exported(Artifact(recipe.out, artifact.manifest), parity, seconds)
@@ -158,8 +156,9 @@ def _write(
 
 
 def _rejected(folder: Path, out: Path, parity: Parity) -> ParityError:
+    out = out.resolve()
     kept = out.with_name(f"{out.name}.rejected")
-    artifacts.replace_folder(folder, kept)
+    replace_folder(folder, kept, overwrite=True)
     return ParityError(
         f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; the artifact is in "
         f"{kept}, its figures in {kept / artifacts.PARITY_FILE}"

@@ -1,15 +1,15 @@
 """An artifact as a sentence-transformers model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError
-from anna_export.tokenise import TokenBatch
+from anna_export.tokenise import TokenBatch, Tokeniser
 
 try:
     import sentence_transformers
@@ -26,6 +26,7 @@ class AnnaEncoder(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.folder = folder
+        self._longest = encoder.tokeniser.contract.max_tokens
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> Self:
@@ -37,6 +38,14 @@ class AnnaEncoder(torch.nn.Module):
     def max_seq_length(self) -> int:
         """Longest sequence in tokens, prompt and end token included."""
         return self.encoder.tokeniser.contract.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        contract = self.encoder.tokeniser.contract
+        if not 8 <= tokens <= self._longest:
+            raise InputError(f"expected max_seq_length in 8..{self._longest}, found {tokens}")
+        shorter = replace(contract, max_tokens=tokens)
+        self.encoder.tokeniser = Tokeniser.open(self.folder, shorter)
 
     def preprocess(
         self, inputs: list[Any], prompt: str | None = None, **_: Any
@@ -53,8 +62,9 @@ class AnnaEncoder(torch.nn.Module):
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
         """Add sentence_embedding, (B, D) float32 of unit length."""
         ids, mask = (features[key].cpu().numpy() for key in ("input_ids", "attention_mask"))
-        vectors = self.encoder.backend.run(TokenBatch.from_mask(ids, mask))
-        features["sentence_embedding"] = torch.from_numpy(np.ascontiguousarray(vectors))
+        batch = TokenBatch.from_mask(ids, mask)
+        rows = [row[:end].tolist() for row, end in zip(batch.ids, batch.lengths, strict=True)]
+        features["sentence_embedding"] = torch.from_numpy(self.encoder.encode_ids(rows))
         return features
 
     def get_embedding_dimension(self) -> int:

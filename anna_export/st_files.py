@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Final
 
-from anna_export.artifact import write_text
 from anna_export.prompts import PROMPTS_FILE, Prompts
+from anna_export.staging import write_text
 
 MODULES_FILE: Final = "modules.json"
 MODULE_CLASS: Final = "anna_export.st.AnnaEncoder"

@@ -133,6 +133,7 @@ class Tokeniser:
         """
         contract = self.contract
         require_text(texts)
+        require_text([prompt], "prompt")
         if prompt and (length := len(self._encode([prompt])[0])) >= contract.room:
             raise InputError(
                 f"expected a prompt shorter than {contract.room} tokens, found {length}; "
@@ -151,26 +152,26 @@ class Tokeniser:
         return TokenBatch(ids, lengths)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            bad = next(index for index, text in enumerate(texts) if not _is_unicode(text))
-            raise InputError(
-                f"expected valid Unicode, found a lone surrogate in text {bad}; "
-                "decode with errors='replace'"
-            ) from None
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
 
-def require_text(texts: Sequence[str]) -> None:
-    """Refuse anything that is not a sequence of str.
+def require_text(texts: Sequence[str], what: str = "text") -> None:
+    """Refuse anything that is not a sequence of str, each valid Unicode.
 
     Raises:
         InputError: Naming the first that is not.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"expected texts as str, found {type(text).__name__} at index {index}")
+            raise InputError(
+                f"expected every {what} as str, found {type(text).__name__} at index {index}"
+            )
+        if not _is_unicode(text):
+            raise InputError(
+                f"expected valid Unicode, found a lone surrogate in {what} {index}; "
+                "decode with errors='replace'"
+            )
 
 
 def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> TokenContract:

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up; modules of one layer may import one another only within a folder, or as said.
 LAYERS = (
     {"errors", "progress"},
+    {"staging"},
     {"spec"},
     {"prompts", "tokenise", "safetensors_files"},
     {"encoder", "streaming"},

@@ -1,6 +1,7 @@
 """PyTorch: the reference. transformers and peft, base and adapter unmerged; nothing of ours."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ def quiet() -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # theirs to heed, not a user's: peft asks transformers for a name it has deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers.utils.logging.set_verbosity(level)
         if bars:

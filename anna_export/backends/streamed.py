@@ -39,24 +39,29 @@ def open_streamed_artifact(artifact: Artifact) -> PytorchBackend:
     stored = {name: value.const_value for name, value in graph.initializers.items()}
 
     def read(name: str) -> torch.Tensor:
-        weight = read_stored(stored[name])
+        tensor = stored[name]
+        assert tensor is not None
+        weight = _read_stored(tensor)
         matrix = weight.ndim == 2 and name != "embed_tokens.weight"
         return weight.T if matrix else weight
 
     return _backend(artifact.manifest.spec, read, {}, "the artifact's stored weights")
 
 
-def read_external(tensor: ir.ExternalTensor) -> torch.Tensor:
-    """Read one tensor of a data file as fp32, without mapping the file."""
+def _read_stored(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """Read one weight of a graph as fp32, without mapping the data file."""
     dtypes = {
         ir.DataType.FLOAT: torch.float32,
         ir.DataType.FLOAT16: torch.float16,
         ir.DataType.BFLOAT16: torch.bfloat16,
     }
-    assert tensor.offset is not None and tensor.length is not None
-    with open(tensor.path, "rb") as file:
-        file.seek(tensor.offset)
-        data = bytearray(file.read(tensor.length))
+    if isinstance(tensor, ir.ExternalTensor):
+        assert tensor.offset is not None and tensor.length is not None
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.offset)
+            data = bytearray(file.read(tensor.length))
+    else:  # small enough to stand in the graph itself
+        data = bytearray(tensor.tobytes())
     shape = tensor.shape.numpy()
     return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).reshape(shape).float()
 

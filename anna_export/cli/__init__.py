@@ -1,25 +1,45 @@
 """The command line: `anna-export VERB`; without a verb it is `export`."""
 
+import errno
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
 from anna_export.cli import embed, export, inspect, merge, plan, verify
 from anna_export.errors import AnnaError
 
+WRONG_USE = 2
 BUG = 70
 INTERRUPTED = 130
+# What the machine refuses is told in one line, as our own errors are; it is no bug.
+_REFUSALS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES EDQUOT EFBIG EIO EISDIR ELOOP EMFILE ENAMETOOLONG ENFILE ENOSPC ENOTDIR EPERM EROFS"
+    ).split()
+)
+_EXAMPLES = (
+    "anna-export --model base --adapter lora --out artifact",
+    "anna-export embed artifact texts.jsonl --out vectors.parquet",
+)
 
 
 class _DefaultsToExport(click.Group):
-    """Takes `anna-export --fp8 …` for `anna-export export --fp8 …`."""
+    """Takes `anna-export --bf16 …` for `anna-export export --bf16 …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, unwrapped, so that they can be copied."""
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in _EXAMPLES))
 
 
 @click.group(
@@ -29,14 +49,9 @@ class _DefaultsToExport(click.Group):
 )
 @click.version_option(package_name="anna-export")
 def cli() -> None:
-    r"""Take a LoRA-tuned Mistral text-embedding model to a proved artifact, and embed with it.
+    """Take a LoRA-tuned Mistral text-embedding model to a proved artifact, and embed with it.
 
-    \b
-    Example:
-      anna-export --model base --adapter lora --out artifact
-      anna-export embed artifact texts.jsonl --out vectors.parquet
-
-    Without a verb it is `export`. Exit codes: 0 yes; 1 the answer is no (parity failed); 2 wrong
+    Without a command it is `export`. Exit codes: 0 yes; 1 the answer is no (parity failed); 2 wrong
     use or bad input; 70 a bug; 130 interrupted.
     """
 
@@ -60,22 +75,32 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        return cli.main(args, prog_name="anna-export", standalone_mode=False) or 0
+        with _no_warnings():
+            return cli.main(args, prog_name="anna-export", standalone_mode=False) or 0
     except AnnaError as error:
         return _complain(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0
     except click.ClickException as error:
-        return _complain(error.format_message(), 2)
+        return _complain(error.format_message(), WRONG_USE)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            place = f"{error.filename}" if error.filename else "an output"
+            return _complain(f"expected to use {place}, found: {error.strerror}", WRONG_USE)
         traceback.print_exc()
         return _complain("this is a bug in anna-export; please report it with the lines above", BUG)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep libraries' warnings off the terminal, unless Python was asked for them (-W)."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _complain(message: str, code: int) -> int:

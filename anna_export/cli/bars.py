@@ -19,9 +19,10 @@ class _Rate(rich_progress.ProgressColumn):
 
     def render(self, task: rich_progress.Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:,.0f} {self.unit}/s", style="progress.data.speed"
-        )
+        if speed is None:
+            return Text("")
+        digits = 0 if speed >= 10 else 1
+        return Text(f"{speed:,.{digits}f} {self.unit}/s", style="progress.data.speed")
 
 
 @contextmanager

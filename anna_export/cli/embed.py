@@ -7,14 +7,18 @@ import click
 from anna_export.cli import options, shown
 
 
-@click.command("embed")
-@click.argument("artifact", type=options.folder)
-@click.argument("texts", type=options.folder)
+@click.command(
+    "embed",
+    cls=options.Verb,
+    example="anna-export embed artifact texts.jsonl --out vectors.parquet --prompt query",
+)
+@options.artifact_argument
+@click.argument("texts", type=options.path)
 @click.option(
     "--out",
-    type=options.folder,
+    type=options.path,
     required=True,
-    help="A .parquet or .npy file; rows in input order.",
+    help="A .parquet file (columns id, embedding) or a .npy file; rows in input order.",
 )
 @click.option("--prompt", help="Name of one of the model's prompts, put in front of every text.")
 @click.option(
@@ -33,28 +37,27 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    r"""Embed a file of texts: .txt with one a line, or .jsonl with one object a line.
+    """Embed a file of texts, and go on where an interrupted run was.
 
-    An interrupted run goes on where it was when the same command is given again.
-
-    \b
-    Example:
-      anna-export embed artifact texts.jsonl --out vectors.parquet --prompt query
+    TEXTS is a .txt file with one text a line, or a .jsonl file with one object a line; an object's
+    "id" is kept. Give the same command again to go on.
     """
     from anna_export.artifact import open_artifact
     from anna_export.backends import open_encoder
-    from anna_export.embed import embed_file
+    from anna_export.embed import embed_file, read_texts, require_output
 
-    artifact_id = open_artifact(artifact).manifest.artifact_id
+    require_output(out, overwrite=overwrite)
+    manifest = open_artifact(artifact).manifest
+    manifest.prompts.text(prompt)
+    source = read_texts(texts, field)
     encoder = open_encoder(artifact, device=device)
     with shown.stage("embed", "texts") as progress:
         embedded = embed_file(
             encoder,
-            artifact_id,
-            texts,
+            manifest.artifact_id,
+            source,
             out,
             prompt=prompt,
-            field=field,
             overwrite=overwrite,
             progress=progress,
         )
@@ -68,7 +71,10 @@ def command(
             }
         )
         return
-    resumed = f", {embedded.resumed} of them by an earlier run" if embedded.resumed else ""
-    shown.print_rows(
-        {"vectors": str(out), "shape": f"{embedded.texts} x {encoder.dim} float32{resumed}"}
-    )
+    rows = {
+        "vectors": str(out),
+        "shape": f"{embedded.texts:,} texts x {encoder.dim} dimensions, float32",
+    }
+    if embedded.resumed:
+        rows["resumed"] = f"{embedded.resumed:,} texts were done by an earlier run"
+    shown.print_rows(rows)

@@ -7,10 +7,14 @@ import click
 from anna_export.cli import options, shown
 
 
-@click.command("export")
+@click.command(
+    "export",
+    cls=options.Verb,
+    example="anna-export --model base --adapter lora --out artifact --bf16",
+)
 @options.model_option
 @options.adapter_option
-@click.option("--out", type=options.folder, required=True, help="Folder of the artifact to make.")
+@click.option("--out", type=options.path, required=True, help="Folder of the artifact to make.")
 @options.precision_options
 @options.max_tokens_option
 @options.overwrite_option
@@ -26,11 +30,10 @@ def command(
     as_json: bool,
     **precisions: bool,
 ) -> None:
-    r"""Merge an adapter into its base, build the ONNX artifact, and prove it against PyTorch.
+    """Merge base and adapter, build the ONNX artifact, and prove it.
 
-    \b
-    Example:
-      anna-export --model base --adapter lora --out artifact --bf16
+    Its vectors are compared with the PyTorch model's; if they are too far off, exit code 1, and
+    the artifact goes to OUT.rejected.
     """
     precision = options.chosen_precision(precisions)
     from anna_export.pipeline import Recipe, export
@@ -55,6 +58,7 @@ def command(
         "precision": str(precision),
         "size": shown.size(artifact.size_bytes),
     }
-    rows |= {name: f"{value:.1f} s" for name, value in exported.seconds.items()}
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in exported.seconds.items())
+    rows["time"] = spent
     rows |= shown.parity_rows(parity) if parity else {"proof": "not verified (--no-verify)"}
     shown.print_rows(rows)

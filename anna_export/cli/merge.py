@@ -7,20 +7,20 @@ import click
 from anna_export.cli import options, shown
 
 
-@click.command("merge")
+@click.command(
+    "merge",
+    cls=options.Verb,
+    example="anna-export merge --model base --adapter lora --out merged",
+)
 @options.model_option
 @click.option("--adapter", type=options.folder, required=True, help="Folder of a LoRA adapter.")
-@click.option("--out", type=options.folder, required=True, help="Model folder to make.")
+@click.option("--out", type=options.path, required=True, help="Model folder to make.")
 @options.overwrite_option
 @shown.json_option
 def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
-    r"""Write base and adapter as one ordinary Hugging Face folder.
+    """Write base and adapter as one ordinary Hugging Face folder.
 
     Sums are in fp32 and rounded once to the base's own type; one tensor is in memory at a time.
-
-    \b
-    Example:
-      anna-export merge --model base --adapter lora --out merged
     """
     from anna_export.merge import write_merged
 

@@ -1,18 +1,48 @@
-"""Options that several verbs share."""
+"""What several verbs share: how their help is laid out, arguments and options."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from anna_export.errors import InputError
+from anna_export.errors import InputError, MissingError
 from anna_export.spec import Precision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-folder = click.Path(path_type=Path)
 
+class Verb(click.Command):
+    """A command whose help ends in an example."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, unwrapped, so that it can be copied."""
+        with formatter.section("Example"):
+            formatter.write(f"  {self.example}\n")
+
+
+class _Folder(click.Path):
+    """A folder to read: that it is missing is said before libraries are loaded for seconds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        found = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not found.is_dir():
+            raise MissingError(
+                f"expected a folder, found none at {found}; models, adapters and artifacts are "
+                "read from disk, so download them first"
+            )
+        return found
+
+
+path = click.Path(path_type=Path)
+folder = _Folder(path_type=Path)
+
+artifact_argument = click.argument("artifact", type=folder)
 model_option = click.option(
     "--model", type=folder, required=True, help="Folder of the base model (safetensors)."
 )
@@ -36,8 +66,8 @@ device_option = click.option(
 
 _PRECISIONS = {
     Precision.FP32: "32-bit float; the default.",
-    Precision.FP16: "16-bit float matrix products, norms and residual stream in fp32.",
-    Precision.BF16: "bfloat16; for GPUs. On a CPU its weights are computed with in fp32.",
+    Precision.FP16: "16-bit float for GPUs with fp32 norms; a CPU computes in fp32.",
+    Precision.BF16: "bfloat16 for GPUs; a CPU computes in fp32.",
 }
 
 

@@ -8,12 +8,16 @@ import click
 from anna_export.cli import options, shown
 
 
-@click.command("plan")
+@click.command(
+    "plan",
+    cls=options.Verb,
+    example="anna-export plan --model base --adapter lora --out artifact",
+)
 @options.model_option
 @options.adapter_option
 @click.option(
     "--out",
-    type=options.folder,
+    type=options.path,
     default=Path("."),
     show_default=True,
     help="Where the artifact would go; its disk is looked at.",
@@ -23,13 +27,10 @@ from anna_export.cli import options, shown
 def command(
     model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
 ) -> None:
-    r"""Forecast size, memory and time of an export in every precision, and what will not fit.
+    """Forecast disk, memory and time of an export, before any work.
 
-    Reads only the headers of the weight files, and writes 64 MB to learn how fast the disk is.
-
-    \b
-    Example:
-      anna-export plan --model base --adapter lora --out artifact
+    For every precision, and what will not fit. Only the headers of the weight files are read; 64 MB
+    are written, and removed, to learn how fast the disk is.
     """
     from anna_export.checkpoint import Checkpoint
     from anna_export.plan import available_memory_bytes, disk_free_bytes, export_seconds, forecast

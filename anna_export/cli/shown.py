@@ -1,7 +1,10 @@
 """What every verb shows the same way: progress on stderr, results on stdout, JSON for machines."""
 
 import json
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,14 +23,26 @@ json_option = click.option(
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    _print(json.dumps(value, indent=2))
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """Print names and values in two columns on stdout."""
-    width = max(len(name) for name in rows)
+    """Print names and values in two columns on stdout, as wide as the terminal if it is one."""
+    indent = max(len(name) for name in rows) + 2
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for name, value in rows.items():
-        click.echo(f"{name.ljust(width)}  {value}")
+        lines = textwrap.wrap(
+            value, max(20, columns - indent), break_long_words=False, break_on_hyphens=False
+        )
+        _print(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # the reader left, as `head` does; the exit code still gives the answer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def size(size_bytes: float) -> str:
@@ -43,20 +58,24 @@ def parity_rows(parity: "Parity") -> dict[str, str]:
     """Return a proof's figures by name."""
     rows = {
         "proof": parity.verdict,
-        "worst cosine": f"{parity.worst_cosine:.7f}, at least {parity.floor} ({parity.worst_text})",
+        "worst cosine": f"{parity.worst_cosine:.7f}, at least {parity.floor} is needed; it is of "
+        f"{parity.worst_text}",
         "mean cosine": f"{parity.mean_cosine:.7f}",
         "largest difference": f"{parity.max_abs:.1e}",
-        "compared": f"{parity.texts} texts, {len(parity.prompts)} prompts, longest "
-        f"{parity.longest_tokens} tokens; {parity.method}",
-        "reference": parity.reference,
-        "candidate": f"{parity.candidate}, on {parity.hardware}",
     }
     if parity.alone_worst_cosine is not None:
-        rows["alone and in batch"] = (
-            f"worst cosine {parity.alone_worst_cosine:.7f}, largest difference "
-            f"{parity.alone_max_abs:.1e}"
+        rows["alone or in a batch"] = (
+            f"worst cosine {parity.alone_worst_cosine:.7f}, at least {parity.alone_floor} is "
+            f"needed; largest difference {parity.alone_max_abs:.1e}"
         )
-    return rows
+    return rows | {
+        "texts": f"{parity.texts}, the longest of {parity.longest_tokens:,} tokens, "
+        f"with no prompt and {len(parity.prompts)} prompts",
+        "method": parity.method,
+        "reference": parity.reference,
+        "candidate": parity.candidate,
+        "hardware": parity.hardware,
+    }
 
 
 @contextmanager

@@ -5,11 +5,15 @@ from pathlib import Path
 import click
 
 from anna_export.cli import options, shown
-from anna_export.errors import ParityError
+from anna_export.errors import ParityError, ShapeError
 
 
-@click.command("verify")
-@click.argument("artifact", type=options.folder)
+@click.command(
+    "verify",
+    cls=options.Verb,
+    example="anna-export verify artifact --reference base --adapter lora",
+)
+@options.artifact_argument
 @click.option(
     "--reference",
     type=options.folder,
@@ -29,25 +33,30 @@ from anna_export.errors import ParityError
 def command(
     artifact: Path, reference: Path, adapter: Path | None, tier: str, device: str, as_json: bool
 ) -> None:
-    r"""Compare an artifact's vectors with the PyTorch model's and store the figures in it.
+    """Compare an artifact's vectors with the PyTorch model's.
 
-    Exit code 1 if they differ by more than the artifact's precision allows.
-
-    \b
-    Example:
-      anna-export verify artifact --reference base --adapter lora --tier vectors
+    The figures are stored in the artifact. Exit code 1 if they differ by more than its precision
+    allows.
     """
-    from anna_export.artifact import PARITY_FILE, add_parity, open_artifact
+    from anna_export.artifact import PARITY_FILE, open_artifact
+    from anna_export.card import add_proof
+    from anna_export.spec import read_spec
     from anna_export.verify.prove import prove
 
     opened = open_artifact(artifact)
-    with shown.stage(tier, "texts") as progress:
+    expected, found = opened.manifest.spec.dim, read_spec(reference).dim
+    if found != expected:
+        raise ShapeError(
+            f"expected a reference of {expected} dimensions, as {artifact} has, found {found} in "
+            f"{reference}"
+        )
+    with shown.stage("compare vectors", "texts") as progress:
         parity = prove(opened, reference, adapter, progress, device=device)
-    add_parity(opened, parity.to_json())
     if as_json:
         shown.print_json(parity.to_json())
     else:
         shown.print_rows(shown.parity_rows(parity))
+    add_proof(opened, parity)
     if parity.verdict != "pass":
         raise ParityError(
             f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; read "

@@ -51,7 +51,7 @@ def prove(
     return compare(
         reference,
         candidate,
-        parity_texts(manifest.contract.max_tokens),
+        parity_texts(candidate.tokeniser),
         floor=scheme.worst_cosine,
         alone_floor=scheme.alone_cosine,
         progress=progress,

@@ -1,6 +1,5 @@
 """Texts that vectors are compared on: ordinary ones, and every kind that has broken an exporter."""
 
-from collections.abc import Iterator
 from typing import Final
 
 ODD_TEXTS: Final = (
@@ -40,12 +39,9 @@ def ordinary_texts(count: int) -> list[str]:
     return texts
 
 
-def long_text(tokens: int) -> str:
-    """Return a text of more than this many tokens: a word is at least one."""
-    return " ".join(_words(tokens))
-
-
-def _words(count: int) -> Iterator[str]:
-    words = " ".join(_SENTENCES).split()
-    for index in range(count):
-        yield words[(index * 7) % len(words)] if index % 5 else str(index)
+def long_text(words: int) -> str:
+    """Return a text of this many words, each at least one token; a longer one starts the same."""
+    known = " ".join(_SENTENCES).split()
+    return " ".join(
+        known[(index * 7) % len(known)] if index % 5 else str(index) for index in range(words)
+    )

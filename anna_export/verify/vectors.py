@@ -1,14 +1,14 @@
 """Vector parity: two encoders over the same texts, and one against itself in other batches."""
 
-import math
 import platform
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from anna_export.encoder import Backend, Encoder
+from anna_export.encoder import Backend, Encoder, batches_by_length
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
 from anna_export.tokenise import Tokeniser
@@ -17,6 +17,10 @@ from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 # Longest text that every run compares: its cost grows with the square.
 LONG_TOKENS = 1024
 _MIXED_BATCH = 4
+# Rows are normalised in fp32, whatever the model computes in.
+_LENGTH_TOLERANCE = 1e-4
+# What is not finite counts as the worst there is: the opposite vector.
+_OPPOSITE_COSINE, _OPPOSITE_DIFFERENCE = -1.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,19 @@ class Parity:
         return asdict(self)
 
 
-def parity_texts(max_tokens: int, count: int = 32) -> list[str]:
-    """Return the texts a parity run compares; the last has 1,024 tokens, or all there may be."""
-    return [*ODD_TEXTS, *ordinary_texts(count), long_text(min(max_tokens, LONG_TOKENS))]
+def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
+    """Return the texts a parity run compares.
+
+    The longest has about 1,024 tokens. Where the model's limit is lower, one text just fits and
+    another is cut.
+    """
+    limit = tokeniser.contract.max_tokens
+    tokens = min(limit, LONG_TOKENS)
+    words = bisect_left(
+        range(tokens), tokens, key=lambda words: len(tokeniser.ids([long_text(words)])[0])
+    )
+    texts = [*ODD_TEXTS, *ordinary_texts(count), long_text(words - 1)]
+    return [*texts, long_text(limit)] if limit <= LONG_TOKENS else texts
 
 
 def compare(
@@ -82,9 +96,10 @@ def compare(
     labels, rows = _labelled_rows(candidate, texts)
     _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
     ticks = _Ticks(progress, 3 * len(rows))
-    expected = _vectors(reference, expected_rows, ticks)
-    found = _vectors(candidate, rows, ticks)
-    alone = np.concatenate([_run(candidate, [row], ticks) for row in rows])
+    alike = batches_by_length([len(row) for row in expected_rows], reference.batch_tokens)
+    expected = _vectors(reference, expected_rows, alike, ticks)
+    found = _vectors(candidate, rows, _unlike(rows), ticks)
+    alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)
     return _judge(
         _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
         floor=floor,
@@ -137,18 +152,24 @@ def _judge(
     vectors: _Compared, *, floor: float, alone_floor: float | None, **described: Any
 ) -> Parity:
     cosines = _cosines(vectors.found, vectors.expected)
-    nonfinite = int((~np.isfinite(vectors.found)).any(axis=1).sum())
+    finite = np.isfinite(vectors.found).all(axis=1)
+    lengths = np.linalg.norm(vectors.found[finite].astype(np.float64), axis=1)
+    if vectors.alone is not None:
+        finite &= np.isfinite(vectors.alone).all(axis=1)
+    nonfinite = int((~finite).sum())
     worst = int(np.argmin(cosines))
     alone_worst, alone_max_abs = None, None
     reasons = [] if vectors.same_ids else ["token ids differ from the reference's"]
     if nonfinite:
         reasons.append(f"{nonfinite} vectors are not finite")
+    if (off := np.abs(lengths - 1).max(initial=0.0)) > _LENGTH_TOLERANCE:
+        reasons.append(f"a vector's length is {off:.1e} from 1")
     if not cosines[worst] >= floor:
         where = vectors.labels[worst]
         reasons.append(f"worst cosine {cosines[worst]:.7f} is below {floor} ({where})")
     if vectors.alone is not None and alone_floor is not None:
         alone_worst = float(_cosines(vectors.found, vectors.alone).min())
-        alone_max_abs = _largest(vectors.found - vectors.alone)
+        alone_max_abs = _largest(vectors.found, vectors.alone)
         if not alone_worst >= alone_floor:
             reasons.append(f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor}")
     return Parity(
@@ -157,7 +178,7 @@ def _judge(
         worst_cosine=float(cosines[worst]),
         worst_text=vectors.labels[worst],
         mean_cosine=float(cosines.mean()),
-        max_abs=_largest(vectors.found - vectors.expected),
+        max_abs=_largest(vectors.found, vectors.expected),
         nonfinite=nonfinite,
         alone_worst_cosine=alone_worst,
         alone_max_abs=alone_max_abs,
@@ -171,10 +192,12 @@ def _judge(
 def _labelled_rows(
     encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
 ) -> tuple[list[str], list[list[int]]]:
-    """Return a label and the token ids of every text, without and with every prompt."""
-    known = prompts or encoder.prompts
+    """Return a label and the token ids of every text, without and with every prompt, once each."""
+    names = {"": "no prompt"}
+    for name, prompt in sorted((prompts or encoder.prompts).texts.items()):
+        names.setdefault(prompt, name)
     labels, rows = [], []
-    for name, prompt in [("no prompt", ""), *sorted(known.texts.items())]:
+    for prompt, name in names.items():
         labels += [f"{name}: {text[:60]!r}" for text in texts]
         rows += encoder.tokeniser.ids(texts, prompt)
     return labels, rows
@@ -192,32 +215,39 @@ class _Ticks:
             self.progress(self.done, self.total)
 
 
-def _vectors(encoder: Encoder, rows: Sequence[Sequence[int]], ticks: _Ticks) -> np.ndarray:
-    """Embed in batches of unlike lengths, so that padding is put to the test; NaN stays NaN."""
+def _vectors(
+    encoder: Encoder, rows: Sequence[Sequence[int]], batches: Sequence[list[int]], ticks: _Ticks
+) -> np.ndarray:
+    """Embed in these batches of indices; NaN stays NaN."""
     vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    batches = max(1, len(rows) // _MIXED_BATCH)
-    for first in range(batches):
-        members = by_length[first::batches]
-        vectors[members] = _run(encoder, [rows[index] for index in members], ticks)
+    for members in batches:
+        batch = encoder.tokeniser.batch([rows[index] for index in members])
+        vectors[members] = encoder.backend.run(batch)
+        ticks.add(len(members))
     return vectors
 
 
-def _run(encoder: Encoder, rows: Sequence[Sequence[int]], ticks: _Ticks) -> np.ndarray:
-    found = encoder.backend.run(encoder.tokeniser.batch(rows))
-    ticks.add(len(rows))
-    return found
+def _unlike(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split into batches of unlike lengths, so that padding is put to the test."""
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    batches = max(1, len(rows) // _MIXED_BATCH)
+    return [by_length[first::batches] for first in range(batches)]
 
 
 def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(N,) cosines in float64; NaN where a vector is not finite."""
+    """(N,) cosines in float64."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.nan_to_num((left * right).sum(axis=1) / norms, nan=-math.inf)
+    with np.errstate(invalid="ignore"):
+        cosines = (left * right).sum(axis=1) / norms
+    return np.where(np.isfinite(cosines), cosines, _OPPOSITE_COSINE)
 
 
-def _largest(difference: np.ndarray) -> float:
-    return float(np.nan_to_num(np.abs(difference), nan=math.inf).max(initial=0.0))
+def _largest(left: np.ndarray, right: np.ndarray) -> float:
+    """Return the largest difference of two (N, D)."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    return float(np.where(np.isfinite(difference), difference, _OPPOSITE_DIFFERENCE).max())
 
 
 def processor() -> str:

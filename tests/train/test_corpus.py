@@ -52,6 +52,15 @@ def test_no_query_and_no_document_comes_twice(folder: Path) -> None:
     assert len({pair.query for pair in pairs}) == len({pair.document for pair in pairs}) == 400
 
 
+@pytest.mark.parametrize(
+    "second", [f"{QUERY}\n\n    {DOCUMENT} Again.", f"Another summary.\n\n    {DOCUMENT}"]
+)
+def test_a_repeated_query_or_document_is_dropped(tmp_path: Path, second: str) -> None:
+    # else the same text would be the right answer of one pair and a wrong one of the other
+    (tmp_path / "a.py").write_text(source(f"{QUERY}\n\n    {DOCUMENT}", second))
+    assert collect_pairs(source_files([tmp_path]), 10) == [Pair(QUERY, DOCUMENT)]
+
+
 def test_no_more_pairs_are_taken_than_asked_for(folder: Path) -> None:
     assert len(collect_pairs(source_files([folder]), 7)) == 7
 

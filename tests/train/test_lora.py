@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anna_train.lora import TARGET_MODULES, check_trained
+from anna_train.corpus import Corpus
+from anna_train.lora import TARGET_MODULES, check_trained, tune_lora
+from anna_train.recipes import LoraRecipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -40,6 +42,15 @@ def test_no_file_names_a_path_of_this_machine(tiny_base: Path, tiny_adapter: Pat
     outside = str(tiny_base.parent.parent).encode()
     files = [*tiny_adapter.rglob("*"), *tiny_base.rglob("*")]
     assert [path.name for path in files if path.is_file() and outside in path.read_bytes()] == []
+
+
+def test_an_adapter_that_learnt_nothing_is_not_written(
+    tiny_corpus: Corpus, tiny_base: Path, tmp_path: Path
+) -> None:
+    recipe = LoraRecipe(steps=1, batch_pairs=4, train_tokens=24, learning_rate=0.0)
+    with pytest.raises(InputError, match="expected every lora_B to be trained, found 21"):
+        tune_lora(tiny_corpus.train, tiny_base, tmp_path / "adapter", recipe)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_zero_lora_b_is_refused(tiny_base: Path) -> None:

@@ -73,7 +73,7 @@ def train_base(pairs: Sequence[Pair], folder: Path, recipe: BaseRecipe) -> None:
 def save_base(model: MistralModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights (bf16, as real bases have), tokenizer and sentence-transformers files."""
     with TemporaryDirectory(dir=folder.parent) as scratch:
-        model.to(torch.bfloat16).save_pretrained(scratch)
+        model.save_pretrained(scratch)
         save_tokenizer(tokenizer, Path(scratch))
         transformer = Transformer(scratch, model_kwargs={"dtype": torch.bfloat16})
         SentenceTransformer(

@@ -15,6 +15,17 @@ from anna_train.evaluate import Figures, Retrieval
 from anna_train.kept import Kept, content_hash
 from anna_train.recipes import BaseRecipe, LoraRecipe
 
+# Another version of one of these may train other weights or write other files.
+_LIBRARIES = (
+    "accelerate",
+    "mistral-common",
+    "peft",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DemoModels:
@@ -46,7 +57,7 @@ def make_models(
             "recipe": asdict(base_recipe),
             "corpus": content_hash(out / "corpus.json"),
             "sources": _sources("base_model", "recipes", "repeatable", "tokenizer"),
-            "versions": _versions("torch", "transformers", "tokenizers", "mistral-common"),
+            "versions": _versions(),
         },
         lambda folder: _make_base(corpus, folder, base_recipe),
     )
@@ -57,7 +68,7 @@ def make_models(
             "base": content_hash(base),
             "corpus": content_hash(out / "corpus.json"),
             "sources": _sources("lora", "repeatable"),
-            "versions": _versions("torch", "peft", "sentence-transformers", "accelerate"),
+            "versions": _versions(),
         },
         lambda folder: _make_adapter(corpus, base, folder, lora_recipe),
     )
@@ -138,5 +149,5 @@ def _sources(*modules: str) -> dict[str, str]:
     return {module: (package / f"{module}.py").read_text(encoding="utf-8") for module in modules}
 
 
-def _versions(*distributions: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in distributions}
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _LIBRARIES}

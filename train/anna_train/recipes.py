@@ -33,6 +33,6 @@ class LoraRecipe:
     steps: int = 50
     batch_pairs: int = 48
     train_tokens: int = 48  # prompt included; texts are cut here in training only
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     temperature: float = 0.05
     seed: int = 0

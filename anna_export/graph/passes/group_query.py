@@ -29,12 +29,16 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         self.window = window
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse a graph without the input the lengths are taken from, or with another mask."""
+        """Refuse a graph that build_graph does not make: other inputs, attention or masks."""
         if INPUT_IDS not in {value.name for value in model.graph.inputs}:
             raise ir.passes.PreconditionError(
                 f"expected an input {INPUT_IDS}; build with build_graph"
             )
         for node in _causal(model.graph):
+            if missing := {"q_num_heads", "kv_num_heads", "scale"} - set(node.attributes):
+                raise ir.passes.PreconditionError(
+                    f"expected {min(missing)} on {node.name}, found none; build with build_graph"
+                )
             if len(node.inputs) > (3 if self.window is None else 4):
                 raise ir.passes.PreconditionError(
                     f"expected no mask but the sliding window's on {node.name}, found one; "
@@ -79,7 +83,7 @@ def _causal(graph: ir.Graph) -> list[ir.Node]:
     return [
         node
         for node in graph
-        if node.op_type == "Attention" and node.attributes["is_causal"].as_int() == 1
+        if node.op_type == "Attention" and node.attributes.get_int("is_causal", 0) == 1
     ]
 
 

@@ -1,0 +1,191 @@
+"""Outputs appear whole or not at all: written aside, synced, then renamed.
+
+What is being written lies hidden beside the output, in a folder that its process holds a lock on.
+A folder without that lock was left by a killed process, and is removed by the next one.
+"""
+
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from anna_export.errors import ExistsError, MissingError, SpaceError
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `out` if nothing fails.
+
+    Args:
+        out: The folder to make, its parents too.
+        overwrite: Replace `out` if it exists; it is the old one or the new one at every moment.
+        holding: A file that marks what may be replaced.
+
+    Raises:
+        ExistsError: If `out` exists and may not be overwritten.
+    """
+    require_absent(out, overwrite=overwrite, holding=holding)
+    out = out.resolve()  # a link stays one
+    aside = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    with ExitStack() as stack:
+        for parent in (path for path in reversed(out.parents) if not path.exists()):
+            parent.mkdir(exist_ok=True)
+            stack.callback(_remove_if_empty, parent)
+        with _locked(out.parent, wait=True):
+            _remove_leftovers(out)
+            aside.mkdir()
+            stack.callback(shutil.rmtree, aside, ignore_errors=True)
+            stack.enter_context(_locked(aside))
+        yield aside
+        for path in (aside, *aside.rglob("*")):
+            _sync(path)
+        replace_folder(aside, out, overwrite=overwrite)
+
+
+@contextmanager
+def staged_file(out: Path) -> Iterator[Path]:
+    """Give a path to write, which becomes the file `out`, replacing it, if nothing fails.
+
+    Raises:
+        SpaceError: If the disk fills up.
+    """
+    aside = out.with_name(f".{out.name}.partial")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(out)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise out_of_space(error, out) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text file in place, whole or not at all."""
+    with staged_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:
+    """Refuse an output folder that exists, unless it may be overwritten.
+
+    Args:
+        out: The folder to make.
+        overwrite: Accept one that exists, if it is empty or holds the file `holding`.
+        holding: Its mark; --overwrite on a mistyped path must not delete someone's folder.
+
+    Raises:
+        ExistsError: If it exists and may not be replaced, or cannot be a folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise ExistsError(f"expected {out} to be free or a folder, found a file")
+    if out.exists() and not overwrite:
+        raise _taken(out)
+    if out.is_dir() and not (out / holding).is_file() and any(out.iterdir()):
+        raise ExistsError(
+            f"expected --overwrite to replace a folder with a {holding}, found none in {out}; "
+            "remove that folder yourself if it may go"
+        )
+    for parent in out.resolve().parents:
+        if parent.exists() and not parent.is_dir():
+            raise ExistsError(f"expected a folder at {parent} for {out}, found a file")
+
+
+def require_absent_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that exists, unless it may be overwritten, or has no folder.
+
+    Raises:
+        ExistsError: If it exists and `overwrite` is off, or it is a folder.
+        MissingError: If the folder it goes to does not exist.
+    """
+    if out.is_dir():
+        raise ExistsError(f"expected a file or nothing at {out}, found a folder")
+    if out.exists() and not overwrite:
+        raise _taken(out)
+    if not out.parent.is_dir():
+        raise MissingError(f"expected the folder {out.parent} for {out.name}, found none; make it")
+
+
+def replace_folder(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Rename `source` to `out`; what was there, if it may be overwritten, is then at `source`.
+
+    Raises:
+        ExistsError: If `out` has come to exist, and is not to be overwritten.
+    """
+    try:
+        source.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not overwrite:
+            raise _taken(out) from None
+        _exchange(source, out)
+    _sync(out.parent)
+
+
+def out_of_space(error: OSError, path: Path) -> OSError:
+    """Turn a full disk's error into ours; return any other as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return SpaceError(f"expected room for {path.name}, found the disk of {path.parent} full")
+
+
+def _taken(out: Path) -> ExistsError:
+    return ExistsError(f"expected {out} to be free, found it there; --overwrite replaces it")
+
+
+def _exchange(source: Path, out: Path) -> None:
+    """Swap two folders in one step; in three where kernel or disk have no such step."""
+    libc = ctypes.CDLL(None)
+    paths = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(out))
+    if hasattr(libc, "renameat2") and libc.renameat2(*paths, _RENAME_EXCHANGE) == 0:
+        return
+    old = source.with_name(f"{source.name}-old")
+    out.rename(old)
+    source.rename(out)
+    old.rename(source)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder's lock, and say whether it is held; it goes with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        held = False
+        with suppress(OSError):  # another has it, or this disk has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(out: Path) -> None:
+    for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        with suppress(FileNotFoundError), _locked(path) as abandoned:
+            if abandoned:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""The graph lowered for a CPU against the canonical one, in ONNX Runtime: time and memory.
+
+    python benchmarks/lowering.py          five rounds, up to 4,096 tokens; about 10 minutes
+    python benchmarks/lowering.py --quick  three rounds, up to 1,024 tokens
+
+A random model of 164 M parameters beside its embedding (hidden 1024, FFN 3584, 12 layers, 16/4
+heads of 64). Each measurement is a process of its own, the two graphs in turn.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+import transformers
+from record import Figure, record
+
+from anna_export.checkpoint import Checkpoint
+from anna_export.data_file import write_data_file
+from anna_export.quantise.fp32 import SCHEME
+from anna_export.quantise.scheme import CANONICAL, CPU
+
+SHAPES = ((1, 16), (8, 64), (1, 1024), (1, 2048), (1, 4096))
+
+
+def main() -> int:
+    """Run the benchmark and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="Three rounds, up to 1,024 tokens.")
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    parser.add_argument("--worker", nargs=3, metavar=("GRAPH", "BATCH", "LENGTH"), help="Internal.")
+    arguments = parser.parse_args()
+    if arguments.worker:
+        graph, batch, length = arguments.worker
+        print(json.dumps(_time_once(Path(graph), int(batch), int(length))))
+        return 0
+    rounds = 3 if arguments.quick else 5
+    shapes = [shape for shape in SHAPES if not arguments.quick or shape[1] <= 1024]
+    with tempfile.TemporaryDirectory(prefix="anna-lowering-") as name:
+        graphs = _write_graphs(Path(name))
+        samples: dict[str, dict[str, list[dict[str, float]]]] = {
+            f"{batch}x{length}": {target: [] for target in graphs} for batch, length in shapes
+        }
+        for _ in range(rounds):
+            for batch, length in shapes:
+                for target, path in graphs.items():
+                    samples[f"{batch}x{length}"][target].append(_worker(path, batch, length))
+    figures = []
+    for shape, runs in samples.items():
+        pairs = list(zip(runs[CANONICAL], runs[CPU], strict=True))
+        for key, what in (("seconds", "time"), ("peak_bytes", "peak memory")):
+            ratios = [plain[key] / lowered[key] for plain, lowered in pairs]
+            median = statistics.median(ratios)
+            figures.append(
+                Figure(
+                    f"{shape}: {what} of the canonical over the lowered graph",
+                    median,
+                    "x",
+                    ">= 0.95",
+                    median >= 0.95,
+                    (min(ratios), max(ratios)),
+                )
+            )
+    return record("lowering", figures, samples, [], arguments.json)
+
+
+def _write_graphs(folder: Path) -> dict[str, Path]:
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        hidden_size=1024,
+        intermediate_size=3584,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=32000,
+        max_position_embeddings=8192,
+        sliding_window=None,
+    )
+    transformers.MistralModel(config).save_pretrained(folder / "base")
+    graphs = SCHEME.graphs(Checkpoint.open(folder / "base"), 4096)
+    write_data_file(folder, graphs)
+    paths = {target: folder / f"{target}.onnx" for target in graphs}
+    for target, model in graphs.items():
+        ir.save(model, paths[target])
+    return paths
+
+
+def _worker(graph: Path, batch: int, length: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--worker", str(graph), str(batch), str(length)]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(finished.stdout)
+
+
+def _time_once(graph: Path, batch: int, length: int) -> dict[str, float]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    feeds = {
+        "input_ids": generator.integers(3, 32000, (batch, length)),
+        "attention_mask": np.ones((batch, length), dtype=np.int64),
+    }
+    session.run(None, feeds)
+    repeats = 5 if batch * length <= 512 else 1
+    started = time.perf_counter()
+    for _ in range(repeats):
+        session.run(None, feeds)
+    seconds = (time.perf_counter() - started) / repeats
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "peak_bytes": float(peak)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

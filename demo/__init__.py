@@ -1,0 +1,1 @@
+"""The whole project on a small model: train, export, prove, measure."""

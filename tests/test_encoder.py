@@ -1,0 +1,303 @@
+"""Texts to vectors: order, batching, padding, prompts, and what is refused."""
+
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anna_export.encoder import FREE_WASTE_TOKENS, MAX_WASTE, Encoder, batches_by_length
+from anna_export.errors import DamagedError, InputError
+from anna_export.prompts import Prompts
+from anna_export.spec import EmbeddingSpec, read_spec
+from anna_export.tokenise import TokenBatch, Tokeniser, read_contract
+from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
+
+FAST = settings(max_examples=40, derandomize=True, deadline=None)
+LENGTHS = st.lists(st.integers(1, 300), max_size=70)
+POOL = (*ODD_TEXTS, *ordinary_texts(14), long_text(150))
+
+
+class Angles:
+    """A backend whose vector is an angle made of a row's ids and their order; counts its work."""
+
+    name, arithmetic = "angles", "fp32"
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self.spec = replace(spec, dim=2)
+        self.shapes: list[tuple[int, ...]] = []
+        self.padding = 0
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        self.shapes.append(batch.ids.shape)
+        self.padding += int((batch.mask == 0).sum())
+        place = np.arange(1, batch.width + 1)
+        angle = (batch.ids * batch.mask * place).sum(axis=1) % 6007 / 1000
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+    @property
+    def computed(self) -> int:
+        return sum(rows * width for rows, width in self.shapes)
+
+
+@pytest.fixture(scope="module")
+def tokeniser(base: Path) -> Tokeniser:
+    return Tokeniser.open(base, read_contract(base, read_spec(base), None))
+
+
+@pytest.fixture
+def angles(base: Path) -> Angles:
+    return Angles(read_spec(base))
+
+
+# -- order and batches --
+
+
+@FAST
+@given(
+    texts=st.lists(st.sampled_from(POOL), max_size=20), budget=st.sampled_from([1, 17, 256, 4096])
+)
+def test_vectors_come_in_the_order_of_the_texts(
+    base: Path, tokeniser: Tokeniser, texts: list[str], budget: int
+) -> None:
+    encoder = Encoder(Angles(read_spec(base)), tokeniser, batch_tokens=budget)
+    found = encoder.encode(texts)
+    assert found.shape == (len(texts), 2) and found.dtype == np.float32
+    for text, vector in zip(texts, found, strict=True):
+        assert (vector == encoder.encode(text)).all()
+
+
+def test_equal_texts_are_computed_once(angles: Angles, tokeniser: Tokeniser) -> None:
+    found = Encoder(angles, tokeniser).encode(["one", "two", "one", "one"])
+    assert sum(rows for rows, _ in angles.shapes) == 2
+    assert (found[0] == found[2]).all() and (found[0] == found[3]).all()
+    assert (found[0] != found[1]).any()
+
+
+def test_progress_counts_distinct_texts_to_the_end(angles: Angles, tokeniser: Tokeniser) -> None:
+    seen: list[tuple[int, int]] = []
+    encoder = Encoder(angles, tokeniser, batch_tokens=64)
+    encoder.encode([*POOL, *POOL], progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) == len(angles.shapes) > 3
+    assert seen == sorted(seen) and seen[-1] == (len(POOL), len(POOL))
+
+
+@FAST
+@given(lengths=LENGTHS, budget=st.sampled_from([1, 30, 299, 1000, 4096]))
+def test_batches_hold_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = batches_by_length(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        width = max(lengths[index] for index in batch)
+        assert width * len(batch) <= budget or len(batch) == 1
+
+
+@FAST
+@given(lengths=LENGTHS, budget=st.sampled_from([1, 30, 299, 1000, 4096]))
+def test_padding_stays_within_its_share_whatever_the_lengths(
+    lengths: list[int], budget: int
+) -> None:
+    computed = sum(
+        max(lengths[index] for index in batch) * len(batch)
+        for batch in batches_by_length(lengths, budget)
+    )
+    assert computed - sum(lengths) <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS)
+
+
+@FAST
+@given(length=st.integers(1, 50), count=st.integers(1, 90), budget=st.integers(50, 900))
+def test_texts_of_one_length_fill_whole_batches(length: int, count: int, budget: int) -> None:
+    full = budget // length
+    sizes = sorted(len(batch) for batch in batches_by_length([length] * count, budget))
+    assert len(sizes) == -(-count // full)
+
+
+def test_longest_texts_come_first() -> None:
+    # the largest batch then shows at once whether memory is enough
+    batches = batches_by_length([3, 300, 40, 41, 299, 5], 600)
+    assert batches[0] == [1, 4] and batches[-1][-1] == 0
+
+
+@pytest.mark.parametrize("unit", ["alone", "many"])
+def test_empty_row_of_ids_is_refused(angles: Angles, tokeniser: Tokeniser, unit: str) -> None:
+    rows: Sequence[Sequence[int]] = [[]] if unit == "alone" else [[1, 2], [], [1]]
+    with pytest.raises(ValueError, match=r"expected lengths in 1\.\."):
+        Encoder(angles, tokeniser).encode_ids(rows)
+
+
+# -- padding waste on real lengths --
+
+
+def docstrings() -> list[str]:
+    """Read the texts between triple quotes of the standard library: most are docstrings."""
+    texts: list[str] = []
+    for path in sorted(Path(os.__file__).parent.glob("*.py")):
+        source = path.read_text(encoding="utf-8", errors="replace")
+        texts += re.findall(r'"""(.+?)"""', source, re.DOTALL)
+    return texts
+
+
+def task_texts() -> Iterator[tuple[str, str]]:
+    """Yield the pattern of a file and the column of its texts, of unlike kinds of task."""
+    yield "Banking77Classification/train-*", "text"
+    yield "STSBenchmark/test-*", "sentence1"
+    yield "TRECCOVID/corpus-*", "text"
+    yield "CQADupstackGamingRetrieval/corpus-*", "text"
+
+
+@pytest.fixture(scope="module")
+def lengths_of(tokeniser: Tokeniser) -> Callable[[list[str]], list[int]]:
+    def lengths(texts: list[str]) -> list[int]:
+        random.Random(0).shuffle(texts)
+        return [len(row) for row in tokeniser.ids(texts[:5000])]
+
+    return lengths
+
+
+def require_little_padding(lengths: list[int]) -> None:
+    assert len(lengths) > 900, "too few texts to say anything"
+    for count in (64, 500, 5000):
+        for budget in (512, 4096, 16384):
+            taken = lengths[:count]
+            batches = batches_by_length(taken, budget)
+            computed = sum(taken[batch[0]] * len(batch) for batch in batches)
+            assert 1 - sum(taken) / computed <= 0.05, (count, budget)
+            # what padding is for: far fewer batches than texts, where the budget allows them
+            assert len(batches) <= max(count / 3, 1.2 * sum(taken) / budget) or budget == 512
+
+
+def test_docstrings_are_padded_by_at_most_5_percent(
+    lengths_of: Callable[[list[str]], list[int]],
+) -> None:
+    require_little_padding(lengths_of(docstrings()))
+
+
+@pytest.mark.parametrize(("file", "column"), task_texts(), ids=lambda value: value.split("/")[0])
+def test_benchmark_texts_are_padded_by_at_most_5_percent(
+    lengths_of: Callable[[list[str]], list[int]], file: str, column: str
+) -> None:
+    folders = [parent / "shared/mteb/data" for parent in Path(__file__).parents]
+    data = next((folder for folder in folders if folder.is_dir()), None)
+    if data is None:
+        pytest.skip("no shared/mteb/data beside the checkout")
+    table = pq.read_table(next(data.glob(file)), columns=[column])
+    require_little_padding(lengths_of(table[column].to_pylist()))
+
+
+def test_encoder_computes_what_its_batches_say(angles: Angles, tokeniser: Tokeniser) -> None:
+    texts = docstrings()[:300]
+    Encoder(angles, tokeniser).encode(texts)
+    assert max(rows * width for rows, width in angles.shapes) <= 4096
+    assert 0 < angles.padding <= 0.05 * angles.computed
+
+
+# -- the same vector in any company --
+
+
+@settings(max_examples=15, derandomize=True, deadline=None)
+@given(
+    members=st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=7),
+    padding=st.integers(0, 9),
+)
+def test_vector_is_the_same_alone_and_in_any_batch(
+    encoder: Encoder, alone: np.ndarray, members: list[int], padding: int
+) -> None:
+    rows = encoder.tokeniser.ids([POOL[index] for index in members])
+    batch = encoder.tokeniser.batch([*rows, [9] * (max(map(len, rows)) + padding)])
+    found = encoder.backend.run(batch)[:-1]
+    expected = alone[members]
+    # fp32: another batch changes only the order of sums; the components are about 0.15
+    assert np.abs(found - expected).max() <= 1e-6
+    assert (found.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
+
+
+@pytest.fixture(scope="module")
+def alone(encoder: Encoder) -> np.ndarray:
+    """(N, D) of the pool, each text computed by itself."""
+    return np.stack([encoder.encode(text) for text in POOL])
+
+
+@pytest.mark.parametrize("budget", [1, 64, 513, 100_000])
+def test_vectors_do_not_depend_on_the_token_budget(
+    encoder: Encoder, alone: np.ndarray, budget: int
+) -> None:
+    other = Encoder(encoder.backend, encoder.tokeniser, batch_tokens=budget)
+    # as above: only the order of sums differs
+    np.testing.assert_allclose(other.encode(POOL), alone, rtol=0, atol=1e-6)
+
+
+def test_vectors_of_unlike_texts_differ(alone: np.ndarray) -> None:
+    # without this, a backend that returns one vector for all would pass the rest
+    close = alone.astype(np.float64) @ alone.T - np.eye(len(alone))
+    assert close.max() < 0.9999
+
+
+# -- prompts --
+
+
+def test_prompt_stands_before_the_text(encoder: Encoder) -> None:
+    prompts = Prompts({"query": "Instruct: find\nQuery: ", "document": ""})
+    prompted = Encoder(encoder.backend, encoder.tokeniser, prompts)
+    found = prompted.encode(["a b", "c"], "query")
+    expected = encoder.encode(["Instruct: find\nQuery: a b", "Instruct: find\nQuery: c"])
+    assert (found == expected).all()
+    assert (prompted.encode(["a b"], "document") == encoder.encode(["a b"])).all()
+
+
+def test_default_prompt_is_used_where_none_is_named(encoder: Encoder) -> None:
+    prompts = Prompts({"query": "Query: "}, default="query")
+    found = Encoder(encoder.backend, encoder.tokeniser, prompts).encode("a b")
+    assert (found == encoder.encode("Query: a b")).all()
+
+
+def test_unknown_prompt_is_refused_with_the_known_ones(
+    angles: Angles, tokeniser: Tokeniser
+) -> None:
+    encoder = Encoder(angles, tokeniser, Prompts({"sts": "s", "query": "q"}))
+    with pytest.raises(InputError, match=r"known prompt \(query, sts\), found 'qurey'"):
+        encoder.encode(["a"], "qurey")
+    assert not angles.shapes
+
+
+# -- odd calls --
+
+
+def test_one_text_gives_one_vector(encoder: Encoder) -> None:
+    one = encoder.encode("a text")
+    assert one.shape == (encoder.dim,)
+    assert (one == encoder.encode(["a text"])[0]).all()
+
+
+def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
+    assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+def test_lone_surrogate_is_refused_by_its_place_among_all_texts(
+    angles: Angles, tokeniser: Tokeniser
+) -> None:
+    with pytest.raises(InputError, match="surrogate in text 3"):
+        Encoder(angles, tokeniser).encode(["a", "a", "b", "\udc80"])
+
+
+def test_vector_that_is_not_finite_is_refused_by_its_place_among_all_texts(
+    base: Path, tokeniser: Tokeniser
+) -> None:
+    (bad,) = tokeniser.ids(["bad"])
+
+    class Overflows(Angles):
+        def run(self, batch: TokenBatch) -> np.ndarray:
+            found = super().run(batch)
+            found[(batch.ids[:, : len(bad)] == bad).all(axis=1), 1] = np.inf
+            return found
+
+    encoder = Encoder(Overflows(read_spec(base)), tokeniser)
+    assert np.isfinite(encoder.encode(["good"])).all()
+    with pytest.raises(DamagedError, match="for text 3 in fp32; export in a wider precision"):
+        encoder.encode(["good", "good", "fine", "bad"])

@@ -1,0 +1,385 @@
+"""Text to token ids to batches: the contract that training, export and serving share."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+
+from anna_export.errors import AnnaError, InputError, MissingError, ShapeError
+from anna_export.prompts import Prompts
+from anna_export.spec import EmbeddingSpec, read_spec
+from anna_export.tokenise import TokenBatch, TokenContract, Tokeniser, read_contract
+from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
+
+BOS, EOS = 1, 2
+FAST = settings(max_examples=60, derandomize=True, deadline=None)
+# every character but surrogates, which no valid text has
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+
+Edit = Callable[[tokenizers.Tokenizer], object]
+
+
+@pytest.fixture(scope="module")
+def spec(base: Path) -> EmbeddingSpec:
+    return read_spec(base)
+
+
+@pytest.fixture(scope="module")
+def contract(base: Path, spec: EmbeddingSpec) -> TokenContract:
+    return read_contract(base, spec, 21)
+
+
+@pytest.fixture(scope="module")
+def tokeniser(base: Path, contract: TokenContract) -> Tokeniser:
+    return Tokeniser.open(base, contract)
+
+
+@pytest.fixture(scope="module")
+def roomy(base: Path, spec: EmbeddingSpec) -> Tokeniser:
+    """Cuts nothing that the tests write."""
+    return Tokeniser.open(base, read_contract(base, spec, 4096))
+
+
+@pytest.fixture
+def changed(base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies the tokenizer folder with another tokenizer.json, or other settings; None removes."""
+
+    def copy(edit: Edit | None = None, **settings: Any) -> Path:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(base / name, tmp_path / name)
+        if edit is not None:
+            tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+            edit(tokenizer)
+            tokenizer.save(str(tmp_path / "tokenizer.json"))
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | settings
+        known = {name: value for name, value in config.items() if value is not None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(known))
+        return tmp_path
+
+    return copy
+
+
+# -- framing --
+
+
+@FAST
+@given(text=TEXT, prompt=TEXT)
+def test_bos_stands_first_and_eos_once_and_last_whatever_the_text(
+    roomy: Tokeniser, text: str, prompt: str
+) -> None:
+    (ids,) = roomy.ids([text], prompt)
+    assert ids[0] == BOS and ids[-1] == EOS
+    assert ids.count(BOS) == 1 and ids.count(EOS) == 1
+
+
+@FAST
+@given(text=TEXT)
+def test_cut_text_keeps_its_start_and_eos_and_fits(
+    tokeniser: Tokeniser, roomy: Tokeniser, text: str
+) -> None:
+    (cut,), (whole,) = tokeniser.ids([text]), roomy.ids([text])
+    assert len(cut) == min(len(whole), 21)
+    assert cut[:-1] == whole[: len(cut) - 1] and cut[-1] == EOS
+
+
+@FAST
+@given(text=TEXT)
+def test_cut_text_keeps_the_whole_prompt(tokeniser: Tokeniser, roomy: Tokeniser, text: str) -> None:
+    prompt = "Instruct: find it\nQuery: "
+    # without the prompt's last space, which joins the text's first word
+    (framed,) = roomy.ids([prompt.rstrip()])
+    (ids,) = tokeniser.ids([text * 9], prompt)
+    assert ids[: len(framed) - 1] == framed[:-1]
+    assert len(ids) <= 21 and ids[-1] == EOS
+
+
+@FAST
+@given(texts=st.lists(TEXT, max_size=9))
+def test_ids_do_not_depend_on_the_other_texts_of_a_call(roomy: Tokeniser, texts: list[str]) -> None:
+    assert roomy.ids(texts) == [roomy.ids([text])[0] for text in texts]
+
+
+def test_ids_are_those_of_transformers(base: Path, roomy: Tokeniser) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(base)
+    texts = [*ODD_TEXTS, *ordinary_texts(21)]
+    assert roomy.ids(texts) == theirs(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("mark", ["</s>", "<s>", "<unk>", "[INST]"])
+def test_special_token_written_in_a_text_is_plain_text(roomy: Tokeniser, mark: str) -> None:
+    (ids,) = roomy.ids([f"before {mark} after{mark}"])
+    assert not {0, BOS, EOS} & set(ids[1:-1])
+    assert len(ids) > 2 + 2 + 2 * 2  # the mark is several pieces, twice
+
+
+@pytest.mark.parametrize("mark", ["</s>", "<s>"])
+def test_special_token_written_in_a_text_is_plain_text_where_the_tokenizer_would_split_it(
+    changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser, mark: str
+) -> None:
+    folder = changed(split_special_tokens=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(f"a {mark} b")["input_ids"]
+    assert theirs.count(BOS) + theirs.count(EOS) == 3  # what the contract must not do
+    ours = Tokeniser.open(folder, read_contract(folder, spec, None)).ids([f"a {mark} b"])
+    assert ours == roomy.ids([f"a {mark} b"])
+
+
+@pytest.mark.parametrize("text", ["\x00", "a\x00b", "🙂👩‍👩‍👧", "漢字とかな", "é e\u0301"])
+def test_any_character_survives_tokenising(base: Path, roomy: Tokeniser, text: str) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json"))
+    (ids,) = roomy.ids([text])
+    assert tokenizer.decode(ids[1:-1], skip_special_tokens=False) == text
+
+
+def test_no_texts_give_no_ids(roomy: Tokeniser) -> None:
+    assert roomy.ids([]) == []
+
+
+# -- refusals --
+
+
+def refusal(error: pytest.ExceptionInfo[AnnaError]) -> str:
+    """Return the message, held to one line."""
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ok then \udcff broken"])
+def test_lone_surrogate_is_refused_by_its_index(roomy: Tokeniser, text: str) -> None:
+    with pytest.raises(InputError) as error:
+        roomy.ids(["fine", "also fine", text])
+    assert "lone surrogate in text 2" in refusal(error)
+
+
+def test_prompt_with_a_lone_surrogate_is_refused_by_name() -> None:
+    with pytest.raises(InputError) as error:
+        Prompts({"query": "find \ud800"})
+    assert "lone surrogate in 'query'" in refusal(error)
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 3, None, ["nested"], np.float32(1)], ids=repr)
+def test_what_is_no_str_is_refused_by_type_and_index(roomy: Tokeniser, wrong: Any) -> None:
+    with pytest.raises(InputError) as error:
+        roomy.ids(["fine", wrong])
+    assert f"found {type(wrong).__name__} at index 1" in refusal(error)
+
+
+def test_prompt_without_room_for_a_text_is_refused(tokeniser: Tokeniser) -> None:
+    with pytest.raises(InputError) as error:
+        tokeniser.ids(["text"], "one two three four five six seven eight nine ten " * 3)
+    assert "expected a prompt shorter than 19 tokens" in refusal(error)
+
+
+def test_longest_prompt_that_is_taken_leaves_room_for_a_token(tokeniser: Tokeniser) -> None:
+    prompt = " ".join(["a"] * 18)
+    (ids,), (other,) = tokeniser.ids([" b c d"], prompt), tokeniser.ids([" d c b"], prompt)
+    assert len(ids) == len(other) == 21
+    assert ids[:-2] == other[:-2] and ids[-2] != other[-2]
+    with pytest.raises(InputError):
+        tokeniser.ids([" b"], prompt + " a")
+
+
+@pytest.mark.parametrize("asked", [7, 0, -1, 8193])
+def test_window_outside_the_models_positions_is_refused(
+    base: Path, spec: EmbeddingSpec, asked: int
+) -> None:
+    with pytest.raises(InputError) as error:
+        read_contract(base, spec, asked)
+    assert "between 8 and the model's 8192 positions" in refusal(error)
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path, contract: TokenContract) -> None:
+    with pytest.raises(MissingError) as error:
+        Tokeniser.open(tmp_path, contract)
+    assert "tokenizer.json" in refusal(error)
+
+
+def test_broken_tokenizer_is_refused(tmp_path: Path, contract: TokenContract) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError) as error:
+        Tokeniser.open(tmp_path, contract)
+    assert "expected a fast tokenizer" in refusal(error)
+
+
+def test_tokenizer_of_a_larger_vocabulary_is_refused(
+    changed: Callable[..., Path], spec: EmbeddingSpec
+) -> None:
+    folder = changed(lambda tokenizer: tokenizer.add_tokens(["<extra>"]))
+    with pytest.raises(InputError) as error:
+        read_contract(folder, spec, None)
+    assert "below the model's vocabulary of 32000, found 32000" in refusal(error)
+
+
+def test_tokenizer_without_eos_is_refused(
+    changed: Callable[..., Path], spec: EmbeddingSpec
+) -> None:
+    with pytest.raises(InputError) as error:
+        read_contract(changed(eos_token=None), spec, None)
+    assert "expected an eos_token" in refusal(error)
+
+
+# -- tokenizers as they come --
+
+
+def without_eos(tokenizer: tokenizers.Tokenizer) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+
+
+EDITS: dict[str, Edit] = {
+    "truncation": lambda tokenizer: tokenizer.enable_truncation(5),
+    "padding": lambda tokenizer: tokenizer.enable_padding(length=64, direction="left"),
+    "post-processor without EOS": without_eos,
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_tokenizers_own_framing_changes_nothing(
+    changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser, name: str
+) -> None:
+    folder = changed(EDITS[name])
+    found = Tokeniser.open(folder, read_contract(folder, spec, 4096))
+    assert found.contract == roomy.contract
+    assert found.ids(ODD_TEXTS) == roomy.ids(ODD_TEXTS)
+
+
+def test_tokenizer_that_adds_no_bos_gets_none(
+    changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser
+) -> None:
+    folder = changed(add_bos_token=False)
+    contract = read_contract(folder, spec, 21)
+    assert contract.bos_id is None and contract.room == 20
+    ids = Tokeniser.open(folder, contract).ids(ODD_TEXTS[:5])
+    assert ids == [row[1:] for row in roomy.ids(ODD_TEXTS[:5])]
+
+
+@pytest.mark.parametrize(("single", "bos"), [("<s> $A </s>", BOS), ("$A </s>", None)])
+def test_bos_is_what_the_post_processor_does_where_the_settings_are_silent(
+    changed: Callable[..., Path], spec: EmbeddingSpec, single: str, bos: int | None
+) -> None:
+    def edit(tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+        )
+
+    assert read_contract(changed(edit, add_bos_token=None), spec, None).bos_id == bos
+
+
+def test_special_tokens_may_be_written_as_objects(
+    changed: Callable[..., Path], spec: EmbeddingSpec
+) -> None:
+    token = {"__type": "AddedToken", "content": "</s>", "special": True}
+    folder = changed(eos_token=token, pad_token={**token, "content": "<unk>"})
+    contract = read_contract(folder, spec, None)
+    assert (contract.eos_id, contract.pad_id) == (EOS, 0)
+
+
+def test_eos_pads_where_there_is_no_pad_token(
+    changed: Callable[..., Path], spec: EmbeddingSpec
+) -> None:
+    assert read_contract(changed(pad_token=None), spec, None).pad_id == EOS
+
+
+@pytest.mark.parametrize(
+    ("trained", "window", "expected"),
+    [(None, 4096, 4096), (None, None, 8192), (512, 4096, 512), (9999, 4096, 8192)],
+)
+def test_default_length_is_the_trained_one_else_the_window_else_every_position(
+    changed: Callable[..., Path],
+    spec: EmbeddingSpec,
+    trained: int | None,
+    window: int | None,
+    expected: int,
+) -> None:
+    from dataclasses import replace
+
+    folder = changed()
+    if trained is not None:
+        path = folder / "sentence_bert_config.json"
+        path.write_text(json.dumps({"max_seq_length": trained}))
+    found = read_contract(folder, replace(spec, sliding_window=window), None)
+    assert found.max_tokens == expected
+
+
+# -- batches --
+
+
+@FAST
+@given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
+def test_batch_is_its_rows_then_padding(tokeniser: Tokeniser, lengths: list[int]) -> None:
+    rows = [list(range(3, 3 + length)) for length in lengths]
+    batch = tokeniser.batch(rows)
+    assert batch.ids.shape == (len(lengths), max(lengths)) and batch.ids.dtype == np.int64
+    for row, ids, mask in zip(rows, batch.ids, batch.mask, strict=True):
+        assert ids[: len(row)].tolist() == row
+        assert set(ids[len(row) :]) <= {tokeniser.contract.pad_id}
+        assert mask.tolist() == [1] * len(row) + [0] * (max(lengths) - len(row))
+
+
+@FAST
+@given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
+def test_batch_is_rebuilt_from_its_mask(tokeniser: Tokeniser, lengths: list[int]) -> None:
+    batch = tokeniser.batch([[7] * length for length in lengths])
+    again = TokenBatch.from_mask(batch.ids.astype(np.int32), batch.mask.astype(bool))
+    assert again.lengths.tolist() == lengths
+    assert again.ids.dtype == np.int64 and (again.ids == batch.ids).all()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]],
+    ids=["left", "left by one", "gap", "late gap", "empty"],
+)
+def test_mask_that_is_not_ones_then_zeros_is_refused_by_row(row: list[int]) -> None:
+    ids = np.full((3, 4), 5, dtype=np.int64)
+    with pytest.raises(ShapeError) as error:
+        TokenBatch.from_mask(ids, np.array([[1, 1, 1, 1], [1, 1, 0, 0], row]))
+    assert "pad on the right" in refusal(error) and "row 2" in refusal(error)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask"),
+    [
+        (np.ones((2, 3), np.int64), np.ones((2, 4), np.int64)),
+        (np.ones((2, 3), np.int64), np.ones((3, 2), np.int64)),
+        (np.ones(3, np.int64), np.ones(3, np.int64)),
+        (np.ones((2, 3), np.float32), np.ones((2, 3), np.int64)),
+        (np.full((2, 3), "a"), np.ones((2, 3), np.int64)),
+    ],
+    ids=["wider mask", "turned mask", "one axis", "float ids", "text ids"],
+)
+def test_ids_and_mask_that_do_not_fit_are_refused(ids: np.ndarray, mask: np.ndarray) -> None:
+    with pytest.raises(ShapeError) as error:
+        TokenBatch.from_mask(ids, mask)
+    refusal(error)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths"),
+    [
+        (np.ones((2, 3), np.int64), np.array([1, 2, 3])),
+        (np.ones((2, 3), np.int64), np.array([[1], [2]])),
+        (np.ones((2, 3), np.int64), np.array([0, 3])),
+        (np.ones((2, 3), np.int64), np.array([1, 4])),
+        (np.ones((2, 3), np.int32), np.array([1, 2])),
+        (np.ones((2, 3), np.int64), np.array([1.0, 2.0])),
+        (np.ones((2, 3, 1), np.int64), np.array([1, 2])),
+    ],
+    ids=["count", "axes", "empty row", "too long", "int32 ids", "float lengths", "three axes"],
+)
+def test_batch_of_arrays_that_do_not_fit_cannot_be_built(
+    ids: np.ndarray, lengths: np.ndarray
+) -> None:
+    with pytest.raises(ShapeError) as error:
+        TokenBatch(ids, lengths)
+    refusal(error)
