@@ -1,9 +1,13 @@
 """Runtimes behind one protocol: `Backend.run(TokenBatch) -> (B, D)`."""
 
 from pathlib import Path
+from typing import Final
 
 from anna_export.artifact import open_artifact
-from anna_export.encoder import Encoder
+from anna_export.encoder import Backend, Encoder
+from anna_export.errors import InputError
+
+BACKENDS: Final = ("auto", "ort", "pytorch")
 
 
 def open_encoder(
@@ -18,10 +22,11 @@ def open_encoder(
 
     Args:
         artifact: The artifact's folder.
-        backend: "ort" (ONNX Runtime), or "auto", which picks it.
-        device: "cpu", "cuda", or "auto" for CUDA where ONNX Runtime has it.
+        backend: "ort" (ONNX Runtime), "pytorch" (the stored weights in fp32, for comparing), or
+            "auto", which is ONNX Runtime.
+        device: "cpu", "cuda", or "auto" for CUDA where the backend has it.
         check: Hash every file before use, large weights too.
-        threads: CPU threads; None for one a core.
+        threads: CPU threads; None for one a core. PyTorch's are its own.
 
     Returns:
         An encoder: `encode(texts)` gives (N, D) float32 vectors of unit length.
@@ -29,11 +34,17 @@ def open_encoder(
     Raises:
         AnnaError: If the artifact is missing, damaged, or cannot run here.
     """
-    # a runtime's library is loaded only where it is used
-    from anna_export.backends import ort
-
-    if backend not in ("auto", "ort"):
-        raise ort.unknown_backend(backend)
+    if backend not in BACKENDS:
+        raise InputError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     opened = open_artifact(Path(artifact), check=check)
-    runtime = ort.open_backend(opened, device=device, threads=threads)
+    runtime: Backend
+    # a runtime's library is loaded only where it is used
+    if backend == "pytorch":
+        from anna_export.backends import pytorch
+
+        runtime = pytorch.open_backend(opened, device=device)
+    else:
+        from anna_export.backends import ort
+
+        runtime = ort.open_backend(opened, device=device, threads=threads)
     return Encoder(runtime, opened.tokeniser(), opened.manifest.prompts)

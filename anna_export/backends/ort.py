@@ -6,7 +6,8 @@ from typing import Final
 import numpy as np
 
 from anna_export.artifact import Artifact
-from anna_export.errors import DamagedError, ExtraError, InputError
+from anna_export.backends.devices import pick_device
+from anna_export.errors import DamagedError, ExtraError
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch
@@ -18,8 +19,7 @@ except ImportError:
         "expected onnxruntime, found none; install anna-export[cpu], or [cuda] for a GPU"
     ) from None
 
-DEVICES: Final = ("auto", "cpu", "cuda")
-_CUDA = "CUDAExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
 
 
 class OrtBackend:
@@ -50,7 +50,11 @@ def open_backend(
         InputError: If there is no such device here.
         DamagedError: If ONNX Runtime does not accept the graph.
     """
-    device = _device(device)
+    device = pick_device(
+        device,
+        has_cuda=_CUDA in onnxruntime.get_available_providers(),
+        without="expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]",
+    )
     precision = artifact.manifest.precision
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -69,19 +73,3 @@ def open_backend(
             f"{str(error).splitlines()[0]} ({path})"
         ) from None
     return OrtBackend(session, artifact.manifest.spec, arithmetic)
-
-
-def unknown_backend(name: str) -> InputError:
-    """Return the error for a backend that does not exist."""
-    return InputError(f"expected the backend auto or ort, found {name!r}")
-
-
-def _device(asked: str) -> str:
-    if asked not in DEVICES:
-        raise InputError(f"expected a device of {', '.join(DEVICES)}, found {asked!r}")
-    has_cuda = _CUDA in onnxruntime.get_available_providers()
-    if asked == "cuda" and not has_cuda:
-        raise InputError(
-            "expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]"
-        )
-    return "cuda" if asked == "cuda" or (asked == "auto" and has_cuda) else "cpu"

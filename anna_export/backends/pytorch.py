@@ -1,4 +1,7 @@
-"""PyTorch: the reference. transformers and peft, base and adapter unmerged; nothing of ours."""
+"""PyTorch: the reference (base and adapter, unmerged), and an artifact's own weights.
+
+Modules, forward pass and adapter are those of transformers and peft; nothing of ours computes.
+"""
 
 import contextlib
 import warnings
@@ -12,6 +15,9 @@ import torch
 import transformers
 
 from anna_export.adapter import WEIGHTS_FILE
+from anna_export.artifact import Artifact
+from anna_export.backends.devices import pick_device
+from anna_export.backends.stored import empty_model, stored_weights
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
@@ -28,26 +34,39 @@ from anna_export.tokenise import (
 
 
 class PytorchBackend:
-    """A Hugging Face model, with its adapter on top, in fp32."""
+    """A Hugging Face model on one device.
+
+    Args:
+        model: It returns `last_hidden_state`.
+        spec: Its numbers.
+        arithmetic: What it computes in, and from what.
+        device: Where its weights are.
+    """
 
     name = "pytorch"
-    arithmetic: str = "fp32 in PyTorch on CPU"
 
-    def __init__(self, model: Any, spec: EmbeddingSpec) -> None:
+    def __init__(
+        self, model: Any, spec: EmbeddingSpec, arithmetic: str, device: str = "cpu"
+    ) -> None:
         self._model = model
         self.spec = spec
+        self.arithmetic = arithmetic
+        self._device = device
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
         with torch.inference_mode():
             hidden = self._model(
-                input_ids=torch.from_numpy(batch.ids),
-                attention_mask=torch.from_numpy(batch.mask),
+                input_ids=self._tensor(batch.ids),
+                attention_mask=self._tensor(batch.mask),
                 use_cache=False,
             ).last_hidden_state
-            rows = torch.arange(len(batch.lengths))
-            last = hidden[rows, torch.from_numpy(batch.lengths) - 1].float()
-            return torch.nn.functional.normalize(last, dim=-1).numpy()
+            rows = torch.arange(len(batch.lengths), device=self._device)
+            last = hidden[rows, self._tensor(batch.lengths) - 1].float()
+            return torch.nn.functional.normalize(last, dim=-1).cpu().numpy()
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
 
 
 def open_reference(
@@ -56,6 +75,7 @@ def open_reference(
     *,
     contract: TokenContract | None = None,
     prompts: Prompts | None = None,
+    device: str = "auto",
 ) -> Encoder:
     """Load base and adapter, unmerged, in fp32.
 
@@ -64,6 +84,7 @@ def open_reference(
         adapter: The LoRA adapter's folder.
         contract: How token ids frame a text; None reads it from the model folder.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
+        device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it.
 
     Raises:
         AnnaError: If base or adapter is missing, damaged or not supported.
@@ -72,12 +93,39 @@ def open_reference(
     spec = checkpoint.spec
     tokenizer = find_tokenizer(model, adapter)
     contract = contract or read_contract(tokenizer, spec, None)
+    device = _device(device)
     with quiet():
-        loaded = _load(checkpoint, adapter)
+        loaded = _load(checkpoint, adapter).to(device)
     return Encoder(
-        PytorchBackend(loaded, spec),
+        PytorchBackend(loaded, spec, _arithmetic(device), device),
         Tokeniser.open(tokenizer, contract),
         prompts if prompts is not None else find_prompts(model, adapter),
+    )
+
+
+def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
+    """Load an artifact's stored weights into transformers' own model, in fp32; no graph runs.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
+    spec, read, device = artifact.manifest.spec, stored_weights(artifact), _device(device)
+    with quiet():
+        model = empty_model(spec)
+    model.load_state_dict({name: read(name) for name in spec.weight_shapes()}, assign=True)
+    arithmetic = f"{_arithmetic(device)}, from the artifact's stored weights"
+    return PytorchBackend(model.to(device), spec, arithmetic, device)
+
+
+def _arithmetic(device: str) -> str:
+    return f"fp32 in PyTorch on {device.upper()}"
+
+
+def _device(asked: str) -> str:
+    return pick_device(
+        asked,
+        has_cuda=torch.cuda.is_available(),
+        without="expected PyTorch with a CUDA device, found none; use --device cpu",
     )
 
 

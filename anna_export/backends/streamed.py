@@ -4,21 +4,16 @@ The modules and their forward pass are transformers' own; every weight is read w
 called and dropped after it, so one batch costs one pass over the weights on disk.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import onnx_ir as ir
 import torch
 
 from anna_export.adapter import Delta
 from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import PytorchBackend, quiet
+from anna_export.backends.stored import ReadWeight, empty_model, stored_weights
 from anna_export.checkpoint import Checkpoint
-from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import EmbeddingSpec
-
-# name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
-ReadWeight = Callable[[str], torch.Tensor]
 
 
 def open_streamed_reference(checkpoint: Checkpoint) -> PytorchBackend:
@@ -35,70 +30,20 @@ def open_streamed_reference(checkpoint: Checkpoint) -> PytorchBackend:
 
 def open_streamed_artifact(artifact: Artifact) -> PytorchBackend:
     """Stream an artifact's stored weights: what a graph over them computes, without the graph."""
-    graph = ir.load(artifact.graph(CANONICAL)).graph
-    stored = {name: value.const_value for name, value in graph.initializers.items()}
-
-    def read(name: str) -> torch.Tensor:
-        tensor = stored[name]
-        assert tensor is not None
-        weight = _read_stored(tensor)
-        matrix = weight.ndim == 2 and name != "embed_tokens.weight"
-        return weight.T if matrix else weight
-
-    return _backend(artifact.manifest.spec, read, {}, "the artifact's stored weights")
-
-
-def _read_stored(tensor: ir.TensorProtocol) -> torch.Tensor:
-    """Read one weight of a graph as fp32, without mapping the data file."""
-    dtypes = {
-        ir.DataType.FLOAT: torch.float32,
-        ir.DataType.FLOAT16: torch.float16,
-        ir.DataType.BFLOAT16: torch.bfloat16,
-    }
-    if isinstance(tensor, ir.ExternalTensor):
-        assert tensor.offset is not None and tensor.length is not None
-        with open(tensor.path, "rb") as file:
-            file.seek(tensor.offset)
-            data = bytearray(file.read(tensor.length))
-    else:  # small enough to stand in the graph itself
-        data = bytearray(tensor.tobytes())
-    shape = tensor.shape.numpy()
-    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).reshape(shape).float()
+    spec, read = artifact.manifest.spec, stored_weights(artifact)
+    return _backend(spec, read, {}, "the artifact's stored weights")
 
 
 def _backend(
     spec: EmbeddingSpec, read: ReadWeight, deltas: dict[str, Delta], what: str
 ) -> PytorchBackend:
-    backend = PytorchBackend(_streamed_model(spec, read, deltas), spec)
-    backend.arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
-    return backend
-
-
-def _streamed_model(spec: EmbeddingSpec, read: ReadWeight, deltas: dict[str, Delta]) -> Any:
-    from transformers import MistralConfig, MistralModel
-    from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
-
-    config = MistralConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.dim,
-        intermediate_size=spec.ffn_dim,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        rms_norm_eps=spec.norm_eps,
-        max_position_embeddings=spec.max_positions,
-        sliding_window=spec.sliding_window,
-        rope_parameters={"rope_theta": spec.rope_theta, "rope_type": "default"},
-        attn_implementation="sdpa",
-    )
-    with quiet(), torch.device("meta"):
-        model = MistralModel(config).eval()
-    model.rotary_emb = MistralRotaryEmbedding(config)
+    with quiet():
+        model = empty_model(spec)
     for name, module in model.named_modules():
         if module._parameters:
             _stream(module, f"{name}.weight", read, deltas.get(f"{name}.weight"))
-    return model
+    arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
+    return PytorchBackend(model, spec, arithmetic)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:

@@ -24,6 +24,7 @@ from anna_export.cli import options, shown
 @click.option(
     "--field", default="text", show_default=True, help="Key of the text in a .jsonl object."
 )
+@options.backend_option
 @options.device_option
 @options.overwrite_option
 @shown.json_option
@@ -33,6 +34,7 @@ def command(
     out: Path,
     prompt: str | None,
     field: str,
+    backend: str,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -50,7 +52,7 @@ def command(
     manifest = open_artifact(artifact).manifest
     manifest.prompts.text(prompt)
     source = read_texts(texts, field)
-    encoder = open_encoder(artifact, device=device)
+    encoder = open_encoder(artifact, backend=backend, device=device)
     with shown.stage("embed", "texts") as progress:
         embedded = embed_file(
             encoder,

@@ -56,12 +56,19 @@ max_tokens_option = click.option(
     help="Longest sequence in tokens, prompt and end token included; longer texts are cut. "
     "Default: the model's max_seq_length, else its sliding window, else its positions.",
 )
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "ort", "pytorch"]),
+    default="auto",
+    show_default=True,
+    help="What computes: ONNX Runtime (auto, ort), or PyTorch in fp32 over the stored weights.",
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute; auto takes CUDA where ONNX Runtime has it.",
+    help="Where to compute; auto takes CUDA where the backend has it.",
 )
 
 _PRECISIONS = {

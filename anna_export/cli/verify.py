@@ -28,10 +28,17 @@ from anna_export.errors import ParityError, ShapeError
     show_default=True,
     help="vectors: cosines over ordinary and odd texts, alone and in padded batches; seconds.",
 )
+@options.backend_option
 @options.device_option
 @shown.json_option
 def command(
-    artifact: Path, reference: Path, adapter: Path | None, tier: str, device: str, as_json: bool
+    artifact: Path,
+    reference: Path,
+    adapter: Path | None,
+    tier: str,
+    backend: str,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Compare an artifact's vectors with the PyTorch model's.
 
@@ -51,7 +58,7 @@ def command(
             f"{reference}"
         )
     with shown.stage("compare vectors", "texts") as progress:
-        parity = prove(opened, reference, adapter, progress, device=device)
+        parity = prove(opened, reference, adapter, progress, backend=backend, device=device)
     if as_json:
         shown.print_json(parity.to_json())
     else:

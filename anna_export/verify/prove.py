@@ -20,6 +20,7 @@ def prove(
     adapter: Path | None = None,
     progress: Progress | None = None,
     *,
+    backend: str = "auto",
     device: str = "auto",
 ) -> Parity:
     """Compare an artifact's vectors with the reference's.
@@ -46,8 +47,14 @@ def prove(
             _STREAMED_TEXTS,
             floor=scheme.worst_cosine,
         )
-    reference = open_reference(model, adapter, contract=manifest.contract, prompts=manifest.prompts)
-    candidate = open_encoder(artifact.folder, device=device)
+    reference = open_reference(
+        model,
+        adapter,
+        contract=manifest.contract,
+        prompts=manifest.prompts,
+        device="cpu" if device == "cpu" else "auto",
+    )
+    candidate = open_encoder(artifact.folder, backend=backend, device=device)
     return compare(
         reference,
         candidate,
