@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 demo: install
 	$(BIN)/python -m demo
@@ -14,6 +14,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/everything.py
 
 install: .venv/installed
 

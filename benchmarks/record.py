@@ -100,16 +100,21 @@ def record(
         "not_run": not_run,
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print_table(figures, not_run)
+    print(f"written to {path}", file=sys.stderr)
+    return 0 if figures and all(figure.holds for figure in figures) else 1
+
+
+def print_table(figures: list[Figure], not_run: list[dict[str, str]]) -> None:
+    """Print one line a figure, with what it should reach and whether it does."""
     for figure in figures:
         spread = ""
         if figure.spread is not None:
             spread = f"  ({figure.spread[0]:.4g} to {figure.spread[1]:.4g})"
         verdict = "holds" if figure.holds else "DOES NOT HOLD"
         print(
-            f"{figure.name:44} {figure.value:12.6g} {figure.unit:8} {figure.reach:12} "
+            f"{figure.name:56} {figure.value:12.6g} {figure.unit:8} {figure.reach:12} "
             f"{verdict}{spread}"
         )
     for skipped in not_run:
-        print(f"{skipped['name']:44} not run: {skipped['why']}")
-    print(f"written to {path}", file=sys.stderr)
-    return 0 if figures and all(figure.holds for figure in figures) else 1
+        print(f"{skipped['name']:56} not run: {skipped['why']}")
