@@ -4,6 +4,7 @@ The contract: `<s>` where the model has it, the prompt, the text, cut at the end
 exactly once and last. Special tokens written in a text are plain text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,8 +181,8 @@ def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> 
     Args:
         folder: A Hugging Face folder with tokenizer.json and tokenizer_config.json.
         spec: The model's numbers; ids must fit its vocabulary.
-        max_tokens: The longest sequence; None takes the folder's max_seq_length, else the
-            sliding window, else every position.
+        max_tokens: The longest sequence; None takes the folder's max_seq_length, else its
+            tokenizer's model_max_length, else the sliding window, else every position.
 
     Raises:
         MissingError: If a tokenizer file is missing.
@@ -209,7 +210,7 @@ def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> 
         bos_id=bos_id if adds_bos else None,
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
-        max_tokens=_max_tokens(folder, spec, max_tokens),
+        max_tokens=_max_tokens(folder, config, spec, max_tokens),
     )
 
 
@@ -218,7 +219,9 @@ def find_tokenizer(model: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
 
 
-def _max_tokens(folder: Path, spec: EmbeddingSpec, asked: int | None) -> int:
+def _max_tokens(
+    folder: Path, config: dict[str, Any], spec: EmbeddingSpec, asked: int | None
+) -> int:
     if asked is not None:
         if not 8 <= asked <= spec.max_positions:
             raise InputError(
@@ -226,8 +229,12 @@ def _max_tokens(folder: Path, spec: EmbeddingSpec, asked: int | None) -> int:
                 f"found {asked}"
             )
         return asked
+    # sentence-transformers writes the limit to the first place up to version 5, since then to the
+    # second, where transformers writes 1e30 for none
     path = folder / "sentence_bert_config.json"
     trained = read_json(path).get("max_seq_length") if path.exists() else None
+    if trained is None and (config.get("model_max_length") or math.inf) <= spec.max_positions:
+        trained = config["model_max_length"]
     return min(int(trained or spec.sliding_window or spec.max_positions), spec.max_positions)
 
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentence_transformers
 import tokenizers
 import transformers
 from hypothesis import given, settings
@@ -291,24 +293,42 @@ def test_eos_pads_where_there_is_no_pad_token(
 
 
 @pytest.mark.parametrize(
-    ("trained", "window", "expected"),
-    [(None, 4096, 4096), (None, None, 8192), (512, 4096, 512), (9999, 4096, 8192)],
+    ("trained", "tokenizers_own", "window", "expected"),
+    [
+        (512, 1024, 4096, 512),
+        (9999, None, 4096, 8192),
+        (None, 1024, 4096, 1024),
+        (None, 8192, 4096, 8192),
+        (None, 10**30, 4096, 4096),
+        (None, None, 4096, 4096),
+        (None, None, None, 8192),
+    ],
 )
-def test_default_length_is_the_trained_one_else_the_window_else_every_position(
+def test_default_length_is_the_first_limit_that_the_folder_gives(
     changed: Callable[..., Path],
     spec: EmbeddingSpec,
     trained: int | None,
+    tokenizers_own: int | None,
     window: int | None,
     expected: int,
 ) -> None:
-    from dataclasses import replace
-
-    folder = changed()
+    folder = changed(model_max_length=tokenizers_own)
     if trained is not None:
         path = folder / "sentence_bert_config.json"
         path.write_text(json.dumps({"max_seq_length": trained}))
     found = read_contract(folder, replace(spec, sliding_window=window), None)
     assert found.max_tokens == expected
+
+
+def test_default_length_is_that_of_sentence_transformers(
+    changed: Callable[..., Path], base: Path, spec: EmbeddingSpec
+) -> None:
+    folder = changed(model_max_length=1024)
+    for path in base.iterdir():
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").max_seq_length
+    assert read_contract(folder, spec, None).max_tokens == theirs == 1024
 
 
 # -- batches --

@@ -54,7 +54,8 @@ max_tokens_option = click.option(
     "--max-tokens",
     type=int,
     help="Longest sequence in tokens, prompt and end token included; longer texts are cut. "
-    "Default: the model's max_seq_length, else its sliding window, else its positions.",
+    "Default: the model's max_seq_length, its tokenizer's model_max_length, its sliding window, or "
+    "its positions, whichever is found first.",
 )
 backend_option = click.option(
     "--backend",
