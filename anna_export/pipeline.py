@@ -27,8 +27,7 @@ from anna_export.prompts import find_prompts
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
 from anna_export.st_files import write_st_files
-from anna_export.staging import replace_folder, require_absent, staged
-from anna_export.streaming import require_disk
+from anna_export.staging import replace_folder, require_absent, require_disk, staged
 from anna_export.tokenise import (
     TOKENIZER_FILES,
     TokenContract,
@@ -82,6 +81,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
             `OUT.rejected`.
     """
     require_absent(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE)
+    # where a rejected artifact would go, which is known only when all work is done
+    require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
     contract = read_contract(
         find_tokenizer(recipe.model, recipe.adapter), checkpoint.spec, recipe.max_tokens
@@ -90,7 +91,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     seconds: dict[str, float] = {}
     parity = None
     with staged(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE) as folder:
-        require_disk(folder, forecast(checkpoint.spec, contract, scheme.precision).disk_bytes)
+        # only now: what a killed export had left here is gone
+        require_disk(recipe.out, forecast(checkpoint.spec, contract, scheme.precision).disk_bytes)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
             graphs = scheme.graphs(checkpoint, contract.max_tokens)
             artifact = _write(folder, recipe, checkpoint, contract, graphs, progress)
@@ -99,7 +101,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
         artifact = add_proof(artifact, parity)
         if parity is not None and parity.verdict != "pass":
-            raise _rejected(folder, recipe.out, parity)
+            raise _reject(folder, recipe.out, parity)
     return Exported(Artifact(recipe.out, artifact.manifest), parity, seconds)
 
 
@@ -155,9 +157,13 @@ def _write(
     return Artifact(folder, manifest)
 
 
-def _rejected(folder: Path, out: Path, parity: Parity) -> ParityError:
+def _rejected(out: Path) -> Path:
     out = out.resolve()
-    kept = out.with_name(f"{out.name}.rejected")
+    return out.with_name(f"{out.name}.rejected")
+
+
+def _reject(folder: Path, out: Path, parity: Parity) -> ParityError:
+    kept = _rejected(out)
     replace_folder(folder, kept, overwrite=True)
     return ParityError(
         f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; the artifact is in "

@@ -20,6 +20,8 @@ from anna_export.errors import ExistsError, MissingError, SpaceError
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
+# a disk, a quota, or a limit on the size of files
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -33,11 +35,12 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
 
     Raises:
         ExistsError: If `out` exists and may not be overwritten.
+        SpaceError: If the disk fills up.
     """
     require_absent(out, overwrite=overwrite, holding=holding)
     out = out.resolve()  # a link stays one
     aside = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
-    with ExitStack() as stack:
+    with _room_for(out), ExitStack() as stack:
         for parent in (path for path in reversed(out.parents) if not path.exists()):
             parent.mkdir(exist_ok=True)
             stack.callback(_remove_if_empty, parent)
@@ -60,15 +63,14 @@ def staged_file(out: Path) -> Iterator[Path]:
         SpaceError: If the disk fills up.
     """
     aside = out.with_name(f".{out.name}.partial")
-    try:
-        yield aside
-        _sync(aside)
-        aside.replace(out)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise out_of_space(error, out) from None
-        raise
+    with _room_for(out):
+        try:
+            yield aside
+            _sync(aside)
+            aside.replace(out)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -134,11 +136,47 @@ def replace_folder(source: Path, out: Path, *, overwrite: bool) -> None:
     _sync(out.parent)
 
 
-def out_of_space(error: OSError, path: Path) -> OSError:
+@contextmanager
+def _room_for(out: Path) -> Iterator[None]:
+    """Turn a full disk's error into ours, whatever was being written; let any other pass."""
+    try:
+        yield
+    except OSError as error:
+        raise out_of_space(error, out) from None
+
+
+def out_of_space(error: OSError, out: Path) -> OSError:
     """Turn a full disk's error into ours; return any other as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno not in _FULL:
         return error
-    return SpaceError(f"expected room for {path.name}, found the disk of {path.parent} full")
+    refusal = SpaceError(
+        f"expected room for {out.name} in {out.parent}, found: {os.strerror(error.errno)}; "
+        "make room there, or choose another place"
+    )
+    refusal.errno = error.errno  # so that an output this one is a part of is named instead
+    return refusal
+
+
+def disk_free_bytes(out: Path) -> int:
+    """Return the free bytes of the disk an output is on, or will be."""
+    out = out.absolute()
+    while not out.exists():
+        out = out.parent
+    return shutil.disk_usage(out).free
+
+
+def require_disk(out: Path, size_bytes: int) -> None:
+    """Refuse to start what will not fit on its disk.
+
+    Raises:
+        SpaceError: Naming what is needed and what is free.
+    """
+    free = disk_free_bytes(out)
+    if free < size_bytes:
+        raise SpaceError(
+            f"expected {size_bytes / 1e6:,.1f} MB free for {out}, found {free / 1e6:,.1f} MB on "
+            "its disk; make room there, or choose another place"
+        )
 
 
 def _taken(out: Path) -> ExistsError:
