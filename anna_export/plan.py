@@ -5,6 +5,7 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,15 @@ from anna_export.tokenise import TokenContract
 
 # Measured on 2 cores at two sizes (benchmarks/results, scale): see fits_in_memory for their use.
 _LIBRARIES_BYTES: Final = 320 << 20
-# Graphs, tokenizer and manifest; and page alignment of every tensor.
-_SMALL_FILES_BYTES: Final = 8 << 20
+# Graphs, tokenizer and manifest; page alignment of every tensor; what a disk keeps for itself.
+_SMALL_FILES_BYTES: Final = 4 << 20
 _PAGE_BYTES: Final = 4096
+_DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
 _START_SECONDS: Final = 3.0
 _MERGE_BYTES_PER_SECOND: Final = 400e6
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, precision: Precision)
     return Forecast(
         precision=precision,
         artifact_bytes=artifact,
-        disk_bytes=artifact,
+        disk_bytes=artifact + _DISK_MARGIN_BYTES,
         export_bytes=export,
         serve_bytes=serve,
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
@@ -70,16 +74,35 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, precision: Precision)
 
 
 def available_memory_bytes() -> int:
-    """Return what this process may still take: the machine's, its cgroup's, its own limit."""
-    limits = [psutil.virtual_memory().available]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = Path("/sys/fs/cgroup") / name
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text) - psutil.Process().memory_info().rss)
+    """Return what this process may still take: the machine's, its cgroups', its own limit."""
+    limits = [psutil.virtual_memory().available, *_left_by_cgroups()]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft - psutil.Process().memory_info().vms)
     return max(0, min(limits))
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """Yield what each cgroup around this process leaves of its limit, page cache not counted."""
+    if not _OWN_CGROUPS.exists():
+        return
+    for line in _OWN_CGROUPS.read_text().splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            root, limit, used = _CGROUPS, "memory.max", "anon"
+        elif controllers == "memory":
+            root, limit, used = _CGROUPS / "memory", "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        # in a container, the upper part of the path may not be there to see
+        own = root / place.lstrip("/")
+        for folder in (own, *own.parents)[: len(own.parts) - len(root.parts) + 1]:
+            path = folder / limit
+            if path.exists() and (text := path.read_text().strip()).isdigit():
+                stat = dict(
+                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
+                )
+                yield int(text) - int(stat[used])
 
 
 def fits_in_memory(needed_bytes: int) -> bool:
@@ -87,24 +110,28 @@ def fits_in_memory(needed_bytes: int) -> bool:
     return needed_bytes * 1.1 < available_memory_bytes()
 
 
-def disk_free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk an output folder will be on."""
-    while not folder.exists():
-        folder = folder.parent
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize
+def fits_proof(needed: Forecast) -> bool:
+    """Say whether reference and artifact fit together, so that every text can be compared."""
+    return fits_in_memory(needed.reference_bytes + needed.serve_bytes)
 
 
-def export_seconds(needed: Forecast, out: Path) -> float:
-    """Forecast the time of merging and writing from a short write to the output's disk."""
-    folder = out
+def write_bytes_per_second(out: Path) -> float | None:
+    """Measure the output's disk by a short write that leaves nothing; None if it cannot be made."""
+    folder = out.absolute()
     while not folder.is_dir():
         folder = folder.parent
     probe = bytes(_PROBE_BYTES)
     started = time.perf_counter()
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(probe)
-        file.flush()
-        os.fsync(file.fileno())
-    write_rate = _PROBE_BYTES / (time.perf_counter() - started)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(probe)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return None
+    return _PROBE_BYTES / (time.perf_counter() - started)
+
+
+def export_seconds(needed: Forecast, write_rate: float) -> float:
+    """Forecast the time of merging and writing at a disk's bytes per second."""
     return _START_SECONDS + needed.artifact_bytes / min(write_rate, _MERGE_BYTES_PER_SECOND)

@@ -23,7 +23,7 @@ json_option = click.option(
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    _print(json.dumps(value, indent=2))
+    print_line(json.dumps(value, indent=2))
 
 
 def print_rows(rows: dict[str, str]) -> None:
@@ -34,10 +34,11 @@ def print_rows(rows: dict[str, str]) -> None:
         lines = textwrap.wrap(
             value, max(20, columns - indent), break_long_words=False, break_on_hyphens=False
         )
-        _print(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
+        print_line(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
 
 
-def _print(text: str) -> None:
+def print_line(text: str) -> None:
+    """Print one line on stdout, to whoever still reads it."""
     try:
         click.echo(text)
     except BrokenPipeError:

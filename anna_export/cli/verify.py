@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from anna_export.cli import options, shown
-from anna_export.errors import ParityError, ShapeError
+from anna_export.errors import ParityError
 
 
 @click.command(
@@ -47,16 +47,9 @@ def command(
     """
     from anna_export.artifact import PARITY_FILE, open_artifact
     from anna_export.card import add_proof
-    from anna_export.spec import read_spec
     from anna_export.verify.prove import prove
 
     opened = open_artifact(artifact)
-    expected, found = opened.manifest.spec.dim, read_spec(reference).dim
-    if found != expected:
-        raise ShapeError(
-            f"expected a reference of {expected} dimensions, as {artifact} has, found {found} in "
-            f"{reference}"
-        )
     with shown.stage("compare vectors", "texts") as progress:
         parity = prove(opened, reference, adapter, progress, backend=backend, device=device)
     if as_json:

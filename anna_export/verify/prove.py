@@ -6,8 +6,10 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
 from anna_export.checkpoint import Checkpoint
-from anna_export.plan import fits_in_memory, forecast
+from anna_export.errors import ShapeError
+from anna_export.plan import fits_proof, forecast
 from anna_export.progress import Progress
+from anna_export.spec import EmbeddingSpec
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
 
@@ -29,6 +31,7 @@ def prove(
     instead, layer by layer in PyTorch on a few texts; the result's `method` says so.
 
     Raises:
+        ShapeError: If the reference is a model of another shape.
         AnnaError: If base or adapter cannot be used.
     """
     # transformers and peft take seconds to load: only who compares waits for them
@@ -37,9 +40,9 @@ def prove(
 
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
-    needed = forecast(manifest.spec, manifest.contract, manifest.precision)
-    if not fits_in_memory(needed.reference_bytes + needed.serve_bytes):
-        checkpoint = Checkpoint.open(model, adapter)
+    checkpoint = Checkpoint.open(model, adapter)
+    _require_same_model(manifest.spec, checkpoint)
+    if not fits_proof(forecast(manifest.spec, manifest.contract, manifest.precision)):
         return compare_weights(
             open_streamed_reference(checkpoint),
             open_streamed_artifact(artifact),
@@ -63,3 +66,13 @@ def prove(
         alone_floor=scheme.alone_cosine,
         progress=progress,
     )
+
+
+def _require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
+    for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size"):
+        expected, found = getattr(spec, name), getattr(reference.spec, name)
+        if found != expected:
+            raise ShapeError(
+                f"expected a reference with {name} {expected}, as the artifact has, found {found} "
+                f"in {reference.folder}; give the model and the adapter it was made from"
+            )
