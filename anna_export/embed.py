@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anna_export.encoder import Encoder
-from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
-from anna_export.spec import read_json
-from anna_export.staging import require_absent_file, staged_file, write_text
+from anna_export.staging import require_absent_file, require_disk, staged_file, write_text
 
 SHARD_TEXTS: Final = 4096
 INPUTS: Final = (".txt", ".jsonl")
 OUTPUTS: Final = (".parquet", ".npy")
+_SHARD: Final = ".float32"
+_ITEM_BYTES: Final = 4
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -66,9 +68,7 @@ def read_texts(path: Path, field: str = "text") -> TextFile:
     ids = [key for key, _ in _rows(path, field)]
     if not ids:
         raise InputError(f"expected at least one text, found none in {path}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return TextFile(path, field, range(len(ids)) if ids[0] is None else ids, digest)
+    return TextFile(path, field, range(len(ids)) if ids[0] is None else ids, _sha256(path))
 
 
 def require_output(out: Path, *, overwrite: bool) -> None:
@@ -108,7 +108,8 @@ def embed_file(
     Raises:
         InputError: If there is no such prompt, or the file changed since it was read.
         ExistsError: If `out` exists and is not to be overwritten.
-        SpaceError: If the disk fills up.
+        SpaceError: If the vectors do not fit on the disk.
+        DamagedError: If a vector is not finite.
     """
     require_output(out, overwrite=overwrite)
     state = {
@@ -119,40 +120,71 @@ def embed_file(
         "field": source.field,
         "shard_texts": shard_texts,
     }
-    shards = _open_shards(out, state)
+    with _shards(out, state) as shards:
+        size_bytes = len(source.ids) * encoder.dim * _ITEM_BYTES
+        # the shards, as far as they are not there yet, and what they are joined into
+        held = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))
+        require_disk(out, 2 * size_bytes - held)
+        paths, resumed = _fill(shards, encoder, source, prompt, progress, shard_texts)
+        if _sha256(source.path) != source.sha256:
+            raise InputError(
+                f"expected {source.path} to stay as it is, found it changed meanwhile; run it again"
+            )
+        with staged_file(out) as aside:
+            join = _join_npy if out.suffix == ".npy" else _join_parquet
+            join(paths, source.ids, encoder.dim, aside)
+        shutil.rmtree(shards)
+    return Embedded(out, len(source.ids), resumed)
+
+
+def _fill(
+    shards: Path,
+    encoder: Encoder,
+    source: TextFile,
+    prompt: str | None,
+    progress: Progress | None,
+    shard_texts: int,
+) -> tuple[list[Path], int]:
+    """Make every shard that is not there; return all of them, and the texts of those that were."""
     texts, total, done, resumed = source.texts(), len(source.ids), 0, 0
     paths: list[Path] = []
     while batch := list(islice(texts, shard_texts)):
-        path = shards / f"{len(paths):08d}.npy"
+        path = shards / f"{len(paths):08d}{_SHARD}"
         paths.append(path)
-        if path.exists():
+        if path.exists() and path.stat().st_size == len(batch) * encoder.dim * _ITEM_BYTES:
             resumed += len(batch)
         else:
             report = _part_of(progress, done, len(batch), total)
-            vectors = encoder.encode(batch, prompt, progress=report)
-            with staged_file(path) as aside, aside.open("wb") as file:
-                np.save(file, vectors)
+            try:
+                vectors = encoder.encode(batch, prompt, progress=report)
+            except DamagedError as error:
+                raise DamagedError(
+                    f"{error} (its text 0 is text {done} of {source.path})"
+                ) from None
+            with staged_file(path) as aside:
+                aside.write_bytes(vectors.data)
         done += len(batch)
         if progress is not None:
             progress(done, total)
-    if done != total:
-        raise InputError(f"expected {total} texts in {source.path}, found {done}: it has changed")
-    with staged_file(out) as aside:
-        join = _join_npy if out.suffix == ".npy" else _join_parquet
-        join(paths, source.ids, encoder.dim, aside)
-    shutil.rmtree(shards)
-    return Embedded(out, total, resumed)
+    return paths, resumed
 
 
-def _open_shards(out: Path, state: Mapping[str, object]) -> Path:
-    """Return the folder of finished shards; emptied where it belongs to another run."""
+@contextmanager
+def _shards(out: Path, state: Mapping[str, object]) -> Iterator[Path]:
+    """Give the folder of finished shards, emptied of another run's; it stays if there are some."""
     shards = out.with_name(f".{out.name}.shards")
-    known = shards / "state.json"
-    if not (known.exists() and read_json(known) == state):
+    known, text = shards / "state.json", json.dumps(state)
+    if not (known.exists() and known.read_bytes() == text.encode()):
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir()
-        write_text(known, json.dumps(state))
-    return shards
+    try:
+        if not known.exists():
+            write_text(known, text)
+        yield shards
+    except BaseException:
+        if not any(shards.glob(f"*{_SHARD}")):
+            shutil.rmtree(shards)
+        raise
 
 
 def _part_of(progress: Progress | None, before: int, texts: int, total: int) -> Progress | None:
@@ -211,12 +243,17 @@ def _kind(kind: type) -> str:
     return "none" if kind is type(None) else kind.__name__
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _join_npy(paths: Sequence[Path], ids: Sequence[object], dim: int, out: Path) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), dim)}
     with out.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for path in paths:
-            file.write(np.load(path).data)
+            file.write(path.read_bytes())
 
 
 def _join_parquet(paths: Sequence[Path], ids: Sequence[object], dim: int, out: Path) -> None:
@@ -225,7 +262,7 @@ def _join_parquet(paths: Sequence[Path], ids: Sequence[object], dim: int, out: P
     with pq.ParquetWriter(out, schema) as writer:
         start = 0
         for path in paths:
-            vectors = np.load(path)
+            vectors = np.fromfile(path, np.float32).reshape(-1, dim)
             flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
             writer.write_table(
                 pa.table([column[start : start + len(vectors)], flat], schema=schema)
