@@ -75,4 +75,5 @@ def _proof(parity: Parity | None) -> str:
 | worst cosine (at least {parity.floor}) | {parity.worst_cosine:.7f} |
 | mean cosine | {parity.mean_cosine:.7f} |
 | largest difference | {parity.max_abs:.2e} |{alone}
-| texts, prompts | {parity.texts} up to {parity.longest_tokens} tokens, {len(parity.prompts)} |"""
+| texts | {parity.texts}, the longest of {parity.longest_tokens:,} tokens |
+| prompts | none{"".join(f", `{name}`" for name in parity.prompts)} |"""

@@ -54,7 +54,8 @@ def main() -> int:
 def _export(models: DemoModels, path: Path) -> None:
     arguments = ["--model", str(models.base), "--adapter", str(models.adapter), "--out"]
     print("$ anna-export", *arguments, OUT / path.name, file=sys.stderr, flush=True)
-    finished = subprocess.run([TOOL, *arguments, path], stdout=sys.stderr, check=False)
+    # its table names the folder this is made in; the one below says the same of the finished one
+    finished = subprocess.run([TOOL, *arguments, path], stdout=subprocess.DEVNULL, check=False)
     if finished.returncode != 0:
         sys.exit(finished.returncode)
 

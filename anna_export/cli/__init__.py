@@ -1,6 +1,8 @@
 """The command line: `anna-export VERB`; without a verb it is `export`."""
 
 import errno
+import os
+import signal
 import sys
 import traceback
 import warnings
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 import click
 
 from anna_export.cli import embed, export, inspect, merge, plan, verify
-from anna_export.errors import AnnaError
+from anna_export.errors import AnnaError, InputError
 
 WRONG_USE = 2
 BUG = 70
@@ -35,6 +37,14 @@ class _DefaultsToExport(click.Group):
         if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name those there are."""
+        if args[0] not in self.commands:
+            raise InputError(f"expected a command of {', '.join(self.commands)}, found {args[0]!r}")
+        return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, unwrapped, so that they can be copied."""
@@ -69,6 +79,8 @@ for command in (
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # what stops a container or a job is cleaned up after as Ctrl-C is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(args))
 
 
@@ -83,15 +95,38 @@ def run(args: Sequence[str] | None = None) -> int:
         click.echo(error.format_message())
         return 0
     except click.ClickException as error:
-        return _complain(error.format_message(), WRONG_USE)
+        return _complain(_wrong_use(error), WRONG_USE)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSALS:
-            place = f"{error.filename}" if error.filename else "an output"
+            place = os.fspath(error.filename or "a file")
             return _complain(f"expected to use {place}, found: {error.strerror}", WRONG_USE)
+        if isinstance(error, MemoryError):
+            return _complain(
+                "expected enough memory, found too little; anna-export plan says what is needed",
+                WRONG_USE,
+            )
         traceback.print_exc()
         return _complain("this is a bug in anna-export; please report it with the lines above", BUG)
+
+
+def _wrong_use(error: click.ClickException) -> str:
+    """Say what was expected, what was found, and where it is explained."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if ctx is None:
+        return error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        known = [option for parameter in ctx.command.params for option in parameter.opts]
+        options = sorted(name for name in known if name.startswith("--"))
+        found = f"expected an option of {', '.join(options)}, found {error.option_name}"
+    elif isinstance(error, click.MissingParameter) and error.param is not None:
+        option = isinstance(error.param, click.Option)
+        name = error.param.opts[0] if option else error.param.human_readable_name
+        found = f"expected {name}, found none"
+    else:
+        found = error.format_message().rstrip(".")
+    return f"{found}; see {ctx.command_path} --help"
 
 
 @contextmanager

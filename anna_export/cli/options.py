@@ -31,6 +31,10 @@ class _Folder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         found = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if found.exists() and not found.is_dir():
+            raise InputError(
+                f"expected a folder, found a file at {found}; name the folder it is in"
+            )
         if not found.is_dir():
             raise MissingError(
                 f"expected a folder, found none at {found}; models, adapters and artifacts are "
@@ -94,5 +98,5 @@ def chosen_precision(flags: dict[str, bool]) -> Precision:
     """
     asked = [precision for precision in Precision if flags[precision]]
     if len(asked) > 1:
-        raise InputError(f"expected one precision, found --{' and --'.join(asked)}")
+        raise InputError(f"expected one precision, found --{' and --'.join(asked)}; give one")
     return asked[0] if asked else Precision.FP32
