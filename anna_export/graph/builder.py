@@ -73,7 +73,6 @@ class _Graph:
         self.checkpoint = checkpoint
         self.spec: EmbeddingSpec = checkpoint.spec
         self.precision = precision
-        self.dtype = IR_DTYPES[precision]
         wide = precision is Precision.FP16
         self.residual_precision = Precision.FP32 if wide else precision
         self.max_tokens = max_tokens
@@ -127,30 +126,31 @@ class _Graph:
         return self.narrow(x)
 
     def narrow(self, x: ir.Value) -> ir.Value:
-        if self.precision is self.residual_precision:
-            return x
-        return self.op("Cast", x, to=self.dtype)
+        return self.cast(x, self.residual_precision, self.precision)
 
     def widen(self, x: ir.Value) -> ir.Value:
-        if self.precision is self.residual_precision:
+        return self.cast(x, self.precision, self.residual_precision)
+
+    def cast(self, x: ir.Value, found: Precision, wanted: Precision) -> ir.Value:
+        if found is wanted:
             return x
-        return self.op("Cast", x, to=IR_DTYPES[self.residual_precision])
+        x.dtype = IR_DTYPES[found]  # passes must know what a Cast casts
+        return self.op("Cast", x, to=IR_DTYPES[wanted])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines, (max_tokens, head_dim / 2)."""
+        """Cosines and sines, (max_tokens, head_dim / 2); stored in fp32, which the twin needs."""
         half, rows, theta = self.spec.head_dim // 2, self.max_tokens, self.spec.rope_theta
-        shape, dtype = ir.Shape([rows, half]), TORCH_DTYPES[self.precision]
+        shape = ir.Shape([rows, half])
 
         def table(name: str) -> ir.Value:
             def compute() -> ir.Tensor:
                 # in fp32, as the reference does: the angle's own rounding is part of the model
                 steps = torch.arange(0, 2 * half, 2, dtype=torch.int64).float() / (2 * half)
                 angles = torch.outer(torch.arange(rows).float(), 1.0 / theta**steps)
-                return as_ir(
-                    (angles.cos() if name == "rotary.cos" else angles.sin()).to(dtype), name
-                )
+                return as_ir(angles.cos() if name == "rotary.cos" else angles.sin(), name)
 
-            return self.tape.initializer(ir.LazyTensor(compute, self.dtype, shape, name=name))
+            lazy = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=name)
+            return self.cast(self.tape.initializer(lazy), Precision.FP32, self.precision)
 
         return table("rotary.cos"), table("rotary.sin")
 

@@ -1,6 +1,6 @@
 """fp32: weights and arithmetic in 32-bit float; the default without a GPU."""
 
-from anna_export.quantise.scheme import Scheme, fused
+from anna_export.quantise.scheme import FUSED, Scheme
 from anna_export.spec import Precision
 
-SCHEME = Scheme(Precision.FP32, cpu_passes=fused, worst_cosine=0.999999, alone_cosine=0.999999)
+SCHEME = Scheme(Precision.FP32, cpu_passes=FUSED, worst_cosine=0.999999, alone_cosine=0.999999)

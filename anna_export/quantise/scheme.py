@@ -1,7 +1,7 @@
 """What a precision is: how its graphs are made, and how close its vectors must stay."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 
@@ -12,6 +12,9 @@ from anna_export.graph.passes.group_query import GroupQueryAttention
 from anna_export.spec import Precision
 
 CANONICAL, CPU = "canonical", "cpu"
+FUSED: Final = (GroupQueryAttention(),)
+# ONNX Runtime's CPU provider cannot compute in the narrow types
+WIDENED: Final = (ComputeInFp32(), GroupQueryAttention())
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +29,13 @@ class Scheme:
     """
 
     precision: Precision
-    cpu_passes: Callable[[int | None], tuple[ir.passes.InPlacePass, ...]]
+    cpu_passes: tuple[ir.passes.InPlacePass, ...]
     worst_cosine: float
     alone_cosine: float
 
     def graphs(self, checkpoint: Checkpoint, max_tokens: int) -> dict[str, ir.Model]:
         """Return one graph for each target, over the same weights, none of them read."""
         canonical, cpu = (build_graph(checkpoint, self.precision, max_tokens) for _ in range(2))
-        for rewrite in self.cpu_passes(checkpoint.spec.sliding_window):
+        for rewrite in self.cpu_passes:
             rewrite(cpu)
         return {CANONICAL: canonical, CPU: cpu}
-
-
-def fused(window: int | None) -> tuple[ir.passes.InPlacePass, ...]:
-    """Lower an fp32 graph for a CPU."""
-    return (GroupQueryAttention(window),)
-
-
-def widened(window: int | None) -> tuple[ir.passes.InPlacePass, ...]:
-    """Lower a graph of a narrow type, which ONNX Runtime's CPU provider cannot compute in."""
-    return (ComputeInFp32(), GroupQueryAttention(window))

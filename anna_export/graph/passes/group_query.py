@@ -16,17 +16,10 @@ class GroupQueryAttention(ir.passes.InPlacePass):
     """Replace Attention by GroupQueryAttention.
 
     1. Only where the attention is causal; the last layer's single query keeps its operator.
-    2. A sliding window's mask becomes the operator's own window.
+    2. A sliding window's mask (distance < window) becomes the operator's own window.
     3. Every row counts as S tokens long: padding stands on the right, where causal attention
        cannot see it, and a shorter length would leave the padded rows undefined.
-
-    Args:
-        window: The sliding window in tokens, where the graph masks by it.
     """
-
-    def __init__(self, window: int | None) -> None:
-        super().__init__()
-        self.window = window
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a graph that build_graph does not make: other inputs, attention or masks."""
@@ -39,7 +32,7 @@ class GroupQueryAttention(ir.passes.InPlacePass):
                 raise ir.passes.PreconditionError(
                     f"expected {min(missing)} on {node.name}, found none; build with build_graph"
                 )
-            if len(node.inputs) > (3 if self.window is None else 4):
+            if len(node.inputs) > 4 or (_mask(node) is not None and _window(node) is None):
                 raise ir.passes.PreconditionError(
                     f"expected no mask but the sliding window's on {node.name}, found one; "
                     "build with build_graph"
@@ -54,29 +47,29 @@ class GroupQueryAttention(ir.passes.InPlacePass):
         graph.opset_imports[DOMAIN] = 1
         lengths = _lengths(graph)
         for node in causal:
-            self._replace(graph, node, lengths)
+            _replace(graph, node, lengths)
         RemoveUnusedNodesPass()(model)  # a replaced mask leaves its arithmetic behind
         return ir.passes.PassResult(model, modified=True)
 
-    def _replace(self, graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> None:
-        masked = len(node.inputs) > 3
-        attributes = {
-            "num_heads": node.attributes["q_num_heads"].as_int(),
-            "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
-            "scale": node.attributes["scale"].as_float(),
-            "local_window_size": self.window if masked and self.window else -1,
-        }
-        new = ir.node(
-            "GroupQueryAttention",
-            [*node.inputs[:3], None, None, *lengths],
-            attributes,
-            domain=DOMAIN,
-            num_outputs=3,
-            name=node.name,
-        )
-        graph.insert_before(node, new)
-        ir.convenience.replace_all_uses_with(node.outputs[0], new.outputs[0])
-        graph.remove(node, safe=True)
+
+def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> None:
+    attributes = {
+        "num_heads": node.attributes["q_num_heads"].as_int(),
+        "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
+        "scale": node.attributes["scale"].as_float(),
+        "local_window_size": _window(node) or -1,
+    }
+    new = ir.node(
+        "GroupQueryAttention",
+        [*node.inputs[:3], None, None, *lengths],
+        attributes,
+        domain=DOMAIN,
+        num_outputs=3,
+        name=node.name,
+    )
+    graph.insert_before(node, new)
+    ir.convenience.replace_all_uses_with(node.outputs[0], new.outputs[0])
+    graph.remove(node, safe=True)
 
 
 def _causal(graph: ir.Graph) -> list[ir.Node]:
@@ -85,6 +78,20 @@ def _causal(graph: ir.Graph) -> list[ir.Node]:
         for node in graph
         if node.op_type == "Attention" and node.attributes.get_int("is_causal", 0) == 1
     ]
+
+
+def _mask(node: ir.Node) -> ir.Value | None:
+    return node.inputs[3] if len(node.inputs) > 3 else None
+
+
+def _window(node: ir.Node) -> int | None:
+    """Return the w of a mask that is Less(…, w); None without such a mask."""
+    mask = _mask(node)
+    less = mask.producer() if mask is not None else None
+    if less is None or less.op_type != "Less" or less.inputs[1] is None:
+        return None
+    window = less.inputs[1].const_value
+    return int(window.numpy()) if window is not None and window.size == 1 else None
 
 
 def _lengths(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
