@@ -7,7 +7,7 @@ import numpy as np
 
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
-from anna_export.errors import DamagedError, ExtraError
+from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch
@@ -28,14 +28,30 @@ class OrtBackend:
     name = "ort"
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, spec: EmbeddingSpec, arithmetic: str
+        self,
+        session: onnxruntime.InferenceSession,
+        spec: EmbeddingSpec,
+        max_tokens: int,
+        arithmetic: str,
     ) -> None:
         self._session = session
+        self._max_tokens = max_tokens
         self.spec = spec
         self.arithmetic = arithmetic
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        """Return (B, spec.dim) float32 rows of unit L2 length.
+
+        Raises:
+            InputError: If the batch is wider than the graph's rotary tables are long.
+        """
+        if batch.width > self._max_tokens:
+            raise InputError(
+                f"expected at most {self._max_tokens} tokens a row, found {batch.width}; cut them "
+                "or export with a larger --max-tokens"
+            )
+        if not len(batch.ids):  # GroupQueryAttention divides by the batch size
+            return np.empty((0, self.spec.dim), dtype=np.float32)
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
         (vectors,) = self._session.run(None, feeds)
         return vectors
@@ -47,7 +63,7 @@ def open_backend(
     """Load an artifact's graph for a device.
 
     Raises:
-        InputError: If there is no such device here.
+        InputError: If there is no such device here, or no thread to compute in.
         DamagedError: If ONNX Runtime does not accept the graph.
     """
     device = pick_device(
@@ -55,6 +71,8 @@ def open_backend(
         has_cuda=_CUDA in onnxruntime.get_available_providers(),
         without="expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]",
     )
+    if threads is not None and threads < 1:
+        raise InputError(f"expected at least 1 thread, found {threads}")
     precision = artifact.manifest.precision
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -72,4 +90,10 @@ def open_backend(
             f"expected a graph that ONNX Runtime {onnxruntime.__version__} loads, found: "
             f"{str(error).splitlines()[0]} ({path})"
         ) from None
-    return OrtBackend(session, artifact.manifest.spec, arithmetic)
+    # where CUDA's libraries or its device are missing, ONNX Runtime would go on without a word
+    if not set(providers) <= set(session.get_providers()):
+        raise InputError(
+            "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
+        )
+    manifest = artifact.manifest
+    return OrtBackend(session, manifest.spec, manifest.contract.max_tokens, arithmetic)
