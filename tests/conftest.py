@@ -5,10 +5,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import peft
 import pytest
 import torch
@@ -22,6 +25,7 @@ from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
+from anna_export.tokenise import TokenBatch
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # head_dim is not hidden / heads, heads are grouped, and nothing is a power of two by accident
@@ -42,6 +46,9 @@ TOKENIZER = build_tokenizer(load_sentencepiece(), 4096)
 
 MakeModel = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
+MakeArtifact = Callable[..., Artifact]
+RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
+MakeBatch = Callable[..., TokenBatch]
 
 
 @pytest.fixture(scope="session")
@@ -119,3 +126,47 @@ def encoder(artifact: Artifact) -> Encoder:
 @pytest.fixture(scope="session")
 def reference(base: Path, adapter: Path) -> Encoder:
     return open_reference(base, adapter)
+
+
+@pytest.fixture(scope="session")
+def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
+    """Exports a model without proof, the same one only once; keywords are the Recipe's."""
+
+    @functools.cache
+    def make(
+        model: Path,
+        precision: Precision = Precision.FP32,
+        adapter: Path | None = None,
+        max_tokens: int | None = 64,
+    ) -> Artifact:
+        out = tmp_path_factory.mktemp("export") / "artifact"
+        recipe = Recipe(model, adapter, out, precision, max_tokens, verify=False)
+        return export(recipe, stage).artifact
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_graph() -> RunGraph:
+    """Runs one of an artifact's graphs, by target, as it is, in ONNX Runtime on the CPU."""
+
+    @functools.cache
+    def session(path: Path) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(artifact: Artifact, target: str, batch: TokenBatch) -> np.ndarray:
+        feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        return session(artifact.graph(target)).run(None, feeds)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> MakeBatch:
+    """Draws rows of the given lengths; their padding is drawn too, so that seeing it shows."""
+
+    def make(*lengths: int, seed: int = 0) -> TokenBatch:
+        ids = np.random.default_rng(seed).integers(3, 32000, (len(lengths), max(lengths)))
+        return TokenBatch(ids, np.array(lengths))
+
+    return make
