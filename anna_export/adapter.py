@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,11 +30,15 @@ _UNSUPPORTED: Final = (
     "use_bdlora",
     "arrow_config",
     "kasa_config",
+    "velora_config",
     "fan_in_fan_out",
 )
 # Initialisations that also rewrite the base weights when the adapter is made.
-_BASE_CHANGING_INITS: Final = ("pissa", "corda", "olora", "mica", "lora_ga", "loftq")
+_BASE_CHANGING_INITS: Final = ("pissa", "corda", "olora", "lora_ga", "loftq")
 _EMBEDDING = "embed_tokens"
+# No part of an embedding: the language head, and tables that older versions stored.
+_LANGUAGE_HEAD = "lm_head."
+_ROTARY_TABLE = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,9 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         MissingError: If the folder or one of its files does not exist.
         UnsupportedError: If it is another kind than LoRA, or has a feature refused by name.
+        InputError: If a setting is missing or of the wrong type, or nothing is adapted.
         DamagedError: If a LoRA factor lacks its partner.
+        ShapeError: If the factors' shapes contradict one another or the settings.
     """
     config = _read_config(folder)
     weights = folder / WEIGHTS_FILE
@@ -99,30 +105,59 @@ def read_adapter(folder: Path) -> Adapter:
     factors: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     token_rows = None
-    for key, tensor in read_header(weights).items():
-        name = base_name(key)
+    for name, tensor in by_weight(read_header(weights).values()).items():
         match = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
         if match:
             factors.setdefault(match[1], {})[match[2]] = tensor
         elif name.endswith(".token_adapter.trainable_tokens_delta"):
             token_rows = _token_rows(config, name, tensor)
         elif "lora_" in name or "magnitude" in name:
-            raise UnsupportedError(f"expected LoRA factors A and B, found {key} in {weights}")
+            raise UnsupportedError(
+                f"expected LoRA factors A and B, found {tensor.key} in {weights}"
+            )
         else:
-            # modules_to_save; an embedding that is also a LoRA target is stored as base_layer
-            replaced[name.replace(".base_layer.", ".")] = tensor
+            # modules_to_save; an embedding that is also adapted is stored as its base layer
+            name = name.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+            replaced[name] = tensor
     deltas = {
         f"{module}.weight": _delta(config, weights, module, pair)
         for module, pair in factors.items()
     }
     if not (deltas or replaced or token_rows):
         raise InputError(f"expected LoRA tensors in {weights}, found none")
+    if token_rows and f"{_EMBEDDING}.weight" in deltas:
+        raise UnsupportedError(
+            f"expected LoRA of {_EMBEDDING} or trained rows of it, found both in {weights}"
+        )
     return Adapter(folder, deltas, replaced, token_rows)
 
 
-def base_name(key: str) -> str:
-    """Return the weight's name in a MistralModel's state dict, whatever wraps that model."""
-    return key.removeprefix("base_model.model.").removeprefix("model.")
+def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """Return tensors by name in a MistralModel's state dict, whatever wraps that model.
+
+    What is no part of an embedding is left out: the language head and rotary tables.
+
+    Raises:
+        DamagedError: If two tensors are the same weight.
+        UnsupportedError: If one is not stored as fp32, fp16 or bf16.
+    """
+    found: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        name = _unwrapped(tensor.key).removeprefix("model.")
+        if name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
+            continue
+        if name in found:
+            raise DamagedError(
+                f"expected one tensor for {name}, found {found[name].key} in {found[name].path} "
+                f"and {tensor.key} in {tensor.path}"
+            )
+        tensor.require_float()
+        found[name] = tensor
+    return found
+
+
+def _unwrapped(key: str) -> str:
+    return key.removeprefix("base_model.model.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -168,32 +203,49 @@ def _delta(
             f"expected lora_A (r, in) and lora_B (out, r) of {module}, found {a.shape} and "
             f"{b.shape} in {weights}"
         )
-    rank = int(_pattern_value(config.get("rank_pattern"), module, config["r"]))
-    if rank != a.shape[0]:
+    # patterns speak of the module as it was named in training, with or without a language head
+    trained = _unwrapped(a.key).rpartition(".lora_")[0]
+    rank = _setting(config, "rank_pattern", "r", trained)
+    if rank != a.shape[0] or rank < 1:
         raise ShapeError(
-            f"expected rank {rank} for {module} by {CONFIG_FILE}, found {a.shape[0]} in {weights}"
+            f"expected rank {rank:g} for {module} by {CONFIG_FILE}, found {a.shape[0]} in {weights}"
         )
-    alpha = float(_pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    alpha = _setting(config, "alpha_pattern", "lora_alpha", trained)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Delta(a, b, scale, embedding=module == _EMBEDDING)
 
 
-def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    # peft matches a pattern against the end of the module's full name; the part of that name
-    # before "layers." depends on what wrapped the model, so both spellings are tried
-    for pattern, value in (patterns or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, f"model.{module}")):
-            return value
-    return default
+def _setting(config: dict[str, Any], patterns: str, default: str, module: str) -> float:
+    """Return a module's rank or alpha by peft's rule: the first pattern to match its end wins."""
+    found = config.get(default)
+    by_pattern = config.get(patterns) or {}
+    try:
+        for pattern, value in by_pattern.items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                found = value
+                break
+    except (AttributeError, re.error) as error:
+        raise InputError(
+            f"expected regular expressions and numbers as {patterns} in {CONFIG_FILE}, "
+            f"found {by_pattern}: {error}"
+        ) from None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise InputError(
+            f"expected a number as {default} of {module} in {CONFIG_FILE}, found {found!r}"
+        )
+    return found
 
 
 def _token_rows(config: dict[str, Any], name: str, tensor: StoredTensor) -> TokenRows:
     asked = config.get("trainable_token_indices")
     module = name.removesuffix(".token_adapter.trainable_tokens_delta")
-    indices = asked.get(module) if isinstance(asked, dict) else asked
-    if module != _EMBEDDING or not indices or len(indices) != tensor.shape[0]:
+    if isinstance(asked, dict):
+        asked = {key.removeprefix("model."): value for key, value in asked.items()}.get(module)
+    indices = asked if isinstance(asked, list) else []
+    whole = all(isinstance(index, int) and index >= 0 for index in indices)
+    if module != _EMBEDDING or not whole or (len(indices),) != tensor.shape[:-1]:
         raise UnsupportedError(
-            f"expected trainable_token_indices of {_EMBEDDING}, one for each trained row, "
-            f"found {tensor.shape[0]} rows of {module} and indices {indices}"
+            f"expected trainable_token_indices of {_EMBEDDING} in {CONFIG_FILE}, one for each "
+            f"trained row, found rows of {module} of shape {tensor.shape} and indices {asked}"
         )
-    return TokenRows(tuple(int(index) for index in indices), tensor)
+    return TokenRows(tuple(indices), tensor)

@@ -1,15 +1,16 @@
 """The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
 import torch
 
-from anna_export.adapter import WEIGHTS_FILE, Adapter, Delta, base_name, read_adapter
-from anna_export.errors import MissingError, ShapeError, UnsupportedError
-from anna_export.safetensors_files import DTYPES, StoredTensor, read_header
+from anna_export.adapter import WEIGHTS_FILE, Adapter, Delta, by_weight, read_adapter
+from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
+from anna_export.safetensors_files import StoredTensor, read_header
 from anna_export.spec import EmbeddingSpec, Precision, read_json, read_spec
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -19,8 +20,7 @@ TORCH_DTYPES: Final = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
-# Not part of the embedding model: the language head, and tables that older versions stored.
-_IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")
+_EMBEDDING = "embed_tokens.weight"
 # Numbers worked on at once in fp32 while a tensor is merged: 4 MiB, so that it stays in cache.
 _CHUNK_NUMBERS = 1 << 20
 
@@ -42,25 +42,28 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         shapes = self.spec.weight_shapes()
-        _require_all(self.folder, shapes, self.base)
+        replaced = self.adapter.replaced if self.adapter is not None else {}
+        _require_all(self.folder, shapes, self.base, set(replaced))
         if self.adapter is not None:
             _require_fit(self.adapter, shapes)
 
     @classmethod
     def open(cls, model: Path, adapter: Path | None = None) -> Self:
         """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
-        spec, base = read_spec(model), _base_tensors(model)
+        spec = read_spec(model)
+        base = by_weight(
+            tensor for path in _weight_files(model) for tensor in read_header(path).values()
+        )
         lora = read_adapter(adapter) if adapter is not None else None
-        if lora is not None and "embed_tokens.weight" in lora.replaced:
+        embedding = lora.replaced.get(_EMBEDDING) if lora is not None else None
+        if embedding is not None and len(embedding.shape) == 2:
             # an adapter trained with added tokens brings its own, larger embedding
-            embedding = lora.replaced["embed_tokens.weight"]
             spec = replace(spec, vocab_size=embedding.shape[0])
-            base["embed_tokens.weight"] = embedding
         return cls(model, spec, base, lora)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Type the base stores a weight in."""
-        return DTYPES[self.base[name].dtype]
+        return self.base[name].torch_dtype
 
     def read(
         self, name: str, dtype: torch.dtype, *, transpose: bool = False, merge: bool = True
@@ -71,26 +74,29 @@ class Checkpoint:
             name: As in a MistralModel's state dict.
             dtype: Type of the result; sums are in fp32 and rounded once.
             transpose: Return a matrix as (in, out) instead of (out, in).
-            merge: Add the adapter's delta.
+            merge: Add the adapter's delta; what the adapter replaces, it replaces in either case.
 
         Returns:
             A contiguous tensor.
+
+        Raises:
+            DamagedError: If a number in it is NaN or infinite, or becomes so in `dtype`.
         """
-        source = self.base[name]
-        delta = None
+        source, delta, rows = self.base[name], None, None
         if self.adapter is not None:
             source = self.adapter.replaced.get(name, source)
             delta = self.adapter.deltas.get(name) if merge else None
+            rows = self.adapter.token_rows if name == _EMBEDDING else None
         weight = source.read()
-        rows = self.adapter.token_rows if self.adapter else None
-        if rows is not None and name == "embed_tokens.weight":
-            weight = weight.float()
-            weight[list(rows.indices)] = rows.rows.read().float()
-        if weight.ndim == 1:
-            return weight.to(dtype)
-        if delta is None and not transpose:
-            return weight.to(dtype)
-        return _merge(weight, delta, dtype, transpose)
+        if delta is not None or (transpose and weight.ndim == 2):
+            weight = _merge(weight, delta, dtype, transpose)
+        else:
+            weight = weight.to(dtype)
+        if rows is not None:
+            columns = weight.T if transpose else weight
+            columns[list(rows.indices)] = rows.rows.read().to(dtype)
+        _require_finite(weight, name, source.path)
+        return weight
 
     def source_hashes(self) -> dict[str, str]:
         """Return sha256 of the small files that identify where the weights came from."""
@@ -131,19 +137,24 @@ def _merge(
     return merged
 
 
-def _base_tensors(model: Path) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    for path in _weight_files(model):
-        for key, tensor in read_header(path).items():
-            if not key.endswith(_IGNORED):
-                found[base_name(key)] = tensor
-    return found
+def _require_finite(weight: torch.Tensor, name: str, path: Path) -> None:
+    low, high = torch.aminmax(weight)  # NaN if any number is
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    # bf16 and fp32 reach as far as any sum of theirs; fp16 does not
+    hint = "; fp16 ends at 65504, bf16 does not" if weight.dtype is torch.float16 else ""
+    raise DamagedError(
+        f"expected finite numbers in {name}, found {low:g} to {high:g} in {path} or in what an "
+        f"adapter adds to it{hint}"
+    )
 
 
 def _weight_files(model: Path) -> list[Path]:
+    # in the order of transformers: a whole file is taken before an index, which may be stale
+    if (model / SINGLE_FILE).exists():
+        return [model / SINGLE_FILE]
     if (model / INDEX_FILE).exists():
-        index = read_json(model / INDEX_FILE)
-        files = [model / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        files = [model / name for name in _shard_names(model / INDEX_FILE)]
         missing = [path.name for path in files if not path.exists()]
         if missing:
             raise MissingError(
@@ -151,8 +162,6 @@ def _weight_files(model: Path) -> list[Path]:
                 f"{', '.join(missing)} in {model}; download the model again"
             )
         return files
-    if (model / SINGLE_FILE).exists():
-        return [model / SINGLE_FILE]
     if any(model.glob("*.bin")):
         raise UnsupportedError(
             f"expected safetensors in {model}, found .bin: pickle files can run code and are not "
@@ -161,8 +170,21 @@ def _weight_files(model: Path) -> list[Path]:
     raise MissingError(f"expected {SINGLE_FILE} or {INDEX_FILE} in {model}, found neither")
 
 
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        # a name that is a path could lead out of the folder
+        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+            raise DamagedError(f"expected file names as weight_map in {index}, found {name!r}")
+    return sorted(set(names))
+
+
 def _require_all(
-    folder: Path, shapes: dict[str, tuple[int, ...]], base: dict[str, StoredTensor]
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    base: dict[str, StoredTensor],
+    replaced: set[str],
 ) -> None:
     missing = [name for name in shapes if name not in base]
     if missing:
@@ -177,7 +199,7 @@ def _require_all(
             f"({len(extra)} more than a spec of {len(shapes)} weights has)"
         )
     for name, shape in shapes.items():
-        if base[name].shape != shape:
+        if base[name].shape != shape and name not in replaced:
             raise ShapeError(
                 f"expected {name} of shape {shape} by config.json, found {base[name].shape} "
                 f"in {base[name].path}"

@@ -14,6 +14,7 @@ import torch
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.errors import InputError
 from anna_export.progress import Progress
+from anna_export.prompts import PROMPTS_FILE, read_prompts
 from anna_export.safetensors_files import header_bytes
 from anna_export.spec import read_json
 from anna_export.staging import require_absent, staged, write_text
@@ -23,12 +24,7 @@ from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
 # The size model hubs split at.
 SHARD_BYTES: Final = 5_000_000_000
 CONFIG_FILE: Final = "config.json"
-_COPIED = (
-    "config_sentence_transformers.json",
-    "generation_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-)
+MODULES_FILE: Final = "modules.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +48,9 @@ def write_merged(
 ) -> Merged:
     """Merge base and adapter into a model folder of the base's own types.
 
+    The folder holds what embeds, a MistralModel. A language head is left out: no embedding passes
+    through it.
+
     Args:
         model: The base model's folder.
         adapter: The LoRA adapter's folder.
@@ -63,8 +62,7 @@ def write_merged(
     Raises:
         AnnaError: If base or adapter cannot be used, or the folder not written.
     """
-    if out.resolve() == model.resolve():
-        raise InputError(f"expected another folder than the base model's, found --out {out}")
+    _require_apart(out, model, adapter)
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
     shapes = checkpoint.spec.weight_shapes()
@@ -82,8 +80,7 @@ def write_merged(
             file = SINGLE_FILE
             if len(shards) > 1:
                 file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-            report = _offset_progress(progress, done, total)
-            _write_shard(folder / file, checkpoint, names, sizes, report)
+            _write_shard(folder / file, checkpoint, names, sizes, progress, done)
             weight_map |= dict.fromkeys(names, file)
             done += sum(sizes[name] for name in names)
         if len(shards) > 1:
@@ -92,6 +89,15 @@ def write_merged(
         _copy_configuration(checkpoint, find_tokenizer(model, adapter), adapter, folder)
     changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
     return Merged(out, len(shapes), changed, total)
+
+
+def _require_apart(out: Path, *sources: Path) -> None:
+    made = out.resolve()
+    for source in sources:
+        read = source.resolve()
+        # what is overwritten is removed, so neither may lie in the other
+        if made.is_relative_to(read) or read.is_relative_to(made):
+            raise InputError(f"expected --out apart from {source}, found {out}")
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -112,6 +118,7 @@ def _write_shard(
     names: list[str],
     sizes: dict[str, int],
     progress: Progress | None,
+    done: int,
 ) -> None:
     shapes = checkpoint.spec.weight_shapes()
     header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
@@ -119,7 +126,13 @@ def _write_shard(
     for name in names:
         parts.append(Part(offset, sizes[name], partial(_bytes, checkpoint, name)))
         offset += sizes[name]
-    write_parts(path, parts, progress)
+    write_parts(path, parts, _among_shards(progress, done - len(header), sum(sizes.values())))
+
+
+def _among_shards(progress: Progress | None, start: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(start + done, total)
 
 
 def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
@@ -135,18 +148,21 @@ def _copy_configuration(
     config["vocab_size"] = checkpoint.spec.vocab_size
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     for name in TOKENIZER_FILES:
-        if (tokenizer / name).exists():
-            shutil.copyfile(tokenizer / name, folder / name)
-    for name in _COPIED:
-        source = adapter if (adapter / name).exists() else checkpoint.folder
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    for module in checkpoint.folder.glob("[0-9]_*"):
+        _copy_file(tokenizer, folder, name)
+    _copy_file(checkpoint.folder, folder, "generation_config.json")
+    _copy_file(adapter if read_prompts(adapter).texts else checkpoint.folder, folder, PROMPTS_FILE)
+    _copy_modules(adapter if (adapter / MODULES_FILE).exists() else checkpoint.folder, folder)
+
+
+def _copy_modules(source: Path, folder: Path) -> None:
+    """Copy what sentence-transformers reads: the list of modules, and a folder of each."""
+    for name in (MODULES_FILE, "sentence_bert_config.json"):
+        _copy_file(source, folder, name)
+    for module in source.glob("[0-9]*_*"):
         if module.is_dir():
             shutil.copytree(module, folder / module.name)
 
 
-def _offset_progress(progress: Progress | None, start: int, total: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, _: progress(min(start + done, total), total)
+def _copy_file(source: Path, folder: Path, name: str) -> None:
+    if (source / name).exists():
+        shutil.copyfile(source / name, folder / name)

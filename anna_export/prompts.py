@@ -52,12 +52,22 @@ class Prompts:
 
 
 def read_prompts(folder: Path) -> Prompts:
-    """Read the prompts of a sentence-transformers folder; none where it has no such file."""
+    """Read the prompts of a sentence-transformers folder; none where it has no such file.
+
+    Raises:
+        InputError: If they are not texts by name.
+    """
     path = folder / PROMPTS_FILE
     if not path.exists():
         return Prompts()
     config = read_json(path)
-    return Prompts(config.get("prompts") or {}, config.get("default_prompt_name"))
+    texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(texts, dict) or not isinstance(default, str | None):
+        raise InputError(
+            f"expected prompts by name, and the default's name, in {path}, found {texts!r} and "
+            f"{default!r}"
+        )
+    return Prompts(texts, default)
 
 
 def find_prompts(model: Path, adapter: Path | None) -> Prompts:

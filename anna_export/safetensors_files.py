@@ -31,6 +31,23 @@ class StoredTensor:
     offset: int  # bytes from the start of the file
     size_bytes: int
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The stored type, which is one of DTYPES."""
+        return DTYPES[self.dtype]
+
+    def require_float(self) -> None:
+        """Refuse what this package cannot compute with.
+
+        Raises:
+            UnsupportedError: If it is not stored as fp32, fp16 or bf16.
+        """
+        if self.dtype not in DTYPES:
+            raise UnsupportedError(
+                f"expected {self.key} in fp32, fp16 or bf16, found {self.dtype} in {self.path}; "
+                "use the original, unquantized model"
+            )
+
     def read(self) -> torch.Tensor:
         """Read the tensor in its stored type.
 
@@ -38,12 +55,8 @@ class StoredTensor:
             UnsupportedError: If it is not stored as fp32, fp16 or bf16.
             DamagedError: If the file ends before the tensor does.
         """
-        if self.dtype not in DTYPES:
-            raise UnsupportedError(
-                f"expected {self.key} in fp32, fp16 or bf16, found {self.dtype} in {self.path}; "
-                "use the original, unquantized model"
-            )
-        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        self.require_float()
+        tensor = torch.empty(self.shape, dtype=self.torch_dtype)
         buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -64,7 +77,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         MissingError: If there is no such file.
-        DamagedError: If the file is truncated or not a safetensors file.
+        DamagedError: If the file is truncated, too long, or not a safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -84,13 +97,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         tensors = {key: _place(path, key, entry, 8 + length) for key, entry in header.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DamagedError(f"expected a safetensors header, found {error!r} in {path}") from None
-    end = max((tensor.offset + tensor.size_bytes for tensor in tensors.values()), default=0)
-    if end > size_bytes:
-        raise DamagedError(
-            f"expected {end} bytes, found {size_bytes}: {path} is truncated; download it again"
-        )
+    _require_seamless(path, tensors, 8 + length, size_bytes)
     return tensors
 
 
@@ -98,9 +114,32 @@ def _place(path: Path, key: str, entry: dict, data_start: int) -> StoredTensor:
     begin, end = (int(value) for value in entry["data_offsets"])
     shape = tuple(int(size) for size in entry["shape"])
     dtype = str(entry["dtype"])
-    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+    expected = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else end - begin
+    if end - begin != expected or min((end - begin, *shape)) < 0:
         raise ValueError(f"{key} of shape {shape} in {end - begin} bytes")
     return StoredTensor(path, key, dtype, shape, data_start + begin, end - begin)
+
+
+def _require_seamless(
+    path: Path, tensors: dict[str, StoredTensor], start: int, size_bytes: int
+) -> None:
+    """Hold a file to its format: tensors fill it, one behind the other, to its end."""
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda each: (each.offset, each.size_bytes)):
+        if tensor.offset != end:
+            raise DamagedError(
+                f"expected {tensor.key} at byte {end}, found it at {tensor.offset}: the header of "
+                f"{path} leaves gaps or lets tensors overlap"
+            )
+        end += tensor.size_bytes
+    if end > size_bytes:
+        raise DamagedError(
+            f"expected {end} bytes, found {size_bytes}: {path} is truncated; download it again"
+        )
+    if end < size_bytes:
+        raise DamagedError(
+            f"expected {end} bytes by its header, found {size_bytes} in {path}; download it again"
+        )
 
 
 def header_bytes(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:

@@ -1,12 +1,22 @@
 """What a model is: the numbers of a Mistral-shaped embedding model, from its config.json."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
+
+# What an absent key means to transformers; null means none, or as many as follows from the rest.
+_DEFAULTS: Final = {
+    "head_dim": None,
+    "hidden_act": "silu",
+    "is_causal": True,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 
 
 class Precision(StrEnum):
@@ -104,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(f"expected the file {path}, found none") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"expected JSON in {path}, found {error}") from None
     if not isinstance(value, dict):
         raise DamagedError(f"expected a JSON object in {path}, found a {type(value).__name__}")
@@ -123,64 +133,80 @@ def read_spec(model: Path) -> EmbeddingSpec:
             f"expected a Hugging Face model folder, found no folder {model}; "
             "models are read from disk, so download it first"
         )
-    config = read_json(model / "config.json")
-    _refuse_unsupported(model, config)
+    path = model / "config.json"
+    config = _DEFAULTS | read_json(path)
+    rope = _rope(path, config)
+    _refuse_unsupported(path, config, rope)
     try:
+        dim, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
         return EmbeddingSpec(
-            vocab_size=int(config["vocab_size"]),
-            dim=int(config["hidden_size"]),
-            ffn_dim=int(config["intermediate_size"]),
-            layers=int(config["num_hidden_layers"]),
-            heads=int(config["num_attention_heads"]),
-            kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-            head_dim=int(
-                config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+            vocab_size=_whole(config, "vocab_size"),
+            dim=dim,
+            ffn_dim=_whole(config, "intermediate_size"),
+            layers=_whole(config, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=_whole(config, "num_key_value_heads", heads),
+            head_dim=_whole(config, "head_dim", dim // heads if heads else 0),
+            norm_eps=_number(config, "rms_norm_eps"),
+            # transformers 5 writes rope_parameters; before, rope_theta stood beside the rest
+            rope_theta=_number(config | rope, "rope_theta"),
+            max_positions=_whole(config, "max_position_embeddings"),
+            sliding_window=(
+                None if config["sliding_window"] is None else _whole(config, "sliding_window")
             ),
-            norm_eps=float(config["rms_norm_eps"]),
-            rope_theta=_rope_theta(model, config),
-            max_positions=int(config["max_position_embeddings"]),
-            # an absent key means transformers' default, null means none
-            sliding_window=_optional_int(config.get("sliding_window", 4096)),
         )
     except KeyError as error:
-        raise InputError(
-            f"expected the key {error} in {model / 'config.json'}, found none"
-        ) from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UnsupportedError):
-            raise
-        raise InputError(f"expected numbers in {model / 'config.json'}, found: {error}") from None
+        raise InputError(f"expected the key {error} in {path}, found none") from None
+    except (TypeError, OverflowError) as error:
+        raise InputError(f"expected numbers in {path}, found {error}") from None
 
 
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _number(config: dict[str, Any], key: str) -> float:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} as {key}")
+    return value
 
 
-def _refuse_unsupported(model: Path, config: dict[str, Any]) -> None:
+def _whole(config: dict[str, Any], key: str, null: int | None = None) -> int:
+    if null is not None and config[key] is None:
+        return null
+    value = _number(config, key)
+    if value != int(value):
+        raise TypeError(f"{value!r} as {key}")
+    return int(value)
+
+
+def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"expected an object as rope_parameters in {path}, found {rope!r}")
+    return rope
+
+
+def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:
     found = config.get("model_type")
     if found != "mistral":
         raise UnsupportedError(
-            f"expected a Mistral-shaped model (model_type mistral), found {found!r} in "
-            f"{model / 'config.json'}"
+            f"expected a Mistral-shaped model (model_type mistral), found {found!r} in {path}"
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(f"expected hidden_act silu, found {config['hidden_act']!r}")
-    if "quantization_config" in config:
+    if config["hidden_act"] != "silu":
         raise UnsupportedError(
-            "expected weights in fp32, fp16 or bf16, found a quantized base "
-            f"({config['quantization_config'].get('quant_method', 'unknown')}); use the original"
+            f"expected hidden_act silu, found {config['hidden_act']!r} in {path}"
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not config["is_causal"]:
+        raise UnsupportedError(
+            f"expected causal attention, found is_causal {config['is_causal']!r} in {path}: every "
+            "token of this model sees those after it"
+        )
+    if quantized := config.get("quantization_config"):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UnsupportedError(
+            f"expected weights in fp32, fp16 or bf16, found a quantized base ({kind}) by {path}; "
+            "use the original"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UnsupportedError(
-            f"expected plain rotary embedding (rope_type default), found {kind!r}"
+            f"expected plain rotary embedding (rope_type default), found {kind!r} in {path}"
         )
-
-
-def _rope_theta(model: Path, config: dict[str, Any]) -> float:
-    # transformers 5 writes rope_parameters; everything before it wrote rope_theta beside the rest
-    theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
-    if theta is None:
-        raise InputError(f"expected rope_theta in {model / 'config.json'}, found none")
-    return float(theta)

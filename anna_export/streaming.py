@@ -5,14 +5,13 @@ parts, not by the file.
 """
 
 import ctypes
-import errno
 import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from anna_export.errors import SpaceError
 from anna_export.progress import Progress
+from anna_export.staging import out_of_space
 
 # Written at once; then the kernel is told to start writing it out, so that the disk is never idle.
 _BLOCK_BYTES = 16 << 20
@@ -69,15 +69,19 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        with _kept_memory(), ThreadPoolExecutor(1) as hasher:
+        with _kept_memory(), ThreadPoolExecutor(1) as hasher, closing(_made_ahead(parts)) as made:
             end = 0
-            for part, buffer in _made_ahead(parts):
+            for part, buffer in made:
                 assert len(buffer) == part.size_bytes and part.offset >= end, part
                 for block in (memoryview(bytes(part.offset - end)), buffer):
                     hashed = hasher.submit(digest.update, block)
                     _write(descriptor, path, block)
                     hashed.result()
                 end = part.offset + part.size_bytes
+                del (
+                    block,
+                    buffer,
+                )  # before the next is waited for, so that three are alive, not four
                 if progress is not None:
                     progress(end, total)
         os.fsync(descriptor)
@@ -88,7 +92,7 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
     return Written(digest.hexdigest(), total)
 
 
-def _made_ahead(parts: Sequence[Part]) -> Iterator[tuple[Part, memoryview]]:
+def _made_ahead(parts: Sequence[Part]) -> Generator[tuple[Part, memoryview]]:
     """Make parts in threads of their own, no more than these ahead of the one that is used."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several makers, one core each, beat one maker on all cores
@@ -134,13 +138,6 @@ def _write(descriptor: int, path: Path, buffer: memoryview) -> None:
             descriptor, max(0, start - _BLOCK_BYTES), 2 * _BLOCK_BYTES, os.POSIX_FADV_DONTNEED
         )
         done += count
-
-
-def out_of_space(error: OSError, path: Path) -> OSError:
-    """Turn a full disk's error into ours; return any other as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    return SpaceError(f"expected room for {path.name}, found the disk of {path.parent} full")
 
 
 def require_disk(folder: Path, size_bytes: int) -> None:
