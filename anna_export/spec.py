@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 
-# What an absent key means to transformers; null means none, or as many as follows from the rest.
+# What an absent key means to transformers.
 _DEFAULTS: Final = {
     "head_dim": None,
     "hidden_act": "silu",
@@ -145,8 +145,10 @@ def read_spec(model: Path) -> EmbeddingSpec:
             ffn_dim=_whole(config, "intermediate_size"),
             layers=_whole(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=_whole(config, "num_key_value_heads", heads),
-            head_dim=_whole(config, "head_dim", dim // heads if heads else 0),
+            kv_heads=_whole(config, "num_key_value_heads"),
+            head_dim=(
+                dim // max(heads, 1) if config["head_dim"] is None else _whole(config, "head_dim")
+            ),
             norm_eps=_number(config, "rms_norm_eps"),
             # transformers 5 writes rope_parameters; before, rope_theta stood beside the rest
             rope_theta=_number(config | rope, "rope_theta"),
@@ -168,13 +170,11 @@ def _number(config: dict[str, Any], key: str) -> float:
     return value
 
 
-def _whole(config: dict[str, Any], key: str, null: int | None = None) -> int:
-    if null is not None and config[key] is None:
-        return null
+def _whole(config: dict[str, Any], key: str) -> int:
     value = _number(config, key)
-    if value != int(value):
+    if not isinstance(value, int):
         raise TypeError(f"{value!r} as {key}")
-    return int(value)
+    return value
 
 
 def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
