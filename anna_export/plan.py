@@ -18,7 +18,7 @@ from anna_export.tokenise import TokenContract
 # Measured on 2 cores at two sizes (benchmarks/results, scale): see fits_in_memory for their use.
 _LIBRARIES_BYTES: Final = 320 << 20
 # Graphs, tokenizer and manifest; page alignment of every tensor; what a disk keeps for itself.
-_SMALL_FILES_BYTES: Final = 4 << 20
+_SMALL_FILES_BYTES: Final = 3_500_000
 _PAGE_BYTES: Final = 4096
 _DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
@@ -52,12 +52,16 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, precision: Precision)
     """Forecast one precision from the model's numbers alone."""
     item = precision.item_bytes
     tables = contract.max_tokens * spec.head_dim * item
-    shapes = spec.weight_shapes().values()
+    shapes = spec.weight_shapes()
     weights = spec.parameters * item + tables
     artifact = weights + len(shapes) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
-    largest = max(math.prod(shape) for shape in shapes)
-    # one tensor being made (as stored and as merged), one waiting, one being written
-    export = _LIBRARIES_BYTES + largest * 2 * (4 + 3 * item)
+    # two tensors are made at once, each held as stored (at most fp32), as turned and as merged;
+    # the embedding is not turned
+    largest = sorted(
+        math.prod(shape) * (item + (4 if name == "embed_tokens.weight" else 8))
+        for name, shape in shapes.items()
+    )
+    export = _LIBRARIES_BYTES + sum(largest[-2:])
     # the CPU provider computes in fp32; a narrow type is held beside its widened copy
     matrices = spec.parameters - spec.vocab_size * spec.dim
     serve = (

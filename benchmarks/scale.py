@@ -28,7 +28,7 @@ from big_model import ALPHA, RANK, mistral_v01, write_adapter, write_base
 from record import Figure, record
 from safetensors import safe_open
 
-from anna_export.plan import disk_free_bytes
+from anna_export.staging import disk_free_bytes
 
 GIB = 1 << 30
 ADDRESS_SPACE_BYTES = 3 * GIB

@@ -1,0 +1,230 @@
+"""The forecast: what an export really takes, on disk and in memory, said before any work."""
+
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from anna_export import plan
+from anna_export.artifact import Artifact, open_artifact
+from anna_export.checkpoint import Checkpoint
+from anna_export.cli import run
+from anna_export.cli.shown import stage
+from anna_export.pipeline import Recipe, export
+from anna_export.plan import Forecast, available_memory_bytes, fits_proof, forecast
+from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.tokenise import TokenContract, read_contract
+from anna_export.verify import prove
+
+GB = 10**9
+MISTRAL_7B = EmbeddingSpec(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 10000.0, 32768, 4096)
+CONTRACT = TokenContract(1, 2, 2, 4096)
+
+
+@pytest.fixture(scope="module")
+def wide(make_model: Callable[..., Path]) -> Path:
+    """A model large enough that its weights outweigh its tokenizer."""
+    return make_model(hidden_size=256, intermediate_size=520, num_attention_heads=4)
+
+
+def plans(capsys: pytest.CaptureFixture[str], *args: object) -> dict:
+    assert run(["plan", *map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# -- disk --
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_forecast_size_is_what_an_export_writes(
+    wide: Path, tmp_path: Path, precision: Precision
+) -> None:
+    export(Recipe(wide, None, tmp_path / "out", precision, verify=False), stage)
+    spec = Checkpoint.open(wide).spec
+    needed = forecast(spec, read_contract(wide, spec, None), precision)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    # what is not weights is only estimated, as a tokenizer of usual size
+    assert needed.artifact_bytes == pytest.approx(written, rel=0.02)
+    assert needed.disk_bytes >= written
+
+
+def test_mistral_7b_in_bf16_takes_its_published_size() -> None:
+    # 7.11 billion parameters without the language head, two bytes each
+    found = forecast(MISTRAL_7B, CONTRACT, Precision.BF16).artifact_bytes
+    assert found == pytest.approx(2 * 7.11 * GB, rel=0.002)
+
+
+def test_plan_writes_nothing_where_the_artifact_would_go(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there", tmp_path / "there" / "not yet" / "nor this"):
+        before = (tmp_path / "there").stat().st_mtime_ns
+        assert plans(capsys, "--model", base, "--out", place)["disk_free_bytes"] > 0
+        assert list((tmp_path / "there").iterdir()) == []
+        assert (tmp_path / "there").stat().st_mtime_ns >= before
+
+
+def test_plan_on_a_full_disk_says_what_does_not_fit(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
+    found = plans(capsys, "--model", base, "--out", tmp_path)
+    assert [entry["fits_disk"] for entry in found["plans"]] == [False] * 3
+    assert [entry["export_seconds"] for entry in found["plans"]] == [None] * 3
+    assert run(["plan", "--model", str(base), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("DOES NOT FIT the disk") == 3 and shown.count("time unknown") == 3
+
+
+# -- memory --
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_needs_grow_with_the_model(precision: Precision) -> None:
+    small = forecast(MISTRAL_7B, CONTRACT, precision)
+    for name in ("layers", "dim", "ffn_dim", "vocab_size"):
+        larger = replace(MISTRAL_7B, **{name: 2 * getattr(MISTRAL_7B, name)})
+        found = forecast(larger, CONTRACT, precision)
+        for need in ("artifact_bytes", "disk_bytes", "serve_bytes", "reference_bytes"):
+            assert getattr(found, need) > getattr(small, need), (name, need)
+        assert found.export_bytes >= small.export_bytes
+
+
+def test_export_takes_memory_by_the_largest_weight_not_by_the_model() -> None:
+    for precision in Precision:
+        shallow = forecast(replace(MISTRAL_7B, layers=1), CONTRACT, precision)
+        deep = forecast(replace(MISTRAL_7B, layers=99), CONTRACT, precision)
+        assert shallow.export_bytes == deep.export_bytes
+    # what DESIGN promises of a full-size model stored in bf16
+    assert forecast(MISTRAL_7B, CONTRACT, Precision.BF16).export_bytes <= 1.75 * 2**30
+
+
+def test_narrow_artifact_takes_more_memory_than_disk_on_a_cpu() -> None:
+    # its weights are widened to fp32 for arithmetic
+    needed = forecast(MISTRAL_7B, CONTRACT, Precision.BF16)
+    assert needed.serve_bytes > 4 * 7 * GB > needed.artifact_bytes
+    assert needed.reference_bytes > 4 * 7.1 * GB
+
+
+def cgroups(tmp_path: Path, own: str, limits: dict[str, tuple[str, str]], stat: str) -> None:
+    """Write a tree of control groups: folder → file of the limit and its text."""
+    (tmp_path / "self").write_text(own)
+    for place, (name, text) in limits.items():
+        folder = tmp_path / "tree" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{text}\n")
+        (folder / "memory.stat").write_text(f"file 900000000\n{stat} 100000000\n")
+
+
+@pytest.fixture
+def in_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(plan, "_OWN_CGROUPS", tmp_path / "self")
+    monkeypatch.setattr(plan, "_CGROUPS", tmp_path / "tree")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GB))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "stat"),
+    [
+        ("0::/\n", {".": ("memory.max", str(GB))}, "anon"),
+        ("0::/job/step\n", {"job/step": ("memory.max", str(GB))}, "anon"),
+        (
+            "0::/job/step\n",
+            {"job": ("memory.max", str(GB)), "job/step": ("memory.max", "max")},
+            "anon",
+        ),
+        (
+            "3:cpuset:/\n4:memory:/docker/1f\n0::/\n",
+            {"memory": ("memory.limit_in_bytes", str(GB))},
+            "total_rss",
+        ),
+    ],
+    ids=["own", "nested", "parent", "version 1, seen from a container"],
+)
+def test_limit_of_a_cgroup_is_heeded(
+    in_tree: Path, own: str, limits: dict[str, tuple[str, str]], stat: str
+) -> None:
+    cgroups(in_tree, own, limits, stat)
+    # page cache is given back when memory is short, so it does not count
+    assert available_memory_bytes() == GB - 100_000_000
+
+
+@pytest.mark.parametrize("text", ["max", str(2**63 - 4096)])
+def test_cgroup_without_limit_leaves_the_machines_memory(in_tree: Path, text: str) -> None:
+    cgroups(in_tree, "0::/\n", {".": ("memory.max", text)}, "anon")
+    assert available_memory_bytes() == 64 * GB
+
+
+def test_machine_without_cgroups_has_its_memory(in_tree: Path) -> None:
+    assert available_memory_bytes() == 64 * GB
+
+
+def test_address_space_limit_is_heeded(in_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = psutil.Process().memory_info().vms
+    limits = {resource.RLIMIT_AS: (mapped + GB, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    # this process maps some more between the two looks
+    assert available_memory_bytes() == pytest.approx(GB, abs=50_000_000)
+
+
+def test_memory_beyond_a_limit_is_none_not_negative(
+    in_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroups(in_tree, "0::/\n", {".": ("memory.max", "5")}, "anon")
+    assert available_memory_bytes() == 0
+
+
+# -- the plan and the proof agree --
+
+
+@pytest.mark.parametrize("spare", [0.95, 1.05, 1.15])
+def test_plan_says_how_an_export_will_prove(
+    base: Path,
+    artifact: Artifact,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spare: float,
+) -> None:
+    manifest = open_artifact(artifact.folder).manifest
+    needed = forecast(manifest.spec, manifest.contract, Precision.FP32)
+    memory = int(spare * (needed.reference_bytes + needed.serve_bytes))
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: memory)
+    said = plans(capsys, "--model", base)["plans"][0]["proof"]
+
+    class Streamed(Exception):
+        pass
+
+    def streamed(*_: object, **__: object) -> None:
+        raise Streamed
+
+    class Whole(Exception):
+        pass
+
+    def whole(*_: object, **__: object) -> None:
+        raise Whole
+
+    monkeypatch.setattr(prove, "compare_weights", streamed)
+    monkeypatch.setattr("anna_export.backends.pytorch.open_reference", whole)
+    expected = Whole if said == "every text, by the graph" else Streamed
+    assert expected is (Whole if spare > 1.1 else Streamed)
+    with pytest.raises(expected):
+        prove.prove(artifact, base)
+
+
+def test_proof_needs_reference_and_artifact_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = Forecast(Precision.FP32, 0, 0, 0, serve_bytes=3 * GB, reference_bytes=4 * GB)
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 7 * GB)
+    assert not fits_proof(needed)
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 8 * GB)
+    assert fits_proof(needed)
