@@ -132,9 +132,9 @@ class _Graph:
         return self.cast(x, self.precision, self.residual_precision)
 
     def cast(self, x: ir.Value, found: Precision, wanted: Precision) -> ir.Value:
+        x.dtype = IR_DTYPES[found]  # passes must know what is cast
         if found is wanted:
             return x
-        x.dtype = IR_DTYPES[found]  # passes must know what a Cast casts
         return self.op("Cast", x, to=IR_DTYPES[wanted])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
