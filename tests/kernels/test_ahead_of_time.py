@@ -1,0 +1,186 @@
+"""PTX compiled with no GPU: its parameters, its version, and that an assembler takes it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from anna_kernels.reference import DTYPES
+
+pytest.importorskip("triton", reason="compiling ahead of time needs triton: Linux on x86_64")
+import triton
+import triton.language as tl
+from anna_kernels.ahead_of_time import (
+    CAPABILITIES,
+    ENTRY,
+    CompiledKernel,
+    compile_kernel,
+    compile_pool_normalise,
+    cut_scratch_pointers,
+)
+from anna_kernels.fused import MAX_BLOCK, pool_normalise_kernel
+from triton.runtime.interpreter import InterpretedFunction
+
+# Odd, that of Mistral, and longer than one block
+DIMS = [129, 4096, MAX_BLOCK + 77]
+
+everywhere = pytest.mark.parametrize("capability", CAPABILITIES)
+of_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def parameter_types(ptx: str) -> list[str]:
+    entry = ENTRY.search(ptx)
+    assert entry
+    return [re.split(r"\s+", declared.strip())[1] for declared in entry[2].split(",")]
+
+
+@everywhere
+@of_every_dtype
+def test_parameters_are_inputs_then_an_int32_then_the_output(
+    capability: int, dtype: torch.dtype
+) -> None:
+    compiled = compile_pool_normalise(129, dtype, capability)
+    assert parameter_types(compiled.ptx) == [".u64", ".u64", ".u32", ".u64"]
+
+
+@everywhere
+def test_ptx_names_its_architecture_and_a_version_old_drivers_take(capability: int) -> None:
+    ptx = compile_pool_normalise(129, torch.bfloat16, capability).ptx
+    suffix = "a" if capability >= 90 else ""
+    assert re.findall(r"^\.target (\w+)$", ptx, re.MULTILINE) == [f"sm_{capability}{suffix}"]
+    (version,) = re.findall(r"^\.version (\S+)$", ptx, re.MULTILINE)
+    # driver 580 takes 9.0; the older the version, the more drivers take it
+    assert version == ("8.7" if capability >= 100 else "8.6")
+
+
+@everywhere
+@pytest.mark.parametrize(("dim", "dtype"), zip(DIMS, DTYPES, strict=True), ids=str)
+def test_assembler_takes_the_ptx_without_warnings_or_spills(
+    dim: int, dtype: torch.dtype, capability: int, tmp_path: Path
+) -> None:
+    compiled = compile_pool_normalise(dim, dtype, capability)
+    source, cubin = tmp_path / "kernel.ptx", tmp_path / "kernel.cubin"
+    source.write_text(compiled.ptx)
+    tools = triton.knobs.nvidia
+    ptxas = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
+    target = f"--gpu-name=sm_{capability}" + ("a" if capability >= 90 else "")
+    strict = ["--warning-as-error", "--warn-on-spills", "--warn-on-local-memory-usage"]
+    run = subprocess.run(
+        [ptxas.path, *strict, target, str(source), "-o", str(cubin)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert compiled.name.encode() in cubin.read_bytes()
+
+
+@of_every_dtype
+@pytest.mark.parametrize("dim", [129, 4096, MAX_BLOCK])
+def test_row_that_fits_is_read_once(dim: int, dtype: torch.dtype) -> None:
+    compiled = compile_pool_normalise(dim, dtype, 90)
+    loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", compiled.ptx)
+    loaded = [int(count or 1) * int(bits) // 8 for count, bits in loads]
+    # each thread reads its share of a block, and the 8 bytes of its row's index
+    block = triton.next_power_of_2(dim) * dtype.itemsize
+    assert sum(loaded) == 8 + block // (32 * compiled.num_warps)
+
+
+@of_every_dtype
+def test_aligned_rows_move_16_bytes_at_once(dtype: torch.dtype) -> None:
+    ptx = compile_pool_normalise(4096, dtype, 90).ptx
+    assert set(re.findall(r"(?:ld|st)\.global\.(v\d\.b\d+)", ptx)) == {"v4.b32"}
+
+
+def test_norm_of_nan_stays_nan() -> None:
+    # a plain maximum drops a NaN on a GPU, and keeps it in the interpreter
+    ptx = compile_pool_normalise(129, torch.bfloat16, 90).ptx
+    assert "max.NaN.f32" in ptx and "max.f32" not in ptx
+
+
+def test_sums_of_rows_use_no_atomics() -> None:
+    ptx = compile_pool_normalise(DIMS[-1], torch.bfloat16, 90).ptx
+    assert not re.search(r"\b(atom|red)\.", ptx)
+
+
+def test_launch_fits_what_every_gpu_grants_unasked() -> None:
+    for dim in (1, *DIMS):
+        compiled = compile_pool_normalise(dim, torch.bfloat16, 80)
+        assert 1 <= compiled.num_warps <= 32 and compiled.shared_bytes <= 48 * 1024
+        assert f".reqntid {32 * compiled.num_warps}" in compiled.ptx
+
+
+def test_ptx_holds_no_path_of_this_machine() -> None:
+    ptx = compile_pool_normalise(129, torch.bfloat16, 90).ptx
+    assert ".file" not in ptx and ".section" not in ptx
+
+
+def test_eps_is_compiled_in() -> None:
+    # the bits of 0.5 in float32
+    assert "0f3F000000" in compile_pool_normalise(129, torch.float32, 90, eps=0.5).ptx
+    assert "0f3F000000" not in compile_pool_normalise(129, torch.float32, 90).ptx
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("dim", "capability", "eps", "found"),
+    [
+        (129, 75, 1e-12, r"expected a capability of \(80, 89, 90, 100, 120\), found 75"),
+        (0, 90, 1e-12, "expected dim of at least 1, found 0"),
+        (129, 90, 0.0, r"expected eps between 1\.2e-38 and .* found 0.0"),
+    ],
+)
+def test_value_out_of_range_is_refused(dim: int, capability: int, eps: float, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        compile_pool_normalise(dim, torch.bfloat16, capability, eps)
+
+
+def test_dtype_that_no_kernel_reads_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"found torch\.float64"):
+        compile_pool_normalise(129, torch.float64, 90)
+
+
+@triton.jit
+def descriptor_kernel(input_ptr: tl.tensor, output_ptr: tl.tensor, D: tl.constexpr) -> None:
+    descriptor = tl.make_tensor_descriptor(input_ptr, [D], [1], [D])
+    tl.store(output_ptr + tl.arange(0, D), descriptor.load([0]))
+
+
+def compile_descriptor_kernel(capability: int) -> CompiledKernel:
+    pointers = {"input_ptr": "*fp32", "output_ptr": "*fp32"}
+    return compile_kernel(descriptor_kernel, pointers, {"D": 64}, capability, num_warps=1)
+
+
+def test_kernel_that_needs_scratch_memory_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"descriptor_kernel to need no scratch .* [1-9]\d* glo"):
+        compile_descriptor_kernel(90)
+
+
+def test_other_kernels_compile_as_well() -> None:
+    # before sm_90 a descriptor is plain pointers and needs no scratch
+    assert parameter_types(compile_descriptor_kernel(80).ptx) == [".u64", ".u64"]
+
+
+@pytest.mark.parametrize(
+    "ptx",
+    [
+        ".visible .entry k(\n.param .u64 k_param_0\n)\n{ ret; }",
+        ".visible .entry k(\n.param .u64 k_param_0,\n.param .u64 k_param_1\n)\n{ ret; }",
+        ".visible .entry k(\n.param .u64 k_param_0,\n.param .u64 k_param_1,\n.param .u64 k_param_2"
+        "\n)\n{ ld.param.u64 %rd1, [k_param_2]; }",
+        ".visible .func k()\n{ ret; }",
+    ],
+    ids=["no scratch", "one", "one in use", "no entry"],
+)
+def test_unknown_parameter_list_is_refused(ptx: str) -> None:
+    with pytest.raises(RuntimeError, match="expected 1 parameters and two unused scratch pointers"):
+        cut_scratch_pointers(ptx, 1)
+
+
+def test_kernel_for_the_interpreter_is_refused() -> None:
+    interpreted = InterpretedFunction(pool_normalise_kernel.fn)
+    with pytest.raises(RuntimeError, match="start Python without TRITON_INTERPRET"):
+        compile_kernel(interpreted, {}, {}, 90, num_warps=1)
