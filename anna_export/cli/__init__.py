@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import click
 
-from anna_export.cli import embed, export, inspect, merge, plan, verify
+from anna_export.cli import embed, export, inspect, merge, plan, shown, verify
 from anna_export.errors import AnnaError, InputError
 
 WRONG_USE = 2
@@ -86,9 +86,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    given = sys.argv[1:] if args is None else list(args)
     try:
-        with _no_warnings():
-            return cli.main(args, prog_name="anna-export", standalone_mode=False) or 0
+        with _no_warnings(), cli.make_context("anna-export", given) as context:
+            cli.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:  # after --help or --version
+        return end.exit_code
     except AnnaError as error:
         return _complain(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -96,8 +100,13 @@ def run(args: Sequence[str] | None = None) -> int:
         return 0
     except click.ClickException as error:
         return _complain(_wrong_use(error), WRONG_USE)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            click.echo(err=True)  # ends the line on which the terminal shows ^C
         return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        shown.drop_stdout()
+        return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSALS:
             place = os.fspath(error.filename or "a file")

@@ -42,8 +42,12 @@ def print_line(text: str) -> None:
     try:
         click.echo(text)
     except BrokenPipeError:
-        # the reader left, as `head` does; the exit code still gives the answer
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Print on to nobody: the reader left, as `head` does; the exit code still gives the answer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def size(size_bytes: float) -> str:
