@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
-from anna_export.staging import require_absent_file, require_disk, staged_file, write_text
+from anna_export.staging import require_absent_file, require_disk, room_for, staged_file, write_text
 
 SHARD_TEXTS: Final = 4096
 INPUTS: Final = (".txt", ".jsonl")
@@ -120,7 +120,7 @@ def embed_file(
         "field": source.field,
         "shard_texts": shard_texts,
     }
-    with _shards(out, state) as shards:
+    with room_for(out), _shards(out, state) as shards:
         size_bytes = len(source.ids) * encoder.dim * _ITEM_BYTES
         # the shards, as far as they are not there yet, and what they are joined into
         held = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))

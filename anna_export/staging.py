@@ -40,7 +40,7 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
     require_absent(out, overwrite=overwrite, holding=holding)
     out = out.resolve()  # a link stays one
     aside = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
-    with _room_for(out), ExitStack() as stack:
+    with room_for(out), ExitStack() as stack:
         for parent in (path for path in reversed(out.parents) if not path.exists()):
             parent.mkdir(exist_ok=True)
             stack.callback(_remove_if_empty, parent)
@@ -63,7 +63,7 @@ def staged_file(out: Path) -> Iterator[Path]:
         SpaceError: If the disk fills up.
     """
     aside = out.with_name(f".{out.name}.partial")
-    with _room_for(out):
+    with room_for(out):
         try:
             yield aside
             _sync(aside)
@@ -137,7 +137,7 @@ def replace_folder(source: Path, out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _room_for(out: Path) -> Iterator[None]:
+def room_for(out: Path) -> Iterator[None]:
     """Turn a full disk's error into ours, whatever was being written; let any other pass."""
     try:
         yield
