@@ -125,6 +125,19 @@ def test_graph_of_one_layer_has_nothing_to_group(make_model: MakeModel) -> None:
     assert DOMAIN not in model.graph.opset_imports
 
 
+def test_head_dim_that_the_operator_does_not_take_keeps_the_standard_one(
+    make_model: MakeModel, make_artifact: MakeArtifact, run_graph: RunGraph, make_batch: MakeBatch
+) -> None:
+    model = make_model(head_dim=6, initializer_range=0.2)
+    assert not GroupQueryAttention()(
+        build_graph(Checkpoint.open(model), Precision.FP32, 64)
+    ).modified
+    batch = make_batch(17, 5)
+    found = run_graph(make_artifact(model), CPU, batch)
+    # fp32 against fp32: only the order of sums differs
+    assert np.abs(found - open_reference(model).backend.run(batch)).max() <= 1e-6
+
+
 # -- ComputeInFp32 --
 
 
@@ -226,11 +239,16 @@ def test_pass_applied_twice_changes_nothing(build: Build, precision: Precision) 
 
 
 def attention(
-    *, names: tuple[str, ...] = ("input_ids",), inputs: int = 3, masked: bool = False, **drop: None
+    *,
+    names: tuple[str, ...] = ("input_ids",),
+    axes: tuple[int, ...] | None = (1, 4, 8),
+    inputs: int = 3,
+    masked: bool = False,
+    **drop: None,
 ) -> ir.Model:
     """A causal attention that some other tool might have written."""
     values = [ir.val(name, dtype=ir.DataType.INT64, shape=["b", "s"]) for name in names]
-    given = [ir.val(f"x{index}", dtype=ir.DataType.FLOAT, shape=[1, 4, 8]) for index in range(3)]
+    given = [ir.val(f"x{index}", dtype=ir.DataType.FLOAT, shape=axes) for index in range(3)]
     extra: list[ir.Value | None] = [None] * (inputs - 3)
     mask = ir.node("Cast", [values[0]], {"to": ir.DataType.BOOL})
     if masked:
@@ -250,10 +268,11 @@ def attention(
         (attention(names=("tokens",)), "expected an input input_ids"),
         (attention(scale=None), "expected scale on theirs"),
         (attention(kv_num_heads=None), "expected kv_num_heads on theirs"),
+        (attention(axes=None), "the width of the values of theirs"),
         (attention(inputs=4, masked=True), "no mask but the sliding window's on theirs"),
         (attention(inputs=6), "no mask but the sliding window's on theirs"),
     ],
-    ids=["no input_ids", "no scale", "no heads", "another mask", "past keys"],
+    ids=["no input_ids", "no scale", "no heads", "no width", "another mask", "past keys"],
 )
 def test_attention_that_is_not_ours_is_not_grouped(model: ir.Model, message: str) -> None:
     before = str(model.graph)

@@ -248,6 +248,8 @@ class _Graph:
         q = self.rotate(self.linear(query, f"{module}.q_proj"), at, spec.heads)
         k = self.rotate(self.linear(context, f"{module}.k_proj"), context_at, spec.kv_heads)
         v = self.linear(context, f"{module}.v_proj")
+        v.dtype = IR_DTYPES[self.precision]
+        v.shape = ir.Shape(["batch", "sequence", spec.kv_dim])  # passes read head_dim from it
         mixed = self.op(
             "Attention",
             q,

@@ -15,7 +15,8 @@ DOMAIN = "com.microsoft"
 class GroupQueryAttention(ir.passes.InPlacePass):
     """Replace Attention by GroupQueryAttention.
 
-    1. Only where the attention is causal; the last layer's single query keeps its operator.
+    1. Only where the attention is causal and head_dim a multiple of 8, as the operator wants it;
+       the last layer's single query keeps the standard operator.
     2. A sliding window's mask (distance < window) becomes the operator's own window.
     3. Every row counts as S tokens long: padding stands on the right, where causal attention
        cannot see it, and a shorter length would leave the padded rows undefined.
@@ -32,6 +33,11 @@ class GroupQueryAttention(ir.passes.InPlacePass):
                 raise ir.passes.PreconditionError(
                     f"expected {min(missing)} on {node.name}, found none; build with build_graph"
                 )
+            if _head_dim(node) is None:
+                raise ir.passes.PreconditionError(
+                    f"expected the width of the values of {node.name}, found none; build with "
+                    "build_graph"
+                )
             if len(node.inputs) > 4 or (_mask(node) is not None and _window(node) is None):
                 raise ir.passes.PreconditionError(
                     f"expected no mask but the sliding window's on {node.name}, found one; "
@@ -39,14 +45,14 @@ class GroupQueryAttention(ir.passes.InPlacePass):
                 )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every causal attention node."""
+        """Rewrite every attention node that rule 1 allows."""
         graph = model.graph
-        causal = _causal(graph)
-        if not causal:
+        groupable = [node for node in _causal(graph) if (_head_dim(node) or 1) % 8 == 0]
+        if not groupable:
             return ir.passes.PassResult(model, modified=False)
         graph.opset_imports[DOMAIN] = 1
         lengths = _lengths(graph)
-        for node in causal:
+        for node in groupable:
             _replace(graph, node, lengths)
         RemoveUnusedNodesPass()(model)  # a replaced mask leaves its arithmetic behind
         return ir.passes.PassResult(model, modified=True)
@@ -78,6 +84,13 @@ def _causal(graph: ir.Graph) -> list[ir.Node]:
         for node in graph
         if node.op_type == "Attention" and node.attributes.get_int("is_causal", 0) == 1
     ]
+
+
+def _head_dim(node: ir.Node) -> int | None:
+    values = node.inputs[2]
+    width = values.shape[2] if values is not None and values.shape is not None else None
+    heads = node.attributes["kv_num_heads"].as_int()
+    return width // heads if isinstance(width, int) else None
 
 
 def _mask(node: ir.Node) -> ir.Value | None:
