@@ -1,0 +1,73 @@
+"""Schemes: one for every precision, and the graphs compute in what it promises."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from anna_export import quantise
+from anna_export.checkpoint import Checkpoint
+from anna_export.graph.builder import IR_DTYPES
+from anna_export.quantise.scheme import CANONICAL, CPU, Scheme
+from anna_export.spec import Precision
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+@pytest.fixture(params=Precision)
+def scheme(request: pytest.FixtureRequest) -> Scheme:
+    return quantise.load(request.param)
+
+
+@pytest.fixture
+def graphs(scheme: Scheme, base: Path) -> dict[str, ir.Model]:
+    return scheme.graphs(Checkpoint.open(base), 64)
+
+
+def multiplied(model: ir.Model) -> set[ir.DataType | None]:
+    """Return the types of the second factors of all matrix products: weights, or their casts."""
+    products = [node.inputs[1] for node in model.graph if node.op_type == "MatMul"]
+    return {value.dtype for value in products if value is not None}
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_every_precision_has_a_scheme_of_its_own(precision: Precision) -> None:
+    assert quantise.load(precision).precision is precision
+
+
+def test_scheme_makes_one_graph_for_each_target(graphs: dict[str, ir.Model]) -> None:
+    assert list(graphs) == [CANONICAL, CPU]
+    assert graphs[CANONICAL] is not graphs[CPU]
+
+
+def test_canonical_graph_multiplies_in_the_precision_asked_for(
+    scheme: Scheme, graphs: dict[str, ir.Model]
+) -> None:
+    assert multiplied(graphs[CANONICAL]) == {IR_DTYPES[scheme.precision]}
+
+
+def test_cpu_graph_multiplies_in_fp32(graphs: dict[str, ir.Model]) -> None:
+    assert multiplied(graphs[CPU]) == {ir.DataType.FLOAT}
+
+
+def test_both_graphs_store_the_same_weights_in_the_same_type(
+    scheme: Scheme, graphs: dict[str, ir.Model]
+) -> None:
+    stored = [
+        {
+            name: (value.dtype, value.shape)
+            for name, value in model.graph.initializers.items()
+            if value.dtype in FLOATS
+        }
+        for model in graphs.values()
+    ]
+    assert stored[0] == stored[1]
+    matrices = {dtype for name, (dtype, _) in stored[0].items() if name.endswith("_proj.weight")}
+    assert matrices == {IR_DTYPES[scheme.precision]}
+
+
+def test_limits_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:
+    promised = {Precision.FP32: 0.999999, Precision.FP16: 0.9995, Precision.BF16: 0.9995}
+    assert promised[scheme.precision] <= scheme.worst_cosine < 1
+    alone = 0.999999 if scheme.precision is Precision.FP32 else 0.9999
+    assert alone <= scheme.alone_cosine < 1
