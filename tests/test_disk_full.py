@@ -94,7 +94,8 @@ def test_disk_that_fills_up_while_evidence_is_written_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    write_text, full = Path.write_text, []
+    write_text = Path.write_text
+    full: list[str] = []
 
     def filling(path: Path, text: str, **options: str) -> int:
         if name in path.name and not full:

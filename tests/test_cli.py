@@ -1,0 +1,313 @@
+"""The command line: help, exit codes, JSON for machines, progress for people."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anna_export.cli import cli, run
+from anna_export.cli.shown import stage
+from anna_export.pipeline import Recipe, export
+from anna_export.spec import Precision
+
+TOOL = Path(sys.executable).with_name("anna-export")
+VERBS = ("export", "plan", "merge", "verify", "embed", "inspect")
+HEAVY = (
+    "torch numpy onnx onnx_ir onnxruntime tensorrt transformers tokenizers peft safetensors "
+    "pyarrow pydantic psutil rich"
+).split()
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def small(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact that is proved quickly: its longest text is short."""
+    out = tmp_path_factory.mktemp("small") / "artifact"
+    return export(Recipe(base, adapter, out, Precision.FP32, 61), stage).artifact.folder
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def commands(base: Path, adapter: Path, copy: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """A command of every verb that succeeds."""
+    (tmp_path / "texts.txt").write_text("a\nb c\n")
+    model = ["--model", str(base), "--adapter", str(adapter)]
+    return {
+        "export": [*model, "--out", str(tmp_path / "out"), "--no-verify", "--bf16"],
+        "plan": model,
+        "merge": [*model, "--out", str(tmp_path / "merged")],
+        "verify": [str(copy), "--reference", *model[1:]],
+        "embed": [str(copy), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "v.npy")],
+        "inspect": [str(copy), "--check"],
+    }
+
+
+def tool(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(TOOL), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+# -- help --
+
+
+def test_every_verb_is_tested() -> None:
+    assert set(cli.commands) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_a_sentence_and_an_example(verb: str, capsys: Output) -> None:
+    assert run([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    usage, sentence = text.split("\n\n")[:2]
+    assert usage.startswith(f"Usage: anna-export {verb} ") and sentence.rstrip().endswith(".")
+    example = text[text.index("\nExample:\n") :].strip().splitlines()[1].strip()
+    assert example.startswith("anna-export ") and "--help" not in example
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
+    for parameter in cli.commands[verb].params:
+        if parameter.param_type_name == "option":
+            help_text = getattr(parameter, "help", "") or ""
+            assert len(help_text.split()) >= 4 and help_text.endswith("."), parameter.name
+            is_flag, default = getattr(parameter, "is_flag", False), parameter.default
+            if not is_flag and isinstance(default, str | Path):
+                assert getattr(parameter, "show_default", False), parameter.name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_example_of_a_verb_is_one_that_it_takes(
+    verb: str, commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = getattr(cli.commands[verb], "example").split()[1:]  # noqa: B009
+    words = example if example[0] == verb else ["export", *example]
+    for name in ("base", "lora", "artifact"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    context = cli.commands[verb].make_context(verb, words[1:])
+    assert not context.args
+
+
+def test_help_shows_every_verb_and_exit_code(capsys: Output) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|a\s+bug|interrupted)", shown) == [
+        "0",
+        "1",
+        "2",
+        "70",
+        "130",
+    ]
+
+
+def test_no_arguments_show_the_help(capsys: Output) -> None:
+    assert run(["--help"]) == 0
+    expected = capsys.readouterr().out
+    assert run([]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_version_is_the_packages(capsys: Output) -> None:
+    assert run(["--version"]) == 0
+    assert re.fullmatch(r"anna-export, version \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["export", "--help"], ["inspect", "--help"]])
+def test_help_loads_no_library_that_works(args: list[str]) -> None:
+    code = (
+        "import sys; from anna_export.cli import run; run(sys.argv[1:]); "
+        f"print('LOADED', *(set({HEAVY}) & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_help_takes_at_most_300_ms() -> None:
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert tool("--help").returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) <= 0.3
+
+
+# -- verbs --
+
+
+def test_no_verb_is_export(commands: dict[str, list[str]], tmp_path: Path, capsys: Output) -> None:
+    assert run(commands["export"]) == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert "bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_json_is_one_object_and_nothing_else(
+    commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # capfd: what native libraries print counts too
+    assert run([verb, *commands[verb], "--json"]) == 0
+    found = capfd.readouterr()
+    assert isinstance(json.loads(found.out), dict) and found.err == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
+    commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, *commands[verb]]) == 0
+    found = capfd.readouterr()
+    assert found.err == "" and len(found.out.splitlines()) >= 2
+
+
+def test_installed_tool_prints_json_alone(copy: Path) -> None:
+    found = tool("inspect", copy, "--json")
+    assert found.returncode == 0 and found.stderr == ""
+    assert json.loads(found.stdout)["schema_version"] == 1
+
+
+def test_json_of_verify_stands_even_if_the_answer_is_no(
+    copy: Path, base: Path, capsys: Output
+) -> None:
+    # without its adapter, the base is another model
+    assert run(["verify", str(copy), "--reference", str(base), "--json"]) == 1
+    found = capsys.readouterr()
+    assert json.loads(found.out)["verdict"] == "fail"
+    assert found.err.startswith("anna-export: expected the reference's vectors, found: worst")
+    assert found.err.count("\n") == 1
+    assert run(["inspect", str(copy)]) == 0
+    assert re.search(r"proof +fail: worst cosine", capsys.readouterr().out)
+
+
+def test_embed_says_what_an_earlier_run_had_done(
+    commands: dict[str, list[str]], capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("anna_export.embed._join_npy", interrupt)
+        assert run(["embed", *commands["embed"]]) == 130
+    assert run(["embed", *commands["embed"]]) == 0
+    assert "2 texts were done by an earlier run" in capsys.readouterr().out
+
+
+# -- exit codes --
+
+
+def test_bug_keeps_its_traceback_and_exits_70(
+    copy: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("oh no")
+
+    monkeypatch.setattr("anna_export.artifact.open_artifact", broken)
+    assert run(["inspect", str(copy)]) == 70
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and "RuntimeError: oh no" in lines[-2]
+    assert lines[-1].startswith("anna-export: this is a bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "expected enough memory, found too little; anna-export plan says"),
+        (PermissionError(13, "Permission denied", "x"), 2, "expected to use x, found: Permission"),
+        (OSError(24, "Too many open files"), 2, "expected to use a file, found: Too many open"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_bug_is_one_line(
+    copy: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("anna_export.artifact.open_artifact", failing)
+    assert run(["inspect", str(copy)]) == code
+    found = capsys.readouterr().err
+    assert found.startswith(f"anna-export: {line}") and found.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["plan", "inspect"])
+def test_reader_that_leaves_early_changes_nothing(
+    commands: dict[str, list[str]], verb: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(TOOL), verb, *commands[verb]]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert found.returncode == 0 and found.stderr == ""
+
+
+# -- progress --
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """Run a command whose stderr is a terminal, and return what it showed."""
+    mine, its = pty.openpty()
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its) as process:
+        os.close(its)
+        while True:
+            try:
+                read = os.read(mine, 4096)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not read:
+                break
+            shown += read
+    os.close(mine)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_progress_on_a_terminal_has_a_rate_and_the_time_left(
+    commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    (tmp_path / "texts.txt").write_text("".join(f"{number}\n" for number in range(9000)))
+    shown = on_a_terminal([str(TOOL), "embed", *commands["embed"]])
+    assert "embed" in shown and "/9000" in shown
+    assert re.search(r"[\d,.]+ texts/s", shown) and re.search(r"\d:\d\d:\d\d", shown)
+
+
+# -- precisions --
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_precision_flag_is_what_is_exported(
+    base: Path, tmp_path: Path, capsys: Output, precision: Precision
+) -> None:
+    args = ["--model", base, "--out", tmp_path / "out", "--no-verify", "--json", f"--{precision}"]
+    assert run([str(arg) for arg in args]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == precision
+
+
+def test_fp32_is_the_default(base: Path, tmp_path: Path, capsys: Output) -> None:
+    args = ["--model", base, "--out", tmp_path / "out", "--no-verify", "--json"]
+    assert run([str(arg) for arg in args]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
