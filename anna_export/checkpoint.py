@@ -93,8 +93,8 @@ class Checkpoint:
         else:
             weight = weight.to(dtype)
         if rows is not None:
-            columns = weight.T if transpose else weight
-            columns[list(rows.indices)] = rows.rows.read().to(dtype)
+            by_token = weight.T if transpose else weight
+            by_token[list(rows.indices)] = rows.rows.read().to(dtype)
         _require_finite(weight, name, source.path)
         return weight
 

@@ -78,10 +78,8 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
                     _write(descriptor, path, block)
                     hashed.result()
                 end = part.offset + part.size_bytes
-                del (
-                    block,
-                    buffer,
-                )  # before the next is waited for, so that three are alive, not four
+                # before the next is waited for, so that three are alive and not four
+                del block, buffer
                 if progress is not None:
                     progress(end, total)
         os.fsync(descriptor)

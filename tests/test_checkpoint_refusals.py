@@ -168,7 +168,7 @@ def test_adapter_for_another_base_is_refused(
         Checkpoint.open(small, adapter)
 
 
-@pytest.mark.parametrize("shape", [(ROWS + 2, 44), (ROWS,)], ids=str)
+@pytest.mark.parametrize("shape", [(ROWS + 2, 44), (ROWS,), ()], ids=str)
 def test_embedding_of_another_width_is_refused(
     small: Path, make_adapter: Make, shape: tuple[int, ...]
 ) -> None:
