@@ -17,8 +17,8 @@ from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, read_prompts
 from anna_export.safetensors_files import header_bytes
 from anna_export.spec import read_json
-from anna_export.staging import require_absent, staged, write_text
-from anna_export.streaming import Part, require_disk, write_parts
+from anna_export.staging import require_absent, require_disk, staged, write_text
+from anna_export.streaming import Part, write_parts
 from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
 
 # The size model hubs split at.
@@ -73,7 +73,7 @@ def write_merged(
     total = sum(sizes.values())
     shards = _shards(sizes, shard_bytes)
     with staged(out, overwrite=overwrite, holding=CONFIG_FILE) as folder:
-        require_disk(folder, total)
+        require_disk(out, total)
         weight_map: dict[str, str] = {}
         done = 0
         for index, names in enumerate(shards, start=1):

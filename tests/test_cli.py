@@ -262,6 +262,16 @@ def test_reader_that_leaves_early_changes_nothing(
     assert found.returncode == 0 and found.stderr == ""
 
 
+def test_answer_of_no_is_given_even_if_its_reader_left(copy: Path, base: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(TOOL), "verify", str(copy), "--reference", str(base)]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert found.returncode == 1 and found.stderr.count("\n") == 1
+    assert json.loads((copy / "parity.json").read_text())["verdict"] == "fail"
+
+
 # -- progress --
 
 
