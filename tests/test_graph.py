@@ -285,7 +285,7 @@ def pool(hidden: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("batch", "seq", "dim"), [(1, 1, 8), (3, 7, 129), (2, 33, 40)])
-def test_pooling_takes_each_rows_last_token_and_scales_it_in_fp32(
+def test_pooling_takes_each_rows_last_token_and_scales_it(
     dtype: type, batch: int, seq: int, dim: int
 ) -> None:
     rng = np.random.default_rng(0)
@@ -296,6 +296,16 @@ def test_pooling_takes_each_rows_last_token_and_scales_it_in_fp32(
     expected = torch.nn.functional.normalize(rows, dim=-1).numpy()
     # both reduce in fp32: only the order of the sum differs
     np.testing.assert_allclose(pool(hidden, last), expected, rtol=0, atol=2e-7)
+
+
+def test_pooling_sums_squares_in_fp32() -> None:
+    # the CPU provider has no fp16 sum, so its numbers would not show one
+    body = pooling.pool_normalize_function(OPSET).graph
+    (norm,) = [node for node in body if node.op_type == "ReduceL2"]
+    row = norm.inputs[0]
+    cast = row.producer() if row is not None else None
+    assert cast is not None and cast.op_type == "Cast"
+    assert cast.attributes["to"].as_int() == ir.DataType.FLOAT
 
 
 def test_pooling_leaves_a_zero_row_zero() -> None:
