@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, read_prompts
 from anna_export.safetensors_files import header_bytes
 from anna_export.spec import read_json
-from anna_export.staging import require_absent, require_disk, staged, write_text
+from anna_export.staging import require_absent, require_disk, require_outside, staged, write_text
 from anna_export.streaming import Part, write_parts
 from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
 
@@ -62,7 +61,7 @@ def write_merged(
     Raises:
         AnnaError: If base or adapter cannot be used, or the folder not written.
     """
-    _require_apart(out, model, adapter)
+    require_outside(out, model, adapter)
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
     shapes = checkpoint.spec.weight_shapes()
@@ -89,15 +88,6 @@ def write_merged(
         _copy_configuration(checkpoint, find_tokenizer(model, adapter), adapter, folder)
     changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
     return Merged(out, len(shapes), changed, total)
-
-
-def _require_apart(out: Path, *sources: Path) -> None:
-    made = out.resolve()
-    for source in sources:
-        read = source.resolve()
-        # what is overwritten is removed, so neither may lie in the other
-        if made.is_relative_to(read) or read.is_relative_to(made):
-            raise InputError(f"expected --out apart from {source}, found {out}")
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:

@@ -27,7 +27,13 @@ from anna_export.prompts import find_prompts
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
 from anna_export.st_files import write_st_files
-from anna_export.staging import replace_folder, require_absent, require_disk, staged
+from anna_export.staging import (
+    replace_folder,
+    require_absent,
+    require_disk,
+    require_outside,
+    staged,
+)
 from anna_export.tokenise import (
     TOKENIZER_FILES,
     TokenContract,
@@ -62,6 +68,11 @@ class Recipe:
     overwrite: bool = False
     verify: bool = True
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The folders that are read."""
+        return (self.model,) if self.adapter is None else (self.model, self.adapter)
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -80,6 +91,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         ParityError: If the artifact's vectors are not the reference's; it is then kept in
             `OUT.rejected`.
     """
+    require_outside(recipe.out, *recipe.sources)
     require_absent(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE)
     # where a rejected artifact would go, which is known only when all work is done
     require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)

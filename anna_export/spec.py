@@ -194,6 +194,11 @@ def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]
         raise UnsupportedError(
             f"expected hidden_act silu, found {config['hidden_act']!r} in {path}"
         )
+    if config.get("auto_map"):
+        raise UnsupportedError(
+            f"expected a model of transformers' own Mistral code, found code of its own (auto_map) "
+            f"in {path}; if plain Mistral computes the same, remove that key"
+        )
     if not config["is_causal"]:
         raise UnsupportedError(
             f"expected causal attention, found is_causal {config['is_causal']!r} in {path}: every "

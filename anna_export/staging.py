@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from anna_export.errors import ExistsError, MissingError, SpaceError
+from anna_export.errors import ExistsError, InputError, MissingError, SpaceError
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -102,6 +102,19 @@ def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:
     for parent in out.resolve().parents:
         if parent.exists() and not parent.is_dir():
             raise ExistsError(f"expected a folder at {parent} for {out}, found a file")
+
+
+def require_outside(out: Path, *sources: Path) -> None:
+    """Refuse an output that is one of its sources or holds one: replacing it would remove that.
+
+    Raises:
+        InputError: If `out` is or contains a source.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"expected --out beside or below {source}, found {out}, which holds it"
+            )
 
 
 def require_absent_file(out: Path, *, overwrite: bool) -> None:

@@ -10,14 +10,21 @@ import onnx_ir as ir
 import pytest
 
 from anna_export import pipeline
-from anna_export.artifact import CARD_FILE, PARITY_FILE, hash_file, open_artifact, read_evidence
+from anna_export.artifact import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    PARITY_FILE,
+    hash_file,
+    open_artifact,
+    read_evidence,
+)
 from anna_export.backends import open_encoder
 from anna_export.backends.pytorch import open_reference
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.encoder import Encoder
-from anna_export.errors import ExistsError, MissingError, ParityError
+from anna_export.errors import ExistsError, InputError, MissingError, ParityError
 from anna_export.pipeline import Exported, Recipe, export
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE
@@ -295,3 +302,11 @@ def test_folder_where_a_rejected_artifact_would_go_is_not_lost(base: Path, tmp_p
     with pytest.raises(ExistsError, match=r"out\.rejected; remove that folder yourself"):
         unproved(base, None, tmp_path / "out")
     assert names(tmp_path) == {"out.rejected"}
+
+
+def test_output_that_holds_the_base_is_refused(base: Path, tmp_path: Path) -> None:
+    inside = Path(shutil.copytree(base, tmp_path / "out" / "base"))
+    (tmp_path / "out" / MANIFEST_FILE).write_text("{}")
+    with pytest.raises(InputError, match="which holds it"):
+        export(Recipe(inside, None, tmp_path / "out", Precision.FP32, overwrite=True), stage)
+    assert names(tmp_path / "out") == {"base", MANIFEST_FILE}

@@ -258,10 +258,8 @@ def test_folder_that_is_no_model_is_not_replaced(small: Path, lora: Path, tmp_pa
 
 
 @pytest.mark.parametrize("source", ["model", "adapter"])
-@pytest.mark.parametrize(
-    "place", [".", "inside", "deep/inside", "..", "inside/.."], ids=lambda place: f"out={place}"
-)
-def test_output_that_touches_a_source_is_refused(
+@pytest.mark.parametrize("place", [".", "..", "inside/.."], ids=lambda place: f"out={place}")
+def test_output_that_is_or_holds_a_source_is_refused(
     small: Path, lora: Path, tmp_path: Path, source: str, place: str
 ) -> None:
     root = tmp_path / "root"
@@ -269,7 +267,7 @@ def test_output_that_touches_a_source_is_refused(
     adapter = Path(shutil.copytree(lora, root / "loras" / "adapter"))
     before = sorted(root.rglob("*"))
     out = (model if source == "model" else adapter) / place
-    with pytest.raises(InputError, match="expected --out apart from"):
+    with pytest.raises(InputError, match="which holds it"):
         write_merged(model, adapter, out, overwrite=True)
     assert sorted(root.rglob("*")) == before
 
@@ -278,7 +276,7 @@ def test_output_that_is_a_link_to_the_base_is_refused(
     small: Path, lora: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(small)
-    with pytest.raises(InputError, match="expected --out apart from"):
+    with pytest.raises(InputError, match="which holds it"):
         write_merged(small, lora, tmp_path / "link", overwrite=True)
 
 

@@ -198,6 +198,7 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(configured: Co
         ({"model_type": "llama"}, "model_type mistral), found 'llama'"),
         ({"model_type": ABSENT}, "model_type mistral), found None"),
         ({"hidden_act": "gelu"}, "expected hidden_act silu, found 'gelu'"),
+        ({"auto_map": {"AutoModel": "modeling.Own"}}, "found code of its own (auto_map)"),
         ({"is_causal": False}, "expected causal attention, found is_causal False"),
         ({"quantization_config": {"quant_method": "gptq"}}, "found a quantized base (gptq)"),
         ({"quantization_config": "fp8"}, "found a quantized base (fp8)"),
