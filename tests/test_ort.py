@@ -59,6 +59,18 @@ def test_graph_or_weights_that_do_not_load_are_refused_in_one_line(
     assert str(copy.folder / "model.cpu.onnx") in message
 
 
+def test_only_the_first_line_of_what_the_runtime_says_is_shown(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel for MatMul\nits whole\nstack")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(DamagedError) as error:
+        ort.open_backend(exported)
+    assert "found: no kernel for MatMul (" in refusal(error)
+
+
 def test_no_rows_give_no_vectors(exported: Artifact) -> None:
     # ONNX Runtime's GroupQueryAttention divides by the batch size and takes the process with it
     none = TokenBatch(np.empty((0, 1), np.int64), np.empty(0, np.int64))
