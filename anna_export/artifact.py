@@ -185,7 +185,10 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise MissingError(f"expected an artifact, found no {MANIFEST_FILE} in {folder}")
+        raise MissingError(
+            f"expected an artifact, found no {MANIFEST_FILE} in {folder}; name a folder that "
+            "anna-export made"
+        )
     found = read_json(path)
     version = found.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
-from anna_export.staging import require_absent_file, require_disk, room_for, staged_file, write_text
+from anna_export.staging import (
+    require_absent_file,
+    require_disk,
+    room_for,
+    sole_writer,
+    staged_file,
+    write_text,
+)
 
 SHARD_TEXTS: Final = 4096
 INPUTS: Final = (".txt", ".jsonl")
@@ -173,18 +180,20 @@ def _fill(
 def _shards(out: Path, state: Mapping[str, object]) -> Iterator[Path]:
     """Give the folder of finished shards, emptied of another run's; it stays if there are some."""
     shards = out.with_name(f".{out.name}.shards")
-    known, text = shards / "state.json", json.dumps(state)
-    if not (known.exists() and known.read_bytes() == text.encode()):
-        shutil.rmtree(shards, ignore_errors=True)
-        shards.mkdir()
-    try:
-        if not known.exists():
-            write_text(known, text)
-        yield shards
-    except BaseException:
-        if not any(shards.glob(f"*{_SHARD}")):
-            shutil.rmtree(shards)
-        raise
+    shards.mkdir(exist_ok=True)
+    with sole_writer(shards, out):
+        known, text = shards / "state.json", json.dumps(state)
+        if not (known.exists() and known.read_bytes() == text.encode()):
+            for path in shards.iterdir():
+                path.unlink()
+        try:
+            if not known.exists():
+                write_text(known, text)
+            yield shards
+        except BaseException:
+            if not any(shards.glob(f"*{_SHARD}")):
+                shutil.rmtree(shards)
+            raise
 
 
 def _part_of(progress: Progress | None, before: int, texts: int, total: int) -> Progress | None:

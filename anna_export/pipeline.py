@@ -3,12 +3,11 @@
 Recipe → Checkpoint → graphs → staged folder → Parity → Artifact
 """
 
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from anna_export.tokenise import (
 from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS
 from anna_export.verify.vectors import Parity
+from anna_export.versions import installed
 
 _VERSIONED = (
     "anna-export",
@@ -83,13 +83,25 @@ class Exported:
     seconds: Mapping[str, float]
 
 
+class RejectedError(ParityError):
+    """The artifact's vectors are not the reference's; it is kept in `OUT.rejected`."""
+
+    def __init__(self, exported: Exported) -> None:
+        assert exported.parity is not None
+        folder = exported.artifact.folder
+        super().__init__(
+            f"expected the reference's vectors, found: {'; '.join(exported.parity.reasons)}; the "
+            f"artifact is in {folder}, its figures in {folder / artifacts.PARITY_FILE}"
+        )
+        self.exported = exported
+
+
 def export(recipe: Recipe, stage: Stage) -> Exported:
     """Build one artifact and prove it; nothing is left behind if any step fails.
 
     Raises:
         AnnaError: If the input cannot be used, or the output cannot be written.
-        ParityError: If the artifact's vectors are not the reference's; it is then kept in
-            `OUT.rejected`.
+        RejectedError: If the artifact's vectors are not the reference's.
     """
     require_outside(recipe.out, *recipe.sources)
     require_absent(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE)
@@ -111,10 +123,10 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
-        artifact = add_proof(artifact, parity)
+        exported = Exported(add_proof(artifact, parity), parity, seconds)
         if parity is not None and parity.verdict != "pass":
-            raise _reject(folder, recipe.out, parity)
-    return Exported(Artifact(recipe.out, artifact.manifest), parity, seconds)
+            raise _reject(folder, recipe.out, exported)
+    return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
 
 
 def _write(
@@ -162,7 +174,7 @@ def _write(
             adapter=recipe.adapter.resolve().name if recipe.adapter else None,
             sha256=checkpoint.source_hashes(),
         ),
-        versions=_versions(),
+        versions=installed(_VERSIONED),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     artifacts.write_manifest(folder, manifest)
@@ -174,27 +186,14 @@ def _rejected(out: Path) -> Path:
     return out.with_name(f"{out.name}.rejected")
 
 
-def _reject(folder: Path, out: Path, parity: Parity) -> ParityError:
+def _reject(folder: Path, out: Path, exported: Exported) -> RejectedError:
     kept = _rejected(out)
     replace_folder(folder, kept, overwrite=True)
-    return ParityError(
-        f"expected the reference's vectors, found: {'; '.join(parity.reasons)}; the artifact is in "
-        f"{kept}, its figures in {kept / artifacts.PARITY_FILE}"
-    )
+    return RejectedError(replace(exported, artifact=Artifact(kept, exported.artifact.manifest)))
 
 
 def _graph_name(target: str) -> str:
     return "model.onnx" if target == CANONICAL else f"model.{target}.onnx"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Forecast:
 def forecast(spec: EmbeddingSpec, contract: TokenContract, precision: Precision) -> Forecast:
     """Forecast one precision from the model's numbers alone."""
     item = precision.item_bytes
-    tables = contract.max_tokens * spec.head_dim * item
+    tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
     shapes = spec.weight_shapes()
     weights = spec.parameters * item + tables
     artifact = weights + len(shapes) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES

@@ -113,7 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingError(f"expected the file {path}, found none") from None
+        raise MissingError(
+            f"expected the file {path}, found none; is {path.parent} the right folder?"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"expected JSON in {path}, found {error}") from None
     if not isinstance(value, dict):

@@ -22,6 +22,8 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 # a disk, a quota, or a limit on the size of files
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# a disk that has no locks, as some network disks
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -206,6 +208,30 @@ def _exchange(source: Path, out: Path) -> None:
     out.rename(old)
     source.rename(out)
     old.rename(source)
+
+
+@contextmanager
+def sole_writer(folder: Path, out: Path) -> Iterator[None]:
+    """Keep a folder of unfinished work to one process; a disk without locks keeps nobody out.
+
+    Raises:
+        ExistsError: If another process is making `out` in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExistsError(
+                f"expected to be the only process that makes {out}, found another at it; wait for "
+                "it, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ parts, not by the file.
 import ctypes
 import hashlib
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 
-from anna_export.errors import SpaceError
 from anna_export.progress import Progress
 from anna_export.staging import out_of_space
 
@@ -136,17 +134,3 @@ def _write(descriptor: int, path: Path, buffer: memoryview) -> None:
             descriptor, max(0, start - _BLOCK_BYTES), 2 * _BLOCK_BYTES, os.POSIX_FADV_DONTNEED
         )
         done += count
-
-
-def require_disk(folder: Path, size_bytes: int) -> None:
-    """Refuse to start what will not fit on the disk of an existing folder.
-
-    Raises:
-        SpaceError: Naming what is needed and what is free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < size_bytes:
-        raise SpaceError(
-            f"expected {size_bytes / 1e9:.2f} GB free on the disk of {folder}, found "
-            f"{free / 1e9:.2f} GB"
-        )

@@ -1,6 +1,5 @@
 """What every benchmark writes: figures with the hardware and versions they were seen on."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 
 from anna_export.verify.vectors import processor
+from anna_export.versions import installed
 
 RESULTS = Path(__file__).parent / "results"
 _VERSIONED = (
@@ -60,17 +60,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that are installed."""
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def record(
     name: str,
     figures: list[Figure],
@@ -94,7 +83,7 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": machine(),
-        "versions": versions(),
+        "versions": installed(_VERSIONED),
         "figures": [asdict(figure) for figure in figures],
         "samples": samples,
         "not_run": not_run,

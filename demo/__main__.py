@@ -84,7 +84,7 @@ def _print(
             "artifact": f"{artifact.folder}  {manifest.precision}, {size(artifact.size_bytes)}",
             "proof": f"{parity['verdict']}: {parity['texts']} texts x "
             f"{1 + len(parity['prompts'])} prompts against base + adapter in PyTorch",
-            "worst cosine": f"{parity['worst_cosine']:.7f}",
+            "worst cosine": f"{parity['worst_cosine']:.7f}, at least {parity['floor']} is needed",
             "mean cosine": f"{parity['mean_cosine']:.7f}",
             "alone or in a batch": f"largest difference {parity['alone_max_abs']:.1e}",
             "speed": f"{speed['artifact_texts_per_second']:,.0f} texts/s, "

@@ -1,6 +1,8 @@
 """Embedding a file: the encoder's vectors, in order, and an interrupted run that goes on."""
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -407,3 +409,19 @@ def test_too_little_room_is_said_before_work(
     assert counting.rows == 0 and names(tmp_path) == {"texts.txt"}
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
     run()
+
+
+def test_second_process_at_the_same_output_is_refused(
+    run: Callable[..., Embedded], texts: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / ".vectors.npy.shards"
+    shards.mkdir()
+    other = os.open(shards, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ExistsError, match="found another at it"):
+            run()
+        assert shards.is_dir()
+    finally:
+        os.close(other)
+    assert run().texts == len(TEXTS)

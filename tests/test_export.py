@@ -263,7 +263,7 @@ def test_wrong_weight_is_rejected_with_its_figures(
 
 
 @pytest.mark.usefixtures("one_wrong_weight")
-def test_rejected_export_exits_1_with_one_line(
+def test_rejected_export_exits_1_with_one_line_and_its_figures(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -271,7 +271,10 @@ def test_rejected_export_exits_1_with_one_line(
     command = ["--model", str(base), "--out", str(out), "--max-tokens", "61", "--json"]
     assert run(command) == 1
     found = capsys.readouterr()
-    assert found.out == "" and found.err.count("\n") == 1
+    shown = json.loads(found.out)
+    assert shown["artifact"] == str(tmp_path / "out.rejected")
+    assert shown["parity"]["verdict"] == "fail" and shown["parity"]["worst_cosine"] < 0.999999
+    assert found.err.count("\n") == 1
     assert found.err.startswith("anna-export: expected the reference's vectors, found: worst")
 
 

@@ -18,7 +18,7 @@ import torch
 
 from anna_export import streaming
 from anna_export.errors import SpaceError
-from anna_export.streaming import Part, require_disk, write_parts
+from anna_export.streaming import Part, write_parts
 
 # odd sizes, one empty, with and without gaps between them
 SIZES = [(0, 13), (13, 1), (14, 0), (100, 4097), (4200, 77)]
@@ -226,11 +226,3 @@ def test_interruption_between_parts_ends_the_write(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_parts(tmp_path / "file", parts, interrupted)
     assert threading.active_count() == running
-
-
-def test_what_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    with pytest.raises(
-        SpaceError, match=r"expected 1000000000\.00 GB free on the disk of .* found"
-    ):
-        require_disk(tmp_path, 10**18)
-    require_disk(tmp_path, 1)

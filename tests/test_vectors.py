@@ -243,15 +243,28 @@ def checkpoint(base: Path, adapter: Path) -> Checkpoint:
 
 def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> None:
     found = compare_weights(
-        open_streamed_reference(checkpoint),
-        open_streamed_artifact(artifact),
-        artifact.tokeniser(),
+        Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
+        Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         floor=0.999999,
     )
     assert found.verdict == "pass" and found.texts == len(ODD_TEXTS)
     assert found.alone_worst_cosine is None and found.alone_floor is None
     assert found.method.startswith("weights only, layer by layer")
+
+
+def test_streamed_weights_under_another_tokenizer_fail(
+    artifact: Artifact, checkpoint: Checkpoint
+) -> None:
+    contract = replace(artifact.manifest.contract, bos_id=None)
+    other = Tokeniser.open(artifact.folder, contract)
+    found = compare_weights(
+        Encoder(open_streamed_reference(checkpoint), other),
+        Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
+        ODD_TEXTS,
+        floor=-1.0,
+    )
+    assert found.reasons == ["token ids differ from the reference's"]
 
 
 @pytest.mark.parametrize(
@@ -270,9 +283,8 @@ def test_streamed_weight_that_differs_fails(
 
     monkeypatch.setattr(Checkpoint, "read", changed)
     found = compare_weights(
-        open_streamed_reference(checkpoint),
-        open_streamed_artifact(artifact),
-        artifact.tokeniser(),
+        Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
+        Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         floor=0.999999,
     )

@@ -1,10 +1,14 @@
 """anna-export export."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from anna_export.cli import options, shown
+
+if TYPE_CHECKING:
+    from anna_export.pipeline import Exported
 
 
 @click.command(
@@ -36,29 +40,36 @@ def command(
     the artifact goes to OUT.rejected.
     """
     precision = options.chosen_precision(precisions)
-    from anna_export.pipeline import Recipe, export
+    from anna_export.pipeline import Recipe, RejectedError, export
 
     recipe = Recipe(model, adapter, out, precision, max_tokens, overwrite, not no_verify)
-    exported = export(recipe, shown.stage)
+    try:
+        _show(export(recipe, shown.stage), as_json)
+    except RejectedError as error:
+        _show(error.exported, as_json)
+        raise
+
+
+def _show(exported: "Exported", as_json: bool) -> None:
     artifact, parity = exported.artifact, exported.parity
     if as_json:
         shown.print_json(
             {
-                "artifact": str(out),
+                "artifact": str(artifact.folder),
                 "artifact_id": artifact.manifest.artifact_id,
-                "precision": precision,
+                "precision": artifact.manifest.precision,
                 "size_bytes": artifact.size_bytes,
                 "parity": parity.to_json() if parity else None,
                 "seconds": dict(exported.seconds),
             }
         )
         return
-    rows = {
-        "artifact": str(out),
-        "precision": str(precision),
-        "size": shown.size(artifact.size_bytes),
-    }
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in exported.seconds.items())
-    rows["time"] = spent
+    rows = {
+        "artifact": str(artifact.folder),
+        "precision": str(artifact.manifest.precision),
+        "size": shown.size(artifact.size_bytes),
+        "time": spent,
+    }
     rows |= shown.parity_rows(parity) if parity else {"proof": "not verified (--no-verify)"}
     shown.print_rows(rows)

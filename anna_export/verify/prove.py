@@ -6,10 +6,12 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
 from anna_export.checkpoint import Checkpoint
+from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError
 from anna_export.plan import fits_proof, forecast
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import Tokeniser, find_tokenizer
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
 
@@ -43,10 +45,10 @@ def prove(
     checkpoint = Checkpoint.open(model, adapter)
     _require_same_model(manifest.spec, checkpoint)
     if not fits_proof(forecast(manifest.spec, manifest.contract, manifest.precision)):
+        tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
         return compare_weights(
-            open_streamed_reference(checkpoint),
-            open_streamed_artifact(artifact),
-            artifact.tokeniser(),
+            Encoder(open_streamed_reference(checkpoint), tokeniser),
+            Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
             _STREAMED_TEXTS,
             floor=scheme.worst_cosine,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.encoder import Backend, Encoder, batches_by_length
+from anna_export.encoder import Encoder, batches_by_length
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
 from anna_export.tokenise import Tokeniser
@@ -114,26 +114,25 @@ def compare(
 
 
 def compare_weights(
-    reference: Backend,
-    candidate: Backend,
-    tokeniser: Tokeniser,
-    texts: Sequence[str],
-    *,
-    floor: float,
+    reference: Encoder, candidate: Encoder, texts: Sequence[str], *, floor: float
 ) -> Parity:
     """Embed texts in one batch by two streamed models: the stored weights, not the graph."""
-    rows = tokeniser.ids(texts)
-    batch = tokeniser.batch(rows)
+    expected_rows, rows = reference.tokeniser.ids(texts), candidate.tokeniser.ids(texts)
     return _judge(
-        _Compared([repr(text[:60]) for text in texts], reference.run(batch), candidate.run(batch)),
+        _Compared(
+            [repr(text[:60]) for text in texts],
+            reference.backend.run(reference.tokeniser.batch(expected_rows)),
+            candidate.backend.run(candidate.tokeniser.batch(rows)),
+            same_ids=rows == expected_rows,
+        ),
         floor=floor,
         alone_floor=None,
         texts=len(texts),
         prompts=[],
-        longest_tokens=batch.width,
+        longest_tokens=max(len(row) for row in rows),
         method="weights only, layer by layer, one batch: model too large for this memory",
-        reference=f"{reference.name}: {reference.arithmetic}",
-        candidate=f"{candidate.name}: {candidate.arithmetic}",
+        reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
+        candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
     )
 
 
