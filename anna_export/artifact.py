@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.prompts import PROMPTS_FILE, Prompts, read_prompts
 from anna_export.spec import EmbeddingSpec, Precision, read_json
-from anna_export.staging import write_text
-from anna_export.tokenise import TOKENIZER_FILES, TokenContract, Tokeniser
+from anna_export.staging import locked, write_text
+from anna_export.tokenise import TOKENIZER_FILE, TOKENIZER_FILES, TokenContract, Tokeniser
 
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
@@ -230,19 +230,21 @@ def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:
     A process killed in between leaves the artifact without that piece, and valid.
     """
     folder = artifact.folder
-    # another process may have added some since this one opened it
-    manifest = _read_manifest(folder)
-    others = {known: entry for known, entry in manifest.evidence.items() if known != name}
-    if name in manifest.evidence:
-        write_manifest(folder, manifest.model_copy(update={"evidence": others}))
-    write_text(folder / name, text)
-    entry = Evidence(
-        **hash_file(folder / name).model_dump(),
-        covers=artifact.manifest.artifact_id,
-        prompts=artifact.manifest.prompts.hashes(),
-    )
-    changed = manifest.model_copy(update={"evidence": {**others, name: entry}})
-    write_manifest(folder, changed)
+    # one writer at a time: by a file that is never replaced, as the folder's lock is the export's
+    with locked(folder / TOKENIZER_FILE, wait=True):
+        # another process may have added some since this one opened it
+        manifest = _read_manifest(folder)
+        others = {known: entry for known, entry in manifest.evidence.items() if known != name}
+        if name in manifest.evidence:
+            write_manifest(folder, manifest.model_copy(update={"evidence": others}))
+        write_text(folder / name, text)
+        entry = Evidence(
+            **hash_file(folder / name).model_dump(),
+            covers=artifact.manifest.artifact_id,
+            prompts=artifact.manifest.prompts.hashes(),
+        )
+        changed = manifest.model_copy(update={"evidence": {**others, name: entry}})
+        write_manifest(folder, changed)
     return Artifact(folder, changed)
 
 

@@ -1,11 +1,11 @@
 """Texts in, vectors out: one encoder over any backend."""
 
 from collections.abc import Sequence
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
-from anna_export.errors import DamagedError
+from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
 from anna_export.spec import EmbeddingSpec
@@ -58,15 +58,6 @@ class Encoder:
         """D, the length of a vector."""
         return self.backend.spec.dim
 
-    @overload
-    def encode(
-        self, texts: str, prompt: str | None = None, *, progress: Progress | None = None
-    ) -> np.ndarray: ...
-    @overload
-    def encode(
-        self, texts: Sequence[str], prompt: str | None = None, *, progress: Progress | None = None
-    ) -> np.ndarray: ...
-
     def encode(
         self,
         texts: str | Sequence[str],
@@ -78,7 +69,7 @@ class Encoder:
 
         Args:
             texts: One text, or N of them.
-            prompt: Name of a prompt of the model; None for its default, if it has one.
+            prompt: Name of a prompt of the model; None for its default, if it has one; "" for none.
             progress: Told after every batch how many distinct texts are done.
 
         Returns:
@@ -101,11 +92,19 @@ class Encoder:
         place = {text: index for index, text in enumerate(first)}
         return vectors[[place[text] for text in texts]]
 
-    def encode_ids(
-        self, rows: Sequence[Sequence[int]], *, progress: Progress | None = None
-    ) -> np.ndarray:
-        """Embed token id rows as they are; (N, D) float32 in the order given."""
-        return self._encode(rows, range(len(rows)), progress)
+    def encode_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embed token id rows as they are; (N, D) float32 in the order given.
+
+        Raises:
+            InputError: If a row is longer than the model's longest sequence.
+        """
+        longest = max(map(len, rows), default=0)
+        if longest > self.tokeniser.contract.max_tokens:
+            raise InputError(
+                f"expected at most {self.tokeniser.contract.max_tokens} tokens a row, found "
+                f"{longest}; cut them, or export with a larger --max-tokens"
+            )
+        return self._encode(rows, range(len(rows)), None)
 
     def _encode(
         self, rows: Sequence[Sequence[int]], names: Sequence[int], progress: Progress | None

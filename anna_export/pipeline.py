@@ -45,16 +45,6 @@ from anna_export.verify.texts import ODD_TEXTS
 from anna_export.verify.vectors import Parity
 from anna_export.versions import installed
 
-_VERSIONED = (
-    "anna-export",
-    "onnx-ir",
-    "onnxruntime",
-    "peft",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -111,6 +101,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     contract = read_contract(
         find_tokenizer(recipe.model, recipe.adapter), checkpoint.spec, recipe.max_tokens
     )
+    _require_room_for_prompts(recipe, contract)
     scheme = quantise.load(recipe.precision)
     seconds: dict[str, float] = {}
     parity = None
@@ -127,6 +118,12 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
+
+
+def _require_room_for_prompts(recipe: Recipe, contract: TokenContract) -> None:
+    tokeniser = Tokeniser.open(find_tokenizer(recipe.model, recipe.adapter), contract)
+    for prompt in find_prompts(recipe.model, recipe.adapter).texts.values():
+        tokeniser.ids([""], prompt)
 
 
 def _write(
@@ -174,7 +171,7 @@ def _write(
             adapter=recipe.adapter.resolve().name if recipe.adapter else None,
             sha256=checkpoint.source_hashes(),
         ),
-        versions=installed(_VERSIONED),
+        versions=installed(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     artifacts.write_manifest(folder, manifest)

@@ -12,10 +12,11 @@ from typing import Final
 
 import psutil
 
+from anna_export.errors import SpaceError
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenContract
 
-# Measured on 2 cores at two sizes (benchmarks/results, scale): see fits_in_memory for their use.
+# Measured on 2 cores at two sizes (benchmarks/results, scale).
 _LIBRARIES_BYTES: Final = 320 << 20
 # Graphs, tokenizer and manifest; page alignment of every tensor; what a disk keeps for itself.
 _SMALL_FILES_BYTES: Final = 3_500_000
@@ -112,6 +113,20 @@ def _left_by_cgroups() -> Iterator[int]:
 def fits_in_memory(needed_bytes: int) -> bool:
     """Say whether this much fits, with a tenth to spare."""
     return needed_bytes * 1.1 < available_memory_bytes()
+
+
+def require_memory(needed_bytes: int, what: str) -> None:
+    """Refuse to load what the system would kill this process for.
+
+    Raises:
+        SpaceError: Naming what is needed and what is available.
+    """
+    available = available_memory_bytes()
+    if available < needed_bytes:
+        raise SpaceError(
+            f"expected {needed_bytes / 1e9:.1f} GB of memory for {what}, found "
+            f"{available / 1e9:.1f} GB available; close other programs, or use a larger machine"
+        )
 
 
 def fits_proof(needed: Forecast) -> bool:

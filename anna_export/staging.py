@@ -32,7 +32,8 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
 
     Args:
         out: The folder to make, its parents too.
-        overwrite: Replace `out` if it exists; it is the old one or the new one at every moment.
+        overwrite: Replace `out` if it exists; it is the old one or the new one at every moment, if
+            its disk can exchange two folders in one step, as Linux's usual ones can.
         holding: A file that marks what may be replaced.
 
     Raises:
@@ -46,11 +47,11 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
         for parent in (path for path in reversed(out.parents) if not path.exists()):
             parent.mkdir(exist_ok=True)
             stack.callback(_remove_if_empty, parent)
-        with _locked(out.parent, wait=True):
+        with locked(out.parent, wait=True):
             _remove_leftovers(out)
             aside.mkdir()
             stack.callback(shutil.rmtree, aside, ignore_errors=True)
-            stack.enter_context(_locked(aside))
+            stack.enter_context(locked(aside))
         yield aside
         for path in (aside, *aside.rglob("*")):
             _sync(path)
@@ -204,7 +205,8 @@ def _exchange(source: Path, out: Path) -> None:
     paths = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(out))
     if hasattr(libc, "renameat2") and libc.renameat2(*paths, _RENAME_EXCHANGE) == 0:
         return
-    old = source.with_name(f"{source.name}-old")
+    # under a name that no later run takes for a leftover: a process killed here leaves the old one
+    old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
     out.rename(old)
     source.rename(out)
     old.rename(source)
@@ -235,9 +237,9 @@ def sole_writer(folder: Path, out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a folder's lock, and say whether it is held; it goes with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a file's or folder's lock, and say whether it is held; it goes with the process."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         held = False
         with suppress(OSError):  # another has it, or this disk has no locks
@@ -250,7 +252,7 @@ def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def _remove_leftovers(out: Path) -> None:
     for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        with suppress(FileNotFoundError), _locked(path) as abandoned:
+        with suppress(FileNotFoundError), locked(path) as abandoned:
             if abandoned:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -11,21 +11,10 @@ from typing import Any
 
 import psutil
 
-from anna_export.verify.vectors import processor
+from anna_export.hardware import hardware
 from anna_export.versions import installed
 
 RESULTS = Path(__file__).parent / "results"
-_VERSIONED = (
-    "anna-export",
-    "numpy",
-    "onnx-ir",
-    "onnxruntime",
-    "peft",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +41,7 @@ class Figure:
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     return {
-        "processor": processor(),
+        "hardware": hardware(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
@@ -83,7 +72,7 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": machine(),
-        "versions": installed(_VERSIONED),
+        "versions": installed(),
         "figures": [asdict(figure) for figure in figures],
         "samples": samples,
         "not_run": not_run,

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anna_export import plan
 from anna_export.artifact import Artifact, open_artifact
 from anna_export.backends import open_encoder, ort, pytorch
 from anna_export.backends.pytorch import open_reference
 from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Backend
-from anna_export.errors import InputError, UnsupportedError
+from anna_export.errors import InputError, SpaceError, UnsupportedError
 from anna_export.tokenise import TokenBatch
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 
@@ -139,6 +140,15 @@ def test_cuda_is_refused_where_there_is_none(
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match=r"with (a )?CUDA"):
         open_encoder(artifact.folder, backend=name, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["ort", "pytorch"])
+def test_artifact_that_does_not_fit_in_memory_is_refused(
+    artifact: Artifact, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 300 << 20)
+    with pytest.raises(SpaceError, match=r"expected 0\.3 GB of memory for .*, found 0\.3 GB"):
+        open_encoder(artifact.folder, backend=name)
 
 
 def test_reference_reads_no_pickle(base: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, JSON for machines, progress for people."""
 
+import errno
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from anna_export.artifact import PARITY_FILE
 from anna_export.cli import cli, run
 from anna_export.cli.shown import stage
 from anna_export.pipeline import Recipe, export
@@ -181,17 +183,44 @@ def test_installed_tool_prints_json_alone(copy: Path) -> None:
     assert json.loads(found.stdout)["schema_version"] == 1
 
 
-def test_json_of_verify_stands_even_if_the_answer_is_no(
+def test_proof_of_another_reference_is_shown_and_not_stored(
     copy: Path, base: Path, capsys: Output
 ) -> None:
     # without its adapter, the base is another model
+    before = (copy / PARITY_FILE).read_bytes()
     assert run(["verify", str(copy), "--reference", str(base), "--json"]) == 1
     found = capsys.readouterr()
-    assert json.loads(found.out)["verdict"] == "fail"
+    shown = json.loads(found.out)
+    assert shown["verdict"] == "fail" and shown["stored"].startswith("nowhere: this reference is")
     assert found.err.startswith("anna-export: expected the reference's vectors, found: worst")
     assert found.err.count("\n") == 1
+    assert (copy / PARITY_FILE).read_bytes() == before
+
+
+def test_proof_is_stored_in_the_artifact_and_shown_by_inspect(
+    copy: Path, base: Path, adapter: Path, capsys: Output
+) -> None:
+    verify = ["verify", str(copy), "--reference", str(base), "--adapter", str(adapter)]
+    assert run([*verify, "--backend", "pytorch"]) == 0
+    assert re.search(rf"stored +{re.escape(str(copy / PARITY_FILE))}", capsys.readouterr().out)
     assert run(["inspect", str(copy)]) == 0
-    assert re.search(r"proof +fail: worst cosine", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"proof +pass: worst cosine", shown)
+    assert re.search(r"candidate +pytorch: fp32 .* from the artifact's stored weights", shown)
+    assert run(["inspect", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"]["candidate"].startswith("pytorch: fp32")
+
+
+def test_proof_of_an_artifact_that_may_not_be_written_to_is_an_answer_all_the_same(
+    copy: Path, base: Path, adapter: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    # root may write to a read-only folder, so the disk is played
+    monkeypatch.setattr("anna_export.artifact.write_text", refuse)
+    assert run(["verify", str(copy), "--reference", str(base), "--adapter", str(adapter)]) == 0
+    assert re.search(rf"stored +nowhere: {copy} may not be written to", capsys.readouterr().out)
 
 
 def test_embed_says_what_an_earlier_run_had_done(
@@ -269,7 +298,6 @@ def test_answer_of_no_is_given_even_if_its_reader_left(copy: Path, base: Path) -
     found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert found.returncode == 1 and found.stderr.count("\n") == 1
-    assert json.loads((copy / "parity.json").read_text())["verdict"] == "fail"
 
 
 # -- progress --

@@ -132,6 +132,15 @@ def test_empty_row_of_ids_is_refused(angles: Angles, tokeniser: Tokeniser, unit:
         Encoder(angles, tokeniser).encode_ids(rows)
 
 
+def test_row_longer_than_the_longest_sequence_is_refused(
+    angles: Angles, tokeniser: Tokeniser
+) -> None:
+    encoder, limit = Encoder(angles, tokeniser), tokeniser.contract.max_tokens
+    encoder.encode_ids([[3] * limit])
+    with pytest.raises(InputError, match=f"at most {limit} tokens a row, found {limit + 1}"):
+        encoder.encode_ids([[3], [3] * (limit + 1)])
+
+
 # -- padding waste on real lengths --
 
 

@@ -307,6 +307,17 @@ def test_folder_where_a_rejected_artifact_would_go_is_not_lost(base: Path, tmp_p
     assert names(tmp_path) == {"out.rejected"}
 
 
+def test_prompt_too_long_for_the_limit_is_refused_before_any_work(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "base"))
+    (model / PROMPTS_FILE).write_text(json.dumps({"prompts": {"query": "word " * 70}}))
+    monkeypatch.setattr(pipeline, "write_data_file", lambda *_: pytest.fail("it was written"))
+    with pytest.raises(InputError, match="expected a prompt shorter than"):
+        export(Recipe(model, None, tmp_path / "out", Precision.FP32, TOKENS, verify=False), stage)
+    assert names(tmp_path) == {"base"}
+
+
 def test_output_that_holds_the_base_is_refused(base: Path, tmp_path: Path) -> None:
     inside = Path(shutil.copytree(base, tmp_path / "out" / "base"))
     (tmp_path / "out" / MANIFEST_FILE).write_text("{}")

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up; modules of one layer may import one another only within a folder, or as said.
 LAYERS = (
-    {"errors", "progress", "versions"},
+    {"choices", "errors", "hardware", "progress", "versions"},
     {"staging"},
     {"spec"},
     {"prompts", "tokenise", "safetensors_files"},
@@ -81,7 +81,7 @@ def test_kernels_import_neither_of_the_others() -> None:
 
 
 def test_training_uses_only_what_export_offers_it() -> None:
-    offered = ("errors", "spec", "prompts", "tokenise", "open_encoder", "progress")
+    offered = ("errors", "spec", "prompts", "tokenise", "open_encoder", "progress", "versions")
     for path in files("train"):
         for name in imported(path):
             if name.startswith("anna_export."):

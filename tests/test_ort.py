@@ -78,16 +78,6 @@ def test_no_rows_give_no_vectors(exported: Artifact) -> None:
     assert found.shape == (0, 40) and found.dtype == np.float32
 
 
-def test_row_longer_than_the_rotary_tables_is_refused(
-    exported: Artifact, make_batch: MakeBatch
-) -> None:
-    backend = ort.open_backend(exported)
-    assert backend.run(make_batch(64, 3)).shape == (2, 40)
-    with pytest.raises(InputError) as error:
-        backend.run(make_batch(65, 3))
-    assert "expected at most 64 tokens a row, found 65" in refusal(error)
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_are_what_was_asked_for(exported: Artifact, threads: int) -> None:
     backend = ort.open_backend(exported, threads=threads)

@@ -13,7 +13,7 @@ from anna_export.artifact import Artifact
 from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
-from anna_export.errors import ShapeError
+from anna_export.errors import ShapeError, SpaceError
 from anna_export.prompts import Prompts
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.tokenise import TokenBatch, Tokeniser, read_contract
@@ -57,11 +57,16 @@ def parity(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., Parity]:
     """Compares a table with a spoiled one."""
 
     def compared(
-        spoil: Spoil | None = None, prompts: Prompts | None = None, texts: Sequence[str] = TEXTS
+        spoil: Spoil | None = None,
+        prompts: Prompts | None = None,
+        texts: Sequence[str] = TEXTS,
+        alone_limit: float | None = None,
     ) -> Parity:
         reference = Encoder(Table(spec), tokeniser, prompts)
         candidate = Encoder(Table(spec, spoil), tokeniser, prompts)
-        return compare(reference, candidate, texts, floor=FLOOR, alone_floor=FLOOR)
+        return compare(
+            reference, candidate, texts, floor=FLOOR, alone_floor=FLOOR, alone_limit=alone_limit
+        )
 
     return compared
 
@@ -101,6 +106,21 @@ def test_figures_are_those_of_a_constructed_case(
     assert found.max_abs == pytest.approx(np.sin(0.5), abs=1e-6)
     assert TEXTS[2][:30] in found.worst_text and TEXTS[2][:30] in found.reasons[0]
     assert found.alone_worst_cosine == pytest.approx(1) and found.alone_max_abs == 0
+
+
+def test_difference_alone_and_in_a_batch_fails_where_it_is_limited(
+    parity: Callable[..., Parity],
+) -> None:
+    # far below what a cosine of 0.999999 shows
+    def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
+        if len(batch.lengths) > 1:
+            vectors[:, 2] += np.float32(1e-5)
+        return vectors
+
+    assert parity(spoil).verdict == "pass"
+    assert parity(spoil, alone_limit=2e-5).verdict == "pass"
+    (reason,) = parity(spoil, alone_limit=1e-6).reasons
+    assert reason == "a text alone and in a batch: 1.0e-05 above 1e-06"
 
 
 def test_vector_that_is_not_finite_fails_as_the_worst_there_is(
@@ -309,6 +329,38 @@ def test_model_that_does_not_fit_is_compared_by_its_weights(
     assert found.verdict == "pass" and found.method.startswith("weights only, layer by layer")
     assert "layer by layer, from the artifact's stored weights" in found.candidate
     assert prove(artifact, base).verdict == "fail"
+
+
+def test_progress_of_a_comparison_by_weights_reaches_the_end(
+    artifact: Artifact, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 500 << 20)
+    seen: list[tuple[int, int]] = []
+    prove(artifact, base, adapter, lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen) and len({done for done, _ in seen}) > 20
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize(("backend", "device"), [("ort", "auto"), ("auto", "cpu")])
+def test_backend_that_a_comparison_by_weights_would_not_use_is_refused(
+    artifact: Artifact,
+    base: Path,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    device: str,
+) -> None:
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 500 << 20)
+    with pytest.raises(SpaceError, match="leave both out to compare the stored weights"):
+        prove(artifact, base, adapter, backend=backend, device=device)
+
+
+def test_proof_names_the_files_it_was_held_to(
+    artifact: Artifact, base: Path, adapter: Path
+) -> None:
+    held_to = prove(artifact, base, adapter).reference_sha256
+    assert held_to == artifact.manifest.source.sha256
+    assert prove(artifact, base).reference_sha256 != held_to
 
 
 def test_reference_of_another_shape_is_refused_by_name(

@@ -1,13 +1,11 @@
 """Runtimes behind one protocol: `Backend.run(TokenBatch) -> (B, D)`."""
 
 from pathlib import Path
-from typing import Final
 
-from anna_export.artifact import open_artifact
+from anna_export.artifact import Artifact, open_artifact
+from anna_export.choices import BACKENDS
 from anna_export.encoder import Backend, Encoder
 from anna_export.errors import InputError
-
-BACKENDS: Final = ("auto", "ort", "pytorch")
 
 
 def open_encoder(
@@ -34,17 +32,24 @@ def open_encoder(
     Raises:
         AnnaError: If the artifact is missing, damaged, or cannot run here.
     """
+    opened = open_artifact(Path(artifact), check=check)
+    return load_encoder(opened, backend=backend, device=device, threads=threads)
+
+
+def load_encoder(
+    artifact: Artifact, *, backend: str = "auto", device: str = "auto", threads: int | None = None
+) -> Encoder:
+    """Load an artifact that is open already; the rest as `open_encoder`."""
     if backend not in BACKENDS:
         raise InputError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
-    opened = open_artifact(Path(artifact), check=check)
     runtime: Backend
     # a runtime's library is loaded only where it is used
     if backend == "pytorch":
         from anna_export.backends import pytorch
 
-        runtime = pytorch.open_backend(opened, device=device)
+        runtime = pytorch.open_backend(artifact, device=device)
     else:
         from anna_export.backends import ort
 
-        runtime = ort.open_backend(opened, device=device, threads=threads)
-    return Encoder(runtime, opened.tokeniser(), opened.manifest.prompts)
+        runtime = ort.open_backend(artifact, device=device, threads=threads)
+    return Encoder(runtime, artifact.tokeniser(), artifact.manifest.prompts)

@@ -1,10 +1,7 @@
 """Which device a backend computes on."""
 
-from typing import Final
-
+from anna_export.choices import DEVICES
 from anna_export.errors import InputError
-
-DEVICES: Final = ("auto", "cpu", "cuda")
 
 
 def pick_device(asked: str, *, has_cuda: bool, without: str) -> str:

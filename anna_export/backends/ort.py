@@ -8,6 +8,7 @@ import numpy as np
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
 from anna_export.errors import DamagedError, ExtraError, InputError
+from anna_export.plan import forecast, require_memory
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch
@@ -31,25 +32,14 @@ class OrtBackend:
         self,
         session: onnxruntime.InferenceSession,
         spec: EmbeddingSpec,
-        max_tokens: int,
         arithmetic: str,
     ) -> None:
         self._session = session
-        self._max_tokens = max_tokens
         self.spec = spec
         self.arithmetic = arithmetic
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length.
-
-        Raises:
-            InputError: If the batch is wider than the graph's rotary tables are long.
-        """
-        if batch.width > self._max_tokens:
-            raise InputError(
-                f"expected at most {self._max_tokens} tokens a row, found {batch.width}; cut them "
-                "or export with a larger --max-tokens"
-            )
+        """Return (B, spec.dim) float32 rows of unit L2 length."""
         if not len(batch.ids):  # GroupQueryAttention divides by the batch size
             return np.empty((0, self.spec.dim), dtype=np.float32)
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
@@ -64,6 +54,7 @@ def open_backend(
 
     Raises:
         InputError: If there is no such device here, or no thread to compute in.
+        SpaceError: If it does not fit in memory.
         DamagedError: If ONNX Runtime does not accept the graph.
     """
     device = pick_device(
@@ -73,27 +64,30 @@ def open_backend(
     )
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, found {threads}")
-    precision = artifact.manifest.precision
+    manifest = artifact.manifest
+    precision = manifest.precision
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     if device == "cuda":
-        path, providers, arithmetic = artifact.graph(CANONICAL), [_CUDA], f"{precision} on CUDA"
+        path, provider, arithmetic = artifact.graph(CANONICAL), _CUDA, f"{precision} on CUDA"
+        settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
     else:
-        path, providers = artifact.graph(CPU), ["CPUExecutionProvider"]
+        needed = forecast(manifest.spec, manifest.contract, precision)
+        require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
+        path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
         twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
         arithmetic = f"fp32 on CPU{twin}"
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise DamagedError(
             f"expected a graph that ONNX Runtime {onnxruntime.__version__} loads, found: "
             f"{str(error).splitlines()[0]} ({path})"
         ) from None
     # where CUDA's libraries or its device are missing, ONNX Runtime would go on without a word
-    if not set(providers) <= set(session.get_providers()):
+    if provider not in session.get_providers():
         raise InputError(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
-    manifest = artifact.manifest
-    return OrtBackend(session, manifest.spec, manifest.contract.max_tokens, arithmetic)
+    return OrtBackend(session, manifest.spec, arithmetic)

@@ -21,6 +21,7 @@ from anna_export.backends.stored import empty_model, stored_weights
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
+from anna_export.plan import forecast, require_memory
 from anna_export.prompts import Prompts, find_prompts
 from anna_export.safetensors_files import read_header
 from anna_export.spec import EmbeddingSpec
@@ -84,7 +85,7 @@ def open_reference(
         adapter: The LoRA adapter's folder.
         contract: How token ids frame a text; None reads it from the model folder.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
-        device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it.
+        device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it and the model fits.
 
     Raises:
         AnnaError: If base or adapter is missing, damaged or not supported.
@@ -93,7 +94,7 @@ def open_reference(
     spec = checkpoint.spec
     tokenizer = find_tokenizer(model, adapter)
     contract = contract or read_contract(tokenizer, spec, None)
-    device = _device(device)
+    device = _device(device, spec)
     with quiet():
         loaded = _load(checkpoint, adapter).to(device)
     return Encoder(
@@ -108,8 +109,12 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
 
     Raises:
         InputError: If there is no such device here.
+        SpaceError: If it does not fit in memory.
     """
-    spec, read, device = artifact.manifest.spec, stored_weights(artifact), _device(device)
+    manifest, read = artifact.manifest, stored_weights(artifact)
+    spec, device = manifest.spec, _device(device, manifest.spec)
+    needed = forecast(spec, manifest.contract, manifest.precision)
+    require_memory(needed.reference_bytes, f"{artifact.folder} in PyTorch")
     with quiet():
         model = empty_model(spec)
     model.load_state_dict({name: read(name) for name in spec.weight_shapes()}, assign=True)
@@ -121,11 +126,15 @@ def _arithmetic(device: str) -> str:
     return f"fp32 in PyTorch on {device.upper()}"
 
 
-def _device(asked: str) -> str:
+def _device(asked: str, spec: EmbeddingSpec) -> str:
+    # weights, and half as much again for what is computed from them
+    room_bytes = 6 * spec.parameters
+    has_cuda = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > room_bytes
     return pick_device(
         asked,
-        has_cuda=torch.cuda.is_available(),
-        without="expected PyTorch with a CUDA device, found none; use --device cpu",
+        has_cuda=has_cuda,
+        without="expected PyTorch with a CUDA device and "
+        f"{room_bytes / 1e9:.1f} GB free on it, found none; use --device cpu",
     )
 
 

@@ -4,6 +4,7 @@ The modules and their forward pass are transformers' own; every weight is read w
 called and dropped after it, so one batch costs one pass over the weights on disk.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,15 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.spec import EmbeddingSpec
 
 
-def open_streamed_reference(checkpoint: Checkpoint) -> PytorchBackend:
-    """Stream base and adapter, the adapter unmerged: y = W x + s B (A x)."""
+def open_streamed_reference(
+    checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
+) -> PytorchBackend:
+    """Stream base and adapter, the adapter unmerged: y = W x + s B (A x).
+
+    Args:
+        checkpoint: Base and adapter.
+        on_read: Called after every weight is read, once a batch.
+    """
     deltas = checkpoint.adapter.deltas if checkpoint.adapter is not None else {}
     # the embedding is looked up, not multiplied: its delta is part of the rows that are read
     apart = {name: delta for name, delta in deltas.items() if not delta.embedding}
@@ -25,23 +33,45 @@ def open_streamed_reference(checkpoint: Checkpoint) -> PytorchBackend:
     def read(name: str) -> torch.Tensor:
         return checkpoint.read(name, torch.float32, merge=name not in apart)
 
-    return _backend(checkpoint.spec, read, apart, "base and adapter")
+    return open_streamed(checkpoint.spec, read, "base and adapter", apart, on_read)
 
 
-def open_streamed_artifact(artifact: Artifact) -> PytorchBackend:
+def open_streamed_artifact(
+    artifact: Artifact, on_read: Callable[[], None] | None = None
+) -> PytorchBackend:
     """Stream an artifact's stored weights: what a graph over them computes, without the graph."""
     spec, read = artifact.manifest.spec, stored_weights(artifact)
-    return _backend(spec, read, {}, "the artifact's stored weights")
+    return open_streamed(spec, read, "the artifact's stored weights", {}, on_read)
 
 
-def _backend(
-    spec: EmbeddingSpec, read: ReadWeight, deltas: dict[str, Delta], what: str
+def open_streamed(
+    spec: EmbeddingSpec,
+    read: ReadWeight,
+    what: str,
+    deltas: Mapping[str, Delta],
+    on_read: Callable[[], None] | None = None,
 ) -> PytorchBackend:
+    """Stream weights from anywhere.
+
+    Args:
+        spec: The model's numbers.
+        read: Gives a weight by its name, fp32.
+        what: Where they come from, for verdicts.
+        deltas: Added to the output of the layers that they name, not to their weights.
+        on_read: Called after every weight is read, once a batch.
+    """
+
+    def counted(name: str) -> torch.Tensor:
+        weight = read(name)
+        if on_read is not None:
+            on_read()
+        return weight
+
     with quiet():
         model = empty_model(spec)
     for name, module in model.named_modules():
         if module._parameters:
-            _stream(module, f"{name}.weight", read, deltas.get(f"{name}.weight"))
+            _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
     arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
     return PytorchBackend(model, spec, arithmetic)
 

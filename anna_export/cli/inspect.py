@@ -21,9 +21,9 @@ def command(artifact: Path, check: bool, as_json: bool) -> None:
     from anna_export.artifact import PARITY_FILE, open_artifact, read_evidence
 
     opened = open_artifact(artifact, check=check)
-    manifest = opened.manifest
+    manifest, parity = opened.manifest, read_evidence(opened, PARITY_FILE)
     if as_json:
-        shown.print_json(json.loads(manifest.model_dump_json()))
+        shown.print_json(json.loads(manifest.model_dump_json()) | {"parity": parity})
         return
     spec, contract, source = manifest.spec, manifest.contract, manifest.source
     rows = {
@@ -43,13 +43,12 @@ def command(artifact: Path, check: bool, as_json: bool) -> None:
         if check
         else "every size and the smaller files' hashes hold (--check: every hash)",
     }
-    parity = read_evidence(opened, PARITY_FILE)
     if parity is None:
         rows["proof"] = "none; run anna-export verify"
     else:
         covers = manifest.evidence[PARITY_FILE].covers == manifest.artifact_id
-        rows["proof"] = (
-            f"{parity['verdict']}: worst cosine {parity['worst_cosine']:.7f} against "
-            f"{parity['reference']}" + ("" if covers else " (of another artifact)")
+        rows["proof"] = f"{parity['verdict']}: worst cosine {parity['worst_cosine']:.7f}" + (
+            "" if covers else " (of another artifact)"
         )
+        rows |= {name: parity[name] for name in ("method", "reference", "candidate", "hardware")}
     shown.print_rows(rows)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from anna_export.choices import BACKENDS, DEVICES
 from anna_export.errors import InputError, MissingError
 from anna_export.spec import Precision
 
@@ -63,14 +64,14 @@ max_tokens_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "ort", "pytorch"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
     help="What computes: ONNX Runtime (auto, ort), or PyTorch in fp32 over the stored weights.",
 )
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
     help="Where to compute; auto takes CUDA where the backend has it.",

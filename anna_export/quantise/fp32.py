@@ -3,4 +3,10 @@
 from anna_export.quantise.scheme import FUSED, Scheme
 from anna_export.spec import Precision
 
-SCHEME = Scheme(Precision.FP32, cpu_passes=FUSED, worst_cosine=0.999999, alone_cosine=0.999999)
+SCHEME = Scheme(
+    Precision.FP32,
+    cpu_passes=FUSED,
+    worst_cosine=0.999999,
+    alone_cosine=0.999999,
+    alone_max_abs=1e-6,
+)

@@ -26,12 +26,14 @@ class Scheme:
         cpu_passes: Lower the canonical graph to what ONNX Runtime computes on a CPU.
         worst_cosine: Smallest cosine to the reference that any text may have.
         alone_cosine: Smallest cosine between a text's vectors alone and in a batch.
+        alone_max_abs: Largest difference between them; None where only the cosine counts.
     """
 
     precision: Precision
     cpu_passes: tuple[ir.passes.InPlacePass, ...]
     worst_cosine: float
     alone_cosine: float
+    alone_max_abs: float | None = None
 
     def graphs(self, checkpoint: Checkpoint, max_tokens: int) -> dict[str, ir.Model]:
         """Return one graph for each target, over the same weights, none of them read."""

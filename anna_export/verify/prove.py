@@ -1,13 +1,16 @@
 """Prove an artifact against base and adapter in PyTorch, by the way that fits in memory."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from anna_export import quantise
 from anna_export.artifact import Artifact
-from anna_export.backends import open_encoder
+from anna_export.backends import load_encoder
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
-from anna_export.errors import ShapeError
+from anna_export.errors import ShapeError, SpaceError
 from anna_export.plan import fits_proof, forecast
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
@@ -15,7 +18,7 @@ from anna_export.tokenise import Tokeniser, find_tokenizer
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
 
-_STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
+STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 
 
 def prove(
@@ -34,6 +37,7 @@ def prove(
 
     Raises:
         ShapeError: If the reference is a model of another shape.
+        SpaceError: If a backend or device was asked for, and memory does not hold both models.
         AnnaError: If base or adapter cannot be used.
     """
     # transformers and peft take seconds to load: only who compares waits for them
@@ -44,30 +48,55 @@ def prove(
     scheme = quantise.load(manifest.precision)
     checkpoint = Checkpoint.open(model, adapter)
     _require_same_model(manifest.spec, checkpoint)
-    if not fits_proof(forecast(manifest.spec, manifest.contract, manifest.precision)):
+    needed = forecast(manifest.spec, manifest.contract, manifest.precision)
+    if fits_proof(needed):
+        reference = open_reference(
+            model,
+            adapter,
+            contract=manifest.contract,
+            prompts=manifest.prompts,
+            device="cpu" if device == "cpu" else "auto",
+        )
+        candidate = load_encoder(artifact, backend=backend, device=device)
+        parity = compare(
+            reference,
+            candidate,
+            parity_texts(candidate.tokeniser),
+            floor=scheme.worst_cosine,
+            alone_floor=scheme.alone_cosine,
+            alone_limit=scheme.alone_max_abs,
+            progress=progress,
+        )
+    else:
+        if (backend, device) != ("auto", "auto"):
+            needed_bytes = needed.reference_bytes + needed.serve_bytes
+            raise SpaceError(
+                f"expected {needed_bytes / 1e9:.1f} GB of memory to compare with --backend "
+                f"{backend} --device {device}, found less; leave both out to compare the stored "
+                "weights layer by layer"
+            )
         tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
-        return compare_weights(
-            Encoder(open_streamed_reference(checkpoint), tokeniser),
-            Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
-            _STREAMED_TEXTS,
+        on_read = _counted(progress, len(manifest.spec.weight_shapes()))
+        parity = compare_weights(
+            Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
+            Encoder(open_streamed_artifact(artifact, on_read), artifact.tokeniser()),
+            STREAMED_TEXTS,
             floor=scheme.worst_cosine,
         )
-    reference = open_reference(
-        model,
-        adapter,
-        contract=manifest.contract,
-        prompts=manifest.prompts,
-        device="cpu" if device == "cpu" else "auto",
-    )
-    candidate = open_encoder(artifact.folder, backend=backend, device=device)
-    return compare(
-        reference,
-        candidate,
-        parity_texts(candidate.tokeniser),
-        floor=scheme.worst_cosine,
-        alone_floor=scheme.alone_cosine,
-        progress=progress,
-    )
+    return replace(parity, reference_sha256=checkpoint.source_hashes())
+
+
+def _counted(progress: Progress | None, weights: int) -> Callable[[], None]:
+    """Return what is called for each weight of both models, and reports it as a part of texts."""
+    read = count()
+    texts = 2 * len(STREAMED_TEXTS)
+
+    def on_read() -> None:
+        done = next(read) + 1
+        if progress is not None:
+            progress(done * texts // (2 * weights), texts)
+
+    return on_read
 
 
 def _require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:

@@ -1,18 +1,20 @@
 """Vector parity: two encoders over the same texts, and one against itself in other batches."""
 
-import platform
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from anna_export.encoder import Encoder, batches_by_length
+from anna_export.hardware import hardware
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
 from anna_export.tokenise import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
+from anna_export.versions import installed
 
 # Longest text that every run compares: its cost grows with the square.
 LONG_TOKENS = 1024
@@ -29,7 +31,7 @@ class Parity:
 
     Cosines and differences are over (text, prompt) pairs; `alone_*` compare the candidate with
     itself: each text alone against the same text in padded batches and in another order; they
-    and their floor are None where that was not done.
+    and their bounds are None where that was not done.
     """
 
     verdict: str  # "pass" or "fail"
@@ -46,10 +48,14 @@ class Parity:
     alone_max_abs: float | None
     floor: float
     alone_floor: float | None
+    alone_limit: float | None
     method: str
     reference: str
     candidate: str
     hardware: str
+    versions: dict[str, str]
+    measured: str  # date and time
+    reference_sha256: dict[str, str] = field(default_factory=dict)  # of the files it was read from
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
@@ -78,6 +84,7 @@ def compare(
     *,
     floor: float,
     alone_floor: float,
+    alone_limit: float | None = None,
     progress: Progress | None = None,
 ) -> Parity:
     """Embed every text with every prompt by both encoders, and by the candidate also alone.
@@ -88,6 +95,7 @@ def compare(
         texts: N texts.
         floor: Smallest cosine to the reference that any text may have.
         alone_floor: Smallest cosine between a text alone and in a batch.
+        alone_limit: Largest difference between the two; None where only the cosine counts.
         progress: Told how many embeddings are done.
 
     Returns:
@@ -104,6 +112,7 @@ def compare(
         _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
         floor=floor,
         alone_floor=alone_floor,
+        alone_limit=alone_limit,
         texts=len(texts),
         prompts=sorted(candidate.prompts.texts),
         longest_tokens=max(len(row) for row in rows),
@@ -127,6 +136,7 @@ def compare_weights(
         ),
         floor=floor,
         alone_floor=None,
+        alone_limit=None,
         texts=len(texts),
         prompts=[],
         longest_tokens=max(len(row) for row in rows),
@@ -148,7 +158,12 @@ class _Compared:
 
 
 def _judge(
-    vectors: _Compared, *, floor: float, alone_floor: float | None, **described: Any
+    vectors: _Compared,
+    *,
+    floor: float,
+    alone_floor: float | None,
+    alone_limit: float | None,
+    **described: Any,
 ) -> Parity:
     cosines = _cosines(vectors.found, vectors.expected)
     finite = np.isfinite(vectors.found).all(axis=1)
@@ -171,6 +186,8 @@ def _judge(
         alone_max_abs = _largest(vectors.found, vectors.alone)
         if not alone_worst >= alone_floor:
             reasons.append(f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor}")
+        if alone_limit is not None and not alone_max_abs <= alone_limit:
+            reasons.append(f"a text alone and in a batch: {alone_max_abs:.1e} above {alone_limit}")
     return Parity(
         verdict="fail" if reasons else "pass",
         reasons=reasons,
@@ -183,7 +200,10 @@ def _judge(
         alone_max_abs=alone_max_abs,
         floor=floor,
         alone_floor=alone_floor,
-        hardware=processor(),
+        alone_limit=alone_limit,
+        hardware=hardware(),
+        versions=installed(),
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
         **described,
     )
 
@@ -247,13 +267,3 @@ def _largest(left: np.ndarray, right: np.ndarray) -> float:
     with np.errstate(invalid="ignore"):
         difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
     return float(np.where(np.isfinite(difference), difference, _OPPOSITE_DIFFERENCE).max())
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return f"{names[0]} x{len(names)}" if names else platform.machine()
