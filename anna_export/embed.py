@@ -107,7 +107,7 @@ def embed_file(
         artifact_id: The encoder's artifact; a run is only resumed with the same one.
         source: The texts.
         out: A .parquet file (columns `id` and `embedding`) or a .npy file of (N, D) float32.
-        prompt: Name of a prompt of the model.
+        prompt: Name of a prompt of the model; None for its default, if it has one, "" for none.
         overwrite: Replace `out` if it exists.
         progress: Told how many texts are done.
         shard_texts: Texts embedded and kept at once.
@@ -156,11 +156,13 @@ def _fill(
     texts, total, done, resumed = source.texts(), len(source.ids), 0, 0
     paths: list[Path] = []
     while batch := list(islice(texts, shard_texts)):
-        path = shards / f"{len(paths):08d}{_SHARD}"
-        paths.append(path)
+        # named after its texts: the file may have held others while an earlier run read it
+        path = shards / f"{len(paths):08d}-{_texts_hash(batch)}{_SHARD}"
         if path.exists() and path.stat().st_size == len(batch) * encoder.dim * _ITEM_BYTES:
             resumed += len(batch)
         else:
+            for stale in shards.glob(f"{len(paths):08d}-*{_SHARD}"):
+                stale.unlink()
             report = _part_of(progress, done, len(batch), total)
             try:
                 vectors = encoder.encode(batch, prompt, progress=report)
@@ -170,6 +172,7 @@ def _fill(
                 ) from None
             with staged_file(path) as aside:
                 aside.write_bytes(vectors.data)
+        paths.append(path)
         done += len(batch)
         if progress is not None:
             progress(done, total)
@@ -250,6 +253,10 @@ def _object(where: str, line: str, field: str) -> tuple[int | str | None, str]:
 
 def _kind(kind: type) -> str:
     return "none" if kind is type(None) else kind.__name__
+
+
+def _texts_hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:

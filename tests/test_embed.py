@@ -267,10 +267,24 @@ def test_shard_of_the_wrong_size_is_computed_again(
     tmp_path: Path,
     size_bytes: int,
 ) -> None:
-    shard = tmp_path / ".vectors.npy.shards" / "00000001.float32"
+    (shard,) = tmp_path.glob(".vectors.npy.shards/00000001-*.float32")
     assert shard.stat().st_size == 800  # five texts of 40 dimensions
     shard.write_bytes(bytes(size_bytes))
     assert run().resumed == 5 and interrupted.rows == 7
+    np.testing.assert_allclose(
+        np.load(tmp_path / "vectors.npy"), encoder.encode(TEXTS), rtol=0, atol=1e-6
+    )  # as above
+
+
+def test_shard_of_texts_that_the_file_held_for_a_while_is_computed_again(
+    run: Callable[..., Embedded], texts: Path, counting: Counting, encoder: Encoder, tmp_path: Path
+) -> None:
+    source, content = read_texts(texts), texts.read_text()
+    texts.write_text(content.replace(TEXTS[0], "another text", 1))
+    with pytest.raises(InputError, match="found it changed meanwhile"):
+        embed_file(encoder, "a", source, tmp_path / "vectors.npy", shard_texts=5)
+    texts.write_text(content)
+    assert run().resumed == 7 and counting.rows == 5
     np.testing.assert_allclose(
         np.load(tmp_path / "vectors.npy"), encoder.encode(TEXTS), rtol=0, atol=1e-6
     )  # as above
