@@ -4,7 +4,6 @@ The contract: `<s>` where the model has it, the prompt, the text, cut at the end
 exactly once and last. Special tokens written in a text are plain text.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
 )
+# where sentence-transformers keeps the longest sequence
+LIMIT_FILE = "sentence_bert_config.json"
+# below it, framing and a prompt leave no room for a text
+MIN_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,21 @@ class TokenContract:
         eos_id: Put last, exactly once.
         pad_id: Fills batches on the right; never seen by a real token.
         max_tokens: The longest sequence, `<s>`, prompt and `</s>` included.
+
+    Raises:
+        InputError: If max_tokens is below MIN_TOKENS.
     """
 
     bos_id: int | None
     eos_id: int
     pad_id: int
     max_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < MIN_TOKENS:
+            raise InputError(
+                f"expected max tokens of at least {MIN_TOKENS}, found {self.max_tokens}"
+            )
 
     @property
     def room(self) -> int:
@@ -175,14 +187,18 @@ def require_text(texts: Sequence[str], what: str = "text") -> None:
             )
 
 
-def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> TokenContract:
+def read_contract(
+    folder: Path, spec: EmbeddingSpec, max_tokens: int | None, base: Path | None = None
+) -> TokenContract:
     """Read how a model folder's tokenizer frames a text.
 
     Args:
         folder: A Hugging Face folder with tokenizer.json and tokenizer_config.json.
         spec: The model's numbers; ids must fit its vocabulary.
-        max_tokens: The longest sequence; None takes the folder's max_seq_length, else its
-            tokenizer's model_max_length, else the sliding window, else every position.
+        max_tokens: The longest sequence; None takes the folder's max_seq_length, else that of
+            `base`, else the tokenizer's model_max_length, else the sliding window, else every
+            position.
+        base: The model's folder, where the tokenizer is the adapter's.
 
     Raises:
         MissingError: If a tokenizer file is missing.
@@ -193,7 +209,7 @@ def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> 
     if eos_id is None:
         raise InputError(
             f"expected an eos_token in {folder / CONFIG_FILE}, found none: the last token's "
-            "state is the embedding"
+            "state is the embedding; name the one the model was trained with"
         )
     bos_id = _special_id(tokenizer, config, "bos_token")
     adds_bos = config.get("add_bos_token")
@@ -210,7 +226,7 @@ def read_contract(folder: Path, spec: EmbeddingSpec, max_tokens: int | None) -> 
         bos_id=bos_id if adds_bos else None,
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
-        max_tokens=_max_tokens(folder, config, spec, max_tokens),
+        max_tokens=_max_tokens(folder, base, config, spec, max_tokens),
     )
 
 
@@ -219,23 +235,52 @@ def find_tokenizer(model: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
 
 
+def find_limit_file(folder: Path, base: Path | None) -> Path | None:
+    """Return the LIMIT_FILE that counts: beside the tokenizer, else the model's, else None."""
+    paths = [place / LIMIT_FILE for place in (folder, base) if place is not None]
+    return next((path for path in paths if path.exists()), None)
+
+
 def _max_tokens(
-    folder: Path, config: dict[str, Any], spec: EmbeddingSpec, asked: int | None
+    folder: Path,
+    base: Path | None,
+    config: dict[str, Any],
+    spec: EmbeddingSpec,
+    asked: int | None,
 ) -> int:
     if asked is not None:
-        if not 8 <= asked <= spec.max_positions:
+        if not MIN_TOKENS <= asked <= spec.max_positions:
             raise InputError(
-                f"expected max tokens between 8 and the model's {spec.max_positions} positions, "
-                f"found {asked}"
+                f"expected max tokens between {MIN_TOKENS} and the model's {spec.max_positions} "
+                f"positions, found {asked}"
             )
         return asked
+    limit, place = _limit(folder, base, config, spec)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= MIN_TOKENS:
+        raise InputError(
+            f"expected at least {MIN_TOKENS} tokens as {place}, found {limit!r}; correct it or "
+            "give --max-tokens"
+        )
+    return int(min(limit, spec.max_positions))
+
+
+def _limit(
+    folder: Path, base: Path | None, config: dict[str, Any], spec: EmbeddingSpec
+) -> tuple[Any, str]:
+    """Return the first limit that is given, as it is written, and where."""
     # sentence-transformers writes the limit to the first place up to version 5, since then to the
     # second, where transformers writes 1e30 for none
-    path = folder / "sentence_bert_config.json"
-    trained = read_json(path).get("max_seq_length") if path.exists() else None
-    if trained is None and (config.get("model_max_length") or math.inf) <= spec.max_positions:
-        trained = config["model_max_length"]
-    return min(int(trained or spec.sliding_window or spec.max_positions), spec.max_positions)
+    path = find_limit_file(folder, base)
+    trained = read_json(path).get("max_seq_length") if path is not None else None
+    if trained is not None:
+        return trained, f"max_seq_length in {path}"
+    tokenizers_own = config.get("model_max_length")
+    unlimited = isinstance(tokenizers_own, int | float) and tokenizers_own > spec.max_positions
+    if tokenizers_own is not None and not unlimited:
+        return tokenizers_own, f"model_max_length in {folder / CONFIG_FILE}"
+    if spec.sliding_window is not None:
+        return spec.sliding_window, "sliding_window in config.json"
+    return spec.max_positions, "max_position_embeddings in config.json"
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
@@ -248,7 +293,10 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
-        raise InputError(f"expected a fast tokenizer in {path}, found: {error}") from None
+        raise InputError(
+            f"expected a fast tokenizer in {path}, found: {error}; write it again with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True

@@ -16,10 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from anna_export.errors import AnnaError, InputError, MissingError, ShapeError
+from anna_export.errors import AnnaError, InputError, MissingError
 from anna_export.prompts import Prompts
-from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.tokenise import TokenBatch, TokenContract, Tokeniser, read_contract
+from anna_export.spec import EmbeddingSpec, read_json, read_spec
+from anna_export.tokenise import (
+    CONFIG_FILE,
+    LIMIT_FILE,
+    TokenContract,
+    Tokeniser,
+    read_contract,
+)
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 
 BOS, EOS = 1, 2
@@ -314,10 +320,61 @@ def test_default_length_is_the_first_limit_that_the_folder_gives(
 ) -> None:
     folder = changed(model_max_length=tokenizers_own)
     if trained is not None:
-        path = folder / "sentence_bert_config.json"
+        path = folder / LIMIT_FILE
         path.write_text(json.dumps({"max_seq_length": trained}))
     found = read_contract(folder, replace(spec, sliding_window=window), None)
     assert found.max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "models", "expected"),
+    [(512, 256, 512), (None, 256, 256), (None, None, 4096)],
+    ids=["both", "model", "neither"],
+)
+def test_default_length_is_the_adapters_before_the_models(
+    changed: Callable[..., Path],
+    spec: EmbeddingSpec,
+    tmp_path: Path,
+    own: int | None,
+    models: int | None,
+    expected: int,
+) -> None:
+    adapter, model = changed(model_max_length=None), tmp_path / "model"
+    model.mkdir()
+    for folder, length in ((adapter, own), (model, models)):
+        if length is not None:
+            (folder / LIMIT_FILE).write_text(json.dumps({"max_seq_length": length}))
+    assert read_contract(adapter, spec, None, model).max_tokens == expected
+
+
+@pytest.mark.parametrize("length", [1, 7, 0, -1, "512", True, [512], float("nan")], ids=str)
+@pytest.mark.parametrize(
+    ("file", "key"), [(LIMIT_FILE, "max_seq_length"), (CONFIG_FILE, "model_max_length")]
+)
+def test_default_length_that_is_none_is_refused_with_its_file(
+    changed: Callable[..., Path], spec: EmbeddingSpec, file: str, key: str, length: object
+) -> None:
+    folder = changed(model_max_length=None)
+    path = folder / file
+    path.write_text(json.dumps((read_json(path) if path.exists() else {}) | {key: length}))
+    with pytest.raises(InputError) as error:
+        read_contract(folder, spec, None)
+    assert f"at least 8 tokens as {key} in {path}, found {length!r}" in refusal(error)
+
+
+def test_default_length_that_is_too_short_a_window_is_refused(
+    changed: Callable[..., Path], spec: EmbeddingSpec
+) -> None:
+    folder = changed(model_max_length=None)
+    with pytest.raises(InputError) as error:
+        read_contract(folder, replace(spec, sliding_window=7), None)
+    assert "as sliding_window in config.json, found 7" in refusal(error)
+
+
+def test_contract_without_room_for_a_text_cannot_be_built() -> None:
+    with pytest.raises(InputError) as error:
+        TokenContract(BOS, EOS, EOS, 7)
+    assert "at least 8, found 7" in refusal(error)
 
 
 def test_default_length_is_that_of_sentence_transformers(
@@ -329,77 +386,3 @@ def test_default_length_is_that_of_sentence_transformers(
             shutil.copyfile(path, folder / path.name)
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").max_seq_length
     assert read_contract(folder, spec, None).max_tokens == theirs == 1024
-
-
-# -- batches --
-
-
-@FAST
-@given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
-def test_batch_is_its_rows_then_padding(tokeniser: Tokeniser, lengths: list[int]) -> None:
-    rows = [list(range(3, 3 + length)) for length in lengths]
-    batch = tokeniser.batch(rows)
-    assert batch.ids.shape == (len(lengths), max(lengths)) and batch.ids.dtype == np.int64
-    for row, ids, mask in zip(rows, batch.ids, batch.mask, strict=True):
-        assert ids[: len(row)].tolist() == row
-        assert set(ids[len(row) :]) <= {tokeniser.contract.pad_id}
-        assert mask.tolist() == [1] * len(row) + [0] * (max(lengths) - len(row))
-
-
-@FAST
-@given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
-def test_batch_is_rebuilt_from_its_mask(tokeniser: Tokeniser, lengths: list[int]) -> None:
-    batch = tokeniser.batch([[7] * length for length in lengths])
-    again = TokenBatch.from_mask(batch.ids.astype(np.int32), batch.mask.astype(bool))
-    assert again.lengths.tolist() == lengths
-    assert again.ids.dtype == np.int64 and (again.ids == batch.ids).all()
-
-
-@pytest.mark.parametrize(
-    "row",
-    [[0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]],
-    ids=["left", "left by one", "gap", "late gap", "empty"],
-)
-def test_mask_that_is_not_ones_then_zeros_is_refused_by_row(row: list[int]) -> None:
-    ids = np.full((3, 4), 5, dtype=np.int64)
-    with pytest.raises(ShapeError) as error:
-        TokenBatch.from_mask(ids, np.array([[1, 1, 1, 1], [1, 1, 0, 0], row]))
-    assert "pad on the right" in refusal(error) and "row 2" in refusal(error)
-
-
-@pytest.mark.parametrize(
-    ("ids", "mask"),
-    [
-        (np.ones((2, 3), np.int64), np.ones((2, 4), np.int64)),
-        (np.ones((2, 3), np.int64), np.ones((3, 2), np.int64)),
-        (np.ones(3, np.int64), np.ones(3, np.int64)),
-        (np.ones((2, 3), np.float32), np.ones((2, 3), np.int64)),
-        (np.full((2, 3), "a"), np.ones((2, 3), np.int64)),
-    ],
-    ids=["wider mask", "turned mask", "one axis", "float ids", "text ids"],
-)
-def test_ids_and_mask_that_do_not_fit_are_refused(ids: np.ndarray, mask: np.ndarray) -> None:
-    with pytest.raises(ShapeError) as error:
-        TokenBatch.from_mask(ids, mask)
-    refusal(error)
-
-
-@pytest.mark.parametrize(
-    ("ids", "lengths"),
-    [
-        (np.ones((2, 3), np.int64), np.array([1, 2, 3])),
-        (np.ones((2, 3), np.int64), np.array([[1], [2]])),
-        (np.ones((2, 3), np.int64), np.array([0, 3])),
-        (np.ones((2, 3), np.int64), np.array([1, 4])),
-        (np.ones((2, 3), np.int32), np.array([1, 2])),
-        (np.ones((2, 3), np.int64), np.array([1.0, 2.0])),
-        (np.ones((2, 3, 1), np.int64), np.array([1, 2])),
-    ],
-    ids=["count", "axes", "empty row", "too long", "int32 ids", "float lengths", "three axes"],
-)
-def test_batch_of_arrays_that_do_not_fit_cannot_be_built(
-    ids: np.ndarray, lengths: np.ndarray
-) -> None:
-    with pytest.raises(ShapeError) as error:
-        TokenBatch(ids, lengths)
-    refusal(error)
