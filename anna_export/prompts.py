@@ -31,13 +31,13 @@ class Prompts:
             )
 
     def text(self, name: str | None) -> str:
-        """Return the named prompt's text; the default's, or none, for None.
+        """Return the named prompt's text; the default's, or none, for None; none for "".
 
         Raises:
             InputError: If there is no prompt of that name.
         """
         name = self.default if name is None else name
-        if name is None:
+        if not name:
             return ""
         if name not in self.texts:
             known = ", ".join(sorted(self.texts)) or "none"

@@ -241,6 +241,11 @@ def test_prompts_are_read_with_their_default(tmp_path: Path) -> None:
     )
 
 
+def test_empty_name_is_no_prompt_where_there_is_a_default() -> None:
+    prompts = Prompts({"query": "find: "}, default="query")
+    assert prompts.text("") == "" and prompts.text(None) == "find: "
+
+
 @pytest.mark.parametrize(
     "config",
     [

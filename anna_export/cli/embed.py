@@ -20,7 +20,11 @@ from anna_export.cli import options, shown
     required=True,
     help="A .parquet file (columns id, embedding) or a .npy file; rows in input order.",
 )
-@click.option("--prompt", help="Name of one of the model's prompts, put in front of every text.")
+@click.option(
+    "--prompt",
+    help="Name of one of the model's prompts, put in front of every text; empty for none. "
+    "Default: the model's default prompt, if it has one.",
+)
 @click.option(
     "--field", default="text", show_default=True, help="Key of the text in a .jsonl object."
 )
