@@ -1,29 +1,30 @@
-"""Write the merged model as an ordinary Hugging Face folder, one tensor in memory at a time."""
+"""Write the merged model as an ordinary Hugging Face folder, three tensors in memory at most."""
 
 import json
 import math
 import shutil
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
 import torch
 
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.errors import DamagedError
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, read_prompts
 from anna_export.safetensors_files import header_bytes
-from anna_export.spec import read_json
+from anna_export.spec import read_json, read_json_list
+from anna_export.st_files import MODULES_FILE
 from anna_export.staging import require_absent, require_disk, require_outside, staged, write_text
 from anna_export.streaming import Part, write_parts
-from anna_export.tokenise import TOKENIZER_FILES, find_tokenizer
+from anna_export.tokenise import LIMIT_FILE, TOKENIZER_FILES, find_limit_file, find_tokenizer
 
 # The size model hubs split at.
 SHARD_BYTES: Final = 5_000_000_000
 CONFIG_FILE: Final = "config.json"
-MODULES_FILE: Final = "modules.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def write_merged(
     require_outside(out, model, adapter)
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
+    listing = adapter if (adapter / MODULES_FILE).exists() else model
+    modules = _module_folders(listing)
     shapes = checkpoint.spec.weight_shapes()
     sizes = {
         name: math.prod(shape) * checkpoint.stored_dtype(name).itemsize
@@ -85,7 +88,10 @@ def write_merged(
         if len(shards) > 1:
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
-        _copy_configuration(checkpoint, find_tokenizer(model, adapter), adapter, folder)
+        _copy_configuration(checkpoint, adapter, folder)
+        _copy_file(listing, folder, MODULES_FILE)
+        for module in modules:
+            shutil.copytree(listing / module, folder / module, dirs_exist_ok=True)
     changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
     return Merged(out, len(shapes), changed, total)
 
@@ -130,27 +136,48 @@ def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def _copy_configuration(
-    checkpoint: Checkpoint, tokenizer: Path, adapter: Path, folder: Path
-) -> None:
+def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> None:
     config = read_json(checkpoint.folder / CONFIG_FILE)
     config["architectures"] = ["MistralModel"]
     config["vocab_size"] = checkpoint.spec.vocab_size
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    tokenizer = find_tokenizer(checkpoint.folder, adapter)
     for name in TOKENIZER_FILES:
         _copy_file(tokenizer, folder, name)
+    if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
+        shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")
     _copy_file(adapter if read_prompts(adapter).texts else checkpoint.folder, folder, PROMPTS_FILE)
-    _copy_modules(adapter if (adapter / MODULES_FILE).exists() else checkpoint.folder, folder)
 
 
-def _copy_modules(source: Path, folder: Path) -> None:
-    """Copy what sentence-transformers reads: the list of modules, and a folder of each."""
-    for name in (MODULES_FILE, "sentence_bert_config.json"):
-        _copy_file(source, folder, name)
-    for module in source.glob("[0-9]*_*"):
-        if module.is_dir():
-            shutil.copytree(module, folder / module.name)
+def _module_folders(source: Path) -> list[str]:
+    """Return the folders that sentence-transformers' list of modules names and that are there.
+
+    Raises:
+        DamagedError: If one leads out of the source.
+    """
+    path = source / MODULES_FILE
+    found = []
+    for module in read_json_list(path) if path.exists() else []:
+        name = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(name, str) or not _is_inside(source, name):
+            raise DamagedError(
+                f"expected folders inside {source} as path of each module in {path}, found "
+                f"{name!r}; correct it"
+            )
+        # the first module is the model itself; one without settings may have no folder
+        if (source / name).is_dir() and not (source / name).samefile(source):
+            found.append(name)
+    return found
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    pure = PurePosixPath(name)
+    return (
+        not pure.is_absolute()
+        and ".." not in pure.parts
+        and (folder / name).resolve().is_relative_to(folder.resolve())
+    )
 
 
 def _copy_file(source: Path, folder: Path, name: str) -> None:

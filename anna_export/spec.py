@@ -110,6 +110,20 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingError: If there is no such file.
         DamagedError: If it is not a JSON object.
     """
+    return _read_json(path, dict, "object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Read one JSON array.
+
+    Raises:
+        MissingError: If there is no such file.
+        DamagedError: If it is not a JSON array.
+    """
+    return _read_json(path, list, "array")
+
+
+def _read_json(path: Path, kind: type, called: str) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,9 +131,14 @@ def read_json(path: Path) -> dict[str, Any]:
             f"expected the file {path}, found none; is {path.parent} the right folder?"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"expected JSON in {path}, found {error}") from None
-    if not isinstance(value, dict):
-        raise DamagedError(f"expected a JSON object in {path}, found a {type(value).__name__}")
+        raise DamagedError(
+            f"expected JSON in {path}, found {error}; copy or download it again"
+        ) from None
+    if not isinstance(value, kind):
+        raise DamagedError(
+            f"expected a JSON {called} in {path}, found a {type(value).__name__}; copy or "
+            "download it again"
+        )
     return value
 
 
@@ -160,9 +179,15 @@ def read_spec(model: Path) -> EmbeddingSpec:
             ),
         )
     except KeyError as error:
-        raise InputError(f"expected the key {error} in {path}, found none") from None
+        raise InputError(
+            f"expected the key {error} in {path}, found none; use the config.json that came with "
+            "the weights"
+        ) from None
     except (TypeError, OverflowError) as error:
-        raise InputError(f"expected numbers in {path}, found {error}") from None
+        raise InputError(
+            f"expected numbers in {path}, found {error}; use the config.json that came with the "
+            "weights"
+        ) from None
 
 
 def _number(config: dict[str, Any], key: str) -> float:

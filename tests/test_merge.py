@@ -20,7 +20,9 @@ from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.merge import write_merged
 from anna_export.prompts import PROMPTS_FILE, Prompts, find_prompts, read_prompts
-from anna_export.tokenise import TOKENIZER_FILE
+from anna_export.spec import read_spec
+from anna_export.st_files import MODULES_FILE
+from anna_export.tokenise import LIMIT_FILE, TOKENIZER_FILE, find_tokenizer, read_contract
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
@@ -221,6 +223,37 @@ def test_modules_come_from_the_folder_that_lists_them(
     assert [type(module) for module in found] == [Transformer, Pooling, Normalize]
 
 
+def test_module_is_copied_from_the_path_that_the_list_names(
+    trained: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(trained, tmp_path / "base"))
+    modules = json.loads((model / MODULES_FILE).read_text())
+    (model / modules[1]["path"]).rename(model / "pooling")
+    modules[1]["path"] = "pooling"
+    (model / MODULES_FILE).write_text(json.dumps(modules))
+    write_merged(model, adapter, tmp_path / "out")
+    found = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert [type(module) for module in found] == [Transformer, Pooling, Normalize]
+
+
+@pytest.mark.parametrize("own", [None, 17], ids=["model's", "adapter's"])
+def test_longest_text_is_the_one_that_an_export_would_take(
+    base: Path, adapter: Path, tmp_path: Path, own: int | None
+) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "base"))
+    tuned = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    shutil.copyfile(base / TOKENIZER_FILE, tuned / TOKENIZER_FILE)
+    shutil.copyfile(base / "tokenizer_config.json", tuned / "tokenizer_config.json")
+    (model / LIMIT_FILE).write_text(json.dumps({"max_seq_length": 19}))
+    if own is not None:
+        (tuned / LIMIT_FILE).write_text(json.dumps({"max_seq_length": own}))
+    write_merged(model, tuned, tmp_path / "out")
+    spec = read_spec(model)
+    exported = read_contract(find_tokenizer(model, tuned), spec, None, model)
+    assert read_contract(tmp_path / "out", spec, None) == exported
+    assert exported.max_tokens == (own or 19)
+
+
 @pytest.mark.parametrize("tuned", [{}, {"query": "new: "}], ids=["none", "some"])
 def test_prompts_are_those_that_an_export_would_take(
     trained: Path, adapter: Path, tmp_path: Path, tuned: dict[str, str]
@@ -278,6 +311,20 @@ def test_output_that_is_a_link_to_the_base_is_refused(
     (tmp_path / "link").symlink_to(small)
     with pytest.raises(InputError, match="which holds it"):
         write_merged(small, lora, tmp_path / "link", overwrite=True)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/", "sub/../../outside", "link", None, 3], ids=str)
+def test_module_outside_the_folder_is_refused(
+    small: Path, lora: Path, tmp_path: Path, path: object
+) -> None:
+    model = Path(shutil.copytree(small, tmp_path / "base"))
+    (tmp_path / "outside").mkdir()
+    (model / "sub").mkdir()
+    (model / "link").symlink_to(tmp_path / "outside")
+    (model / MODULES_FILE).write_text(json.dumps([{"path": ""}, {"path": path}]))
+    with pytest.raises(DamagedError, match=r"expected folders inside .*base as path of each"):
+        write_merged(model, lora, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_interruption_leaves_nothing(small: Path, lora: Path, tmp_path: Path) -> None:
