@@ -35,6 +35,9 @@ _UNSUPPORTED: Final = (
 )
 # Initialisations that also rewrite the base weights when the adapter is made.
 _BASE_CHANGING_INITS: Final = ("pissa", "corda", "olora", "lora_ga", "loftq")
+# What to do about an adapter that is more than LoRA, and about one that contradicts itself.
+_BY_PEFT: Final = "merge it with peft and export the merged model"
+_SAVE_AGAIN: Final = "save the adapter again with peft's save_pretrained"
 _EMBEDDING = "embed_tokens"
 # No part of an embedding: the language head, and tables that older versions stored.
 _LANGUAGE_HEAD = "lm_head."
@@ -78,6 +81,7 @@ class Adapter:
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     replaced: Mapping[str, StoredTensor] = field(default_factory=dict)
     token_rows: TokenRows | None = None
+    made_for: str | None = None  # the base model, as its config names it
 
     def changed(self) -> int:
         """How many of the base's weights it changes."""
@@ -100,7 +104,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not weights.exists() and (folder / "adapter_model.bin").exists():
         raise UnsupportedError(
             f"expected {weights}, found adapter_model.bin: pickle files can run code and are not "
-            "read; save the adapter again with peft's save_pretrained"
+            f"read; {_SAVE_AGAIN}"
         )
     factors: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
@@ -113,7 +117,7 @@ def read_adapter(folder: Path) -> Adapter:
             token_rows = _token_rows(config, name, tensor)
         elif "lora_" in name or "magnitude" in name:
             raise UnsupportedError(
-                f"expected LoRA factors A and B, found {tensor.key} in {weights}"
+                f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
             )
         else:
             # modules_to_save; an embedding that is also adapted is stored as its base layer
@@ -124,12 +128,14 @@ def read_adapter(folder: Path) -> Adapter:
         for module, pair in factors.items()
     }
     if not (deltas or replaced or token_rows):
-        raise InputError(f"expected LoRA tensors in {weights}, found none")
+        raise InputError(f"expected LoRA tensors in {weights}, found none; {_SAVE_AGAIN}")
     if token_rows and f"{_EMBEDDING}.weight" in deltas:
         raise UnsupportedError(
-            f"expected LoRA of {_EMBEDDING} or trained rows of it, found both in {weights}"
+            f"expected LoRA of {_EMBEDDING} or trained rows of it, found both in {weights}; "
+            f"{_BY_PEFT}"
         )
-    return Adapter(folder, deltas, replaced, token_rows)
+    made_for = config.get("base_model_name_or_path")
+    return Adapter(folder, deltas, replaced, token_rows, str(made_for) if made_for else None)
 
 
 def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
@@ -149,7 +155,7 @@ def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         if name in found:
             raise DamagedError(
                 f"expected one tensor for {name}, found {found[name].key} in {found[name].path} "
-                f"and {tensor.key} in {tensor.path}"
+                f"and {tensor.key} in {tensor.path}; save it again with save_pretrained"
             )
         tensor.require_float()
         found[name] = tensor
@@ -162,24 +168,27 @@ def _unwrapped(key: str) -> str:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise MissingError(f"expected an adapter folder, found no folder {folder}")
+        raise MissingError(
+            f"expected an adapter folder, found no folder {folder}; adapters are read from disk, "
+            "so download it first"
+        )
     config = read_json(folder / CONFIG_FILE)
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(
             f"expected a LoRA adapter (peft_type LORA), found {config.get('peft_type')!r} in "
-            f"{folder / CONFIG_FILE}"
+            f"{folder / CONFIG_FILE}; {_BY_PEFT}"
         )
     for name in _UNSUPPORTED:
         if config.get(name):
             kind = "DoRA (use_dora)" if name == "use_dora" else name
             raise UnsupportedError(
                 f"expected plain LoRA, found {kind} in {folder / CONFIG_FILE}: not supported; "
-                "merge it with peft and export the merged model"
+                f"{_BY_PEFT}"
             )
     if config.get("bias", "none") != "none":
         raise UnsupportedError(
             f"expected bias none, found {config['bias']!r} in {folder / CONFIG_FILE}: "
-            "a Mistral model has no biases"
+            "a Mistral model has no biases; train with bias none"
         )
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(_BASE_CHANGING_INITS):
@@ -195,20 +204,22 @@ def _delta(
 ) -> Delta:
     if set(pair) != {"A", "B"}:
         raise DamagedError(
-            f"expected lora_A and lora_B of {module}, found only {sorted(pair)} in {weights}"
+            f"expected lora_A and lora_B of {module}, found only {sorted(pair)} in {weights}; "
+            f"{_SAVE_AGAIN}"
         )
     a, b = pair["A"], pair["B"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise ShapeError(
             f"expected lora_A (r, in) and lora_B (out, r) of {module}, found {a.shape} and "
-            f"{b.shape} in {weights}"
+            f"{b.shape} in {weights}; {_SAVE_AGAIN}"
         )
     # patterns speak of the module as it was named in training, with or without a language head
     trained = _unwrapped(a.key).rpartition(".lora_")[0]
     rank = _setting(config, "rank_pattern", "r", trained)
     if rank != a.shape[0] or rank < 1:
         raise ShapeError(
-            f"expected rank {rank:g} for {module} by {CONFIG_FILE}, found {a.shape[0]} in {weights}"
+            f"expected rank {rank:g} for {module} by {CONFIG_FILE}, found {a.shape[0]} in "
+            f"{weights}; use the two files of one training"
         )
     alpha = _setting(config, "alpha_pattern", "lora_alpha", trained)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -8,7 +8,14 @@ from typing import Final, Self
 
 import torch
 
-from anna_export.adapter import WEIGHTS_FILE, Adapter, Delta, by_weight, read_adapter
+from anna_export.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Delta,
+    by_weight,
+    read_adapter,
+)
 from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
 from anna_export.safetensors_files import StoredTensor, read_header
 from anna_export.spec import EmbeddingSpec, Precision, read_json, read_spec
@@ -104,8 +111,8 @@ class Checkpoint:
         if (index := self.folder / INDEX_FILE).exists():
             files[INDEX_FILE] = index
         if self.adapter is not None:
-            files["adapter_config.json"] = self.adapter.folder / "adapter_config.json"
-            files[WEIGHTS_FILE] = self.adapter.folder / WEIGHTS_FILE
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                files[name] = self.adapter.folder / name
         hashes = {}
         for name, path in files.items():
             with path.open("rb") as file:
@@ -167,7 +174,9 @@ def _weight_files(model: Path) -> list[Path]:
             f"expected safetensors in {model}, found .bin: pickle files can run code and are not "
             "read; convert with AutoModel.from_pretrained(...).save_pretrained(...)"
         )
-    raise MissingError(f"expected {SINGLE_FILE} or {INDEX_FILE} in {model}, found neither")
+    raise MissingError(
+        f"expected {SINGLE_FILE} or {INDEX_FILE} in {model}, found neither; download them too"
+    )
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -176,7 +185,9 @@ def _shard_names(index: Path) -> list[str]:
     for name in names:
         # a name that is a path could lead out of the folder
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
-            raise DamagedError(f"expected file names as weight_map in {index}, found {name!r}")
+            raise DamagedError(
+                f"expected file names as weight_map in {index}, found {name!r}; download it again"
+            )
     return sorted(set(names))
 
 
@@ -190,19 +201,19 @@ def _require_all(
     if missing:
         raise MissingError(
             f"expected the weight {missing[0]} in {folder}, found none "
-            f"({len(missing)} of {len(shapes)} missing)"
+            f"({len(missing)} of {len(shapes)} missing); download the model again"
         )
     extra = [name for name in base if name not in shapes]
     if extra:
         raise UnsupportedError(
             f"expected only the weights of a Mistral model in {folder}, found {extra[0]} "
-            f"({len(extra)} more than a spec of {len(shapes)} weights has)"
+            f"({len(extra)} more than the {len(shapes)} by config.json); is that file this model's?"
         )
     for name, shape in shapes.items():
         if base[name].shape != shape and name not in replaced:
             raise ShapeError(
                 f"expected {name} of shape {shape} by config.json, found {base[name].shape} "
-                f"in {base[name].path}"
+                f"in {base[name].path}; are both files of one model?"
             )
 
 
@@ -214,17 +225,23 @@ def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
         if name not in shapes:
             raise UnsupportedError(
                 f"expected targets that the base has, found {name.removesuffix('.weight')} in "
-                f"{adapter.folder}: this adapter is for another base model"
+                f"{adapter.folder}: {_another_base(adapter)}"
             )
         if shape != shapes[name]:
             raise ShapeError(
                 f"expected {shapes[name]} for {name}, found {shape} in {adapter.folder}: "
-                "this adapter is for another base model"
+                f"{_another_base(adapter)}"
             )
     rows = adapter.token_rows
     vocab_size, dim = shapes["embed_tokens.weight"]
     if rows and (rows.rows.shape[1] != dim or max(rows.indices) >= vocab_size):
         raise ShapeError(
             f"expected trained rows of length {dim} below {vocab_size}, found "
-            f"{rows.rows.shape[1]} and {max(rows.indices)} in {adapter.folder}"
+            f"{rows.rows.shape[1]} and {max(rows.indices)} in {adapter.folder}: "
+            f"{_another_base(adapter)}"
         )
+
+
+def _another_base(adapter: Adapter) -> str:
+    said = "this adapter is for another base model"
+    return f"{said}, made for {adapter.made_for}" if adapter.made_for else said

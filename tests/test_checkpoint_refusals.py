@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anna_export.adapter import WEIGHTS_FILE
+from anna_export.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.errors import (
     AnnaError,
@@ -166,6 +166,20 @@ def test_adapter_for_another_base_is_refused(
     adapter = make_adapter(make_model(vocab_size=ROWS, **changes))
     with pytest.raises((ShapeError, UnsupportedError), match="this adapter is for another base"):
         Checkpoint.open(small, adapter)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [("org/other-base", "model, made for org/other-base"), (None, "another base model")],
+    ids=["named", "not named"],
+)
+def test_adapter_for_another_base_names_the_one_it_was_made_for(
+    small: Path, make_model: Make, make_adapter: Make, named: str | None, said: str
+) -> None:
+    adapter = make_adapter(make_model(vocab_size=ROWS, hidden_size=44))
+    config = json.loads((adapter / CONFIG_FILE).read_text())
+    (adapter / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": named}))
+    assert refusal(ShapeError, small, adapter).endswith(said)
 
 
 @pytest.mark.parametrize("shape", [(ROWS + 2, 44), (ROWS,), ()], ids=str)

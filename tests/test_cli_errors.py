@@ -161,19 +161,21 @@ def test_adapter_of_another_base_is_refused(
     refused: Refused,
     verb: str,
 ) -> None:
-    other = make_adapter(make_model(hidden_size=48), target_modules=["q_proj"])
+    wider = make_model(hidden_size=48)
+    other = make_adapter(wider, target_modules=["q_proj"])
     line = refused(verb, "--model", base, "--adapter", other, "--out", place / "out")
     assert "expected (96, 40) for layers.0.self_attn.q_proj.weight, found (96, 48)" in line
-    assert line.endswith("this adapter is for another base model")
+    assert line.endswith(f"this adapter is for another base model, made for {wider}")
 
 
 def test_adapter_with_a_target_the_base_lacks_is_refused(
     base: Path, make_model: MakeFolder, make_adapter: MakeFolder, place: Path, refused: Refused
 ) -> None:
-    deeper = make_adapter(make_model(num_hidden_layers=4), target_modules=["q_proj"])
-    line = refused("--model", base, "--adapter", deeper, "--out", place / "out")
+    deeper = make_model(num_hidden_layers=4)
+    other = make_adapter(deeper, target_modules=["q_proj"])
+    line = refused("--model", base, "--adapter", other, "--out", place / "out")
     assert "found layers.3.self_attn.q_proj in" in line
-    assert line.endswith("this adapter is for another base model")
+    assert line.endswith(f"this adapter is for another base model, made for {deeper}")
 
 
 def test_dora_is_refused_by_name(
