@@ -252,21 +252,22 @@ def test_listed_file_may_not_lie_outside(copy: Path, part: str, name: str) -> No
 
 
 @pytest.mark.parametrize("place", ["../weights", "/absolute", "sub/../../weights", "link"])
-def test_weights_outside_the_folder_are_refused(copy: Path, place: str) -> None:
+@pytest.mark.parametrize("backend", ["ort", "pytorch"])
+def test_weights_outside_the_folder_are_refused(copy: Path, place: str, backend: str) -> None:
     outside = copy.parent / "weights"
     shutil.copyfile(copy / DATA_FILE, outside)
     (copy / "sub").mkdir()
     (copy / "link").symlink_to(outside)
-    graph = copy / "model.cpu.onnx"
-    model = onnx.load(graph, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = str(outside) if place == "/absolute" else place
-    graph.write_bytes(model.SerializeToString())
+    for graph in copy.glob("*.onnx"):
+        model = onnx.load(graph, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(outside) if place == "/absolute" else place
+        graph.write_bytes(model.SerializeToString())
     list_again(copy)
     with pytest.raises(DamagedError, match=r"external data|External data"):
-        open_encoder(copy)
+        open_encoder(copy, backend=backend)
 
 
 def test_other_golden_ids_are_refused(copy: Path) -> None:

@@ -1,36 +1,48 @@
 """An artifact's stored weights, read as fp32, and the empty model of transformers they fit."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
 import torch
 
 from anna_export.artifact import Artifact
+from anna_export.data_file import DATA_FILE
+from anna_export.errors import DamagedError
 from anna_export.quantise.scheme import CANONICAL
+from anna_export.safetensors_files import DTYPES, StoredTensor
 from anna_export.spec import EmbeddingSpec
 
 # name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
 ReadWeight = Callable[[str], torch.Tensor]
 
+# as safetensors_files names them
 _DTYPES: Final = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
 }
 
 
 def stored_weights(artifact: Artifact) -> ReadWeight:
-    """Return a reader of an artifact's weights; it reads one at a time and maps no file."""
+    """Return a reader of an artifact's weights; it reads one at a time and maps no file.
+
+    Raises:
+        DamagedError: If a weight lies anywhere but in the artifact's own data file.
+    """
     graph = ir.load(artifact.graph(CANONICAL)).graph
     stored = {name: value.const_value for name, value in graph.initializers.items()}
+    placed = {
+        name: _placed(artifact.folder, name, tensor)
+        for name, tensor in stored.items()
+        if isinstance(tensor, ir.ExternalTensor)
+    }
 
     def read(name: str) -> torch.Tensor:
-        tensor = stored[name]
-        assert tensor is not None
-        weight = _read(tensor)
+        weight = placed[name].read() if name in placed else _inline(stored[name])
         turned = weight.ndim == 2 and name != "embed_tokens.weight"
-        return weight.T if turned else weight
+        return (weight.T if turned else weight).float()
 
     return read
 
@@ -61,13 +73,27 @@ def empty_model(spec: EmbeddingSpec) -> Any:
     return model
 
 
-def _read(tensor: ir.TensorProtocol) -> torch.Tensor:
-    if isinstance(tensor, ir.ExternalTensor):
-        assert tensor.offset is not None and tensor.length is not None
-        with open(tensor.path, "rb") as file:
-            file.seek(tensor.offset)
-            data = bytearray(file.read(tensor.length))
-    else:  # small enough to stand in the graph itself
-        data = bytearray(tensor.tobytes())
-    values = torch.frombuffer(data, dtype=_DTYPES[tensor.dtype])
-    return values.reshape(tensor.shape.numpy()).float()
+def _placed(folder: Path, name: str, tensor: ir.ExternalTensor) -> StoredTensor:
+    """Return where a weight lies: onnx_ir would follow its location out of the folder."""
+    path = folder / tensor.location
+    if tensor.location != DATA_FILE or path.resolve().parent != folder.resolve():
+        raise DamagedError(
+            f"expected {name} in {DATA_FILE} of {folder}, found external data at "
+            f"{path.resolve()}; copy or export the artifact again"
+        )
+    if tensor.length != tensor.nbytes:
+        raise DamagedError(
+            f"expected {tensor.nbytes} bytes of external data for {name} in {folder}, found "
+            f"{tensor.length}; copy or export the artifact again"
+        )
+    dtype = _DTYPES.get(tensor.dtype, tensor.dtype.name)  # reading refuses what is no float
+    shape = tensor.shape.numpy()
+    return StoredTensor(path, name, dtype, shape, tensor.offset or 0, tensor.length)
+
+
+def _inline(tensor: ir.TensorProtocol | None) -> torch.Tensor:
+    """Read a weight that is small enough to stand in the graph itself."""
+    assert tensor is not None
+    dtype = DTYPES[_DTYPES[tensor.dtype]]
+    values = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
+    return values.reshape(tensor.shape.numpy())
