@@ -37,6 +37,12 @@ def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Pa
     assert changed == ["adapter"]
 
 
+def test_other_libraries_make_everything_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.make_models(out, BASE, LORA)
+    monkeypatch.setattr(demo, "_versions", lambda: {"torch": "0"})
+    assert set(demo.make_models(out, BASE, LORA).seconds) == {"base", "adapter", "figures.json"}
+
+
 def test_figures_are_of_the_heldout_pairs(out: Path, tiny_corpus: Corpus) -> None:
     figures = demo.make_models(out, BASE, LORA).figures
     assert figures.evaluated_pairs == len(tiny_corpus.heldout)

@@ -26,6 +26,14 @@ def test_a_second_run_reuses(tmp_path: Path) -> None:
     assert (path / "weights").read_text() == "made 1"
 
 
+def test_seconds_are_of_what_was_made_and_not_of_what_was_reused(tmp_path: Path) -> None:
+    Kept(tmp_path).make("base", {}, Maker())
+    kept = Kept(tmp_path)
+    kept.make("base", {}, Maker())
+    kept.make("adapter", {}, Maker())
+    assert set(kept.seconds) == {"adapter"} and kept.seconds["adapter"] > 0
+
+
 def test_another_key_makes_anew(tmp_path: Path) -> None:
     make = Maker()
     for seed in range(2):

@@ -5,7 +5,8 @@ In the output folder: `base` and `adapter`, ordinary Hugging Face and peft folde
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from anna_train.evaluate import Figures, Retrieval
 from anna_train.kept import Kept, content_hash
 from anna_train.recipes import BaseRecipe, LoraRecipe
 
-# Another version of one of these may train other weights or write other files.
+# Another version of one of these may train other weights, write other files or embed otherwise.
 _LIBRARIES = (
     "accelerate",
     "mistral-common",
@@ -29,11 +30,12 @@ _LIBRARIES = (
 
 @dataclass(frozen=True, slots=True)
 class DemoModels:
-    """Where the models are, and their figures."""
+    """Where the models are, their figures, and the seconds of each file or folder made anew."""
 
     base: Path
     adapter: Path
     figures: Figures
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def make_models(
@@ -78,10 +80,11 @@ def make_models(
             "base": content_hash(base),
             "adapter": content_hash(adapter),
             "sources": _sources("evaluate", "making", "repeatable"),
+            "versions": _versions(),
         },
         lambda path: _make_figures(corpus, base, adapter, path),
     )
-    return DemoModels(base, adapter, _read_figures(figures))
+    return DemoModels(base, adapter, _read_figures(figures), kept.seconds)
 
 
 def load_corpus(out: Path) -> Corpus:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ class Kept:
 
     Args:
         folder: Where they are; made if it does not exist.
+        seconds: Filled with what each thing that was made, and not reused, took.
     """
 
     folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def make(self, name: str, made_from: object, maker: Callable[[Path], None]) -> Path:
         """Return the path of a kept thing, making it unless it is there and still valid.
@@ -40,12 +43,14 @@ class Kept:
         target, key = self.folder / name, _sha256(json.dumps(made_from, sort_keys=True).encode())
         if self._read().get(name) == {"key": key, "content": content_hash(target)}:
             return target
+        started = time.perf_counter()
         with self._scratch() as scratch:
             maker(scratch / name)
             self._forget(name)
             _remove(target)
             os.replace(scratch / name, target)
             self._write(self._read() | {name: {"key": key, "content": content_hash(target)}})
+        self.seconds[name] = time.perf_counter() - started
         return target
 
     @contextmanager
