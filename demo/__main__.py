@@ -30,6 +30,7 @@ TOOL = Path(sys.executable).with_name("anna-export")
 HELDOUT_TEXTS = 256
 # what each stage makes, or is called by anna-export --json, and its name in the table
 STAGES: Final = {
+    "corpus.json": "read docstrings",
     "base": "base model",
     "adapter": "LoRA adapter",
     "figures.json": "evaluate both",

@@ -69,6 +69,7 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
     found = times(capsys.readouterr().out)
     assert found.pop("measure speed").endswith(" s") and found.pop("in all").endswith(" s")
     assert found == {
+        "read docstrings": "reused",
         "base model": "34.5 s",
         "LoRA adapter": "reused",
         "evaluate both": "reused",

@@ -52,7 +52,8 @@ def make_models(
         InputError: If the tokenizer is not exact, or a LoRA pair was not trained.
     """
     base_recipe, lora_recipe = base_recipe or BaseRecipe(), lora_recipe or LoraRecipe()
-    kept, corpus = Kept(out), load_corpus(out)
+    kept = Kept(out)
+    corpus = _load_corpus(kept)
     base = kept.make(
         "base",
         {
@@ -87,9 +88,9 @@ def make_models(
     return DemoModels(base, adapter, _read_figures(figures), kept.seconds)
 
 
-def load_corpus(out: Path) -> Corpus:
-    """Read this machine's docstring pairs, or reuse those kept in `out/corpus.json`."""
-    path = Kept(out).make(
+def _load_corpus(kept: Kept) -> Corpus:
+    """Read this machine's docstring pairs, or reuse those kept in corpus.json."""
+    path = kept.make(
         "corpus.json",
         {"read": sources_version(), "sources": _sources("corpus")},
         lambda path: _write_json(path, [[pair.query, pair.document] for pair in read_corpus()]),
@@ -108,7 +109,7 @@ def heldout_texts(out: Path, count: int) -> list[str]:
     Raises:
         InputError: If fewer were held out.
     """
-    pairs = sorted(load_corpus(out).heldout, key=lambda pair: pair.digest)
+    pairs = sorted(_load_corpus(Kept(out)).heldout, key=lambda pair: pair.digest)
     texts = [text for pair in pairs for text in (pair.query, pair.document)]
     if not 0 < count <= len(texts):
         raise InputError(
