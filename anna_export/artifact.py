@@ -9,11 +9,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from anna_export.containment import is_inside
 from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.prompts import PROMPTS_FILE, Prompts, read_prompts
 from anna_export.spec import EmbeddingSpec, Precision, read_json
@@ -209,14 +210,9 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a listed file, which may not lead out of the folder."""
-    pure, path = PurePosixPath(name), folder / name
-    if (
-        pure.is_absolute()
-        or ".." in pure.parts
-        or not path.resolve().is_relative_to(folder.resolve())
-    ):
+    if not is_inside(folder, name):
         raise DamagedError(f"expected files inside {folder}, found {name} leading out of it")
-    return path
+    return folder / name
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

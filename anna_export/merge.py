@@ -5,13 +5,14 @@ import math
 import shutil
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.containment import is_inside
 from anna_export.errors import DamagedError
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, read_prompts
@@ -160,7 +161,7 @@ def _module_folders(source: Path) -> list[str]:
     found = []
     for module in read_json_list(path) if path.exists() else []:
         name = module.get("path") if isinstance(module, dict) else None
-        if not isinstance(name, str) or not _is_inside(source, name):
+        if not isinstance(name, str) or not is_inside(source, name):
             raise DamagedError(
                 f"expected folders inside {source} as path of each module in {path}, found "
                 f"{name!r}; correct it"
@@ -169,15 +170,6 @@ def _module_folders(source: Path) -> list[str]:
         if (source / name).is_dir() and not (source / name).samefile(source):
             found.append(name)
     return found
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    pure = PurePosixPath(name)
-    return (
-        not pure.is_absolute()
-        and ".." not in pure.parts
-        and (folder / name).resolve().is_relative_to(folder.resolve())
-    )
 
 
 def _copy_file(source: Path, folder: Path, name: str) -> None:

@@ -98,9 +98,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     # where a rejected artifact would go, which is known only when all work is done
     require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
-    contract = read_contract(
-        find_tokenizer(recipe.model, recipe.adapter), checkpoint.spec, recipe.max_tokens
-    )
+    tokenizer = find_tokenizer(recipe.model, recipe.adapter)
+    contract = read_contract(tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
     _require_room_for_prompts(recipe, contract)
     scheme = quantise.load(recipe.precision)
     seconds: dict[str, float] = {}

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,13 @@ def test_evidence_of_another_process_is_kept(copy: Path) -> None:
     add_evidence(first, "one.json", "{}")
     add_evidence(second, "two.json", "{}")
     assert {"one.json", "two.json"} <= set(open_artifact(copy, check=True).manifest.evidence)
+
+
+def test_evidence_of_many_writers_at_once_is_kept(copy: Path) -> None:
+    written = [f"{index}.json" for index in range(16)]
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(lambda name: add_evidence(open_artifact(copy), name, "{}"), written))
+    assert set(written) <= set(open_artifact(copy, check=True).manifest.evidence)
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2])

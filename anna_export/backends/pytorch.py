@@ -93,7 +93,7 @@ def open_reference(
     checkpoint = Checkpoint.open(model, adapter)
     spec = checkpoint.spec
     tokenizer = find_tokenizer(model, adapter)
-    contract = contract or read_contract(tokenizer, spec, None)
+    contract = contract or read_contract(tokenizer, spec, None, model)
     device = _device(device, spec)
     with quiet():
         loaded = _load(checkpoint, adapter).to(device)

@@ -49,18 +49,18 @@ def command(
     "id" is kept. Give the same command again to go on.
     """
     from anna_export.artifact import open_artifact
-    from anna_export.backends import open_encoder
+    from anna_export.backends import load_encoder
     from anna_export.embed import embed_file, read_texts, require_output
 
     require_output(out, overwrite=overwrite)
-    manifest = open_artifact(artifact).manifest
-    manifest.prompts.text(prompt)
+    opened = open_artifact(artifact)
+    opened.manifest.prompts.text(prompt)
     source = read_texts(texts, field)
-    encoder = open_encoder(artifact, backend=backend, device=device)
+    encoder = load_encoder(opened, backend=backend, device=device)
     with shown.stage("embed", "texts") as progress:
         embedded = embed_file(
             encoder,
-            manifest.artifact_id,
+            opened.manifest.artifact_id,
             source,
             out,
             prompt=prompt,

@@ -28,7 +28,7 @@ from anna_export.cli import options, shown
 def command(
     model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
 ) -> None:
-    """Forecast disk, memory and time of an export, before any work.
+    """Forecast disk, memory and time of an export, its proof apart, before any work.
 
     For every precision, and what will not fit. Only the headers of the weight files are read; 64 MB
     are written, and removed, to learn how fast the disk is.
@@ -47,7 +47,7 @@ def command(
     from anna_export.tokenise import find_tokenizer, read_contract
 
     checkpoint = Checkpoint.open(model, adapter)
-    contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens)
+    contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
     free, memory, rate = disk_free_bytes(out), available_memory_bytes(), write_bytes_per_second(out)
     plans = []
     for precision in Precision:
