@@ -120,6 +120,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
 
 
 def _require_room_for_prompts(recipe: Recipe, contract: TokenContract) -> None:
+    """Let a prompt that is too long be refused now, not when gigabytes are written."""
     tokeniser = Tokeniser.open(find_tokenizer(recipe.model, recipe.adapter), contract)
     for prompt in find_prompts(recipe.model, recipe.adapter).texts.values():
         tokeniser.ids([""], prompt)

@@ -73,7 +73,7 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
                 assert len(buffer) == part.size_bytes and part.offset >= end, part
                 for block in (memoryview(bytes(part.offset - end)), buffer):
                     hashed = hasher.submit(digest.update, block)
-                    _write(descriptor, path, block)
+                    _write(descriptor, block)
                     hashed.result()
                 end = part.offset + part.size_bytes
                 # before the next is waited for, so that three are alive and not four
@@ -124,7 +124,7 @@ def _kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def _write(descriptor: int, path: Path, buffer: memoryview) -> None:
+def _write(descriptor: int, buffer: memoryview) -> None:
     done = 0
     while done < len(buffer):
         start = os.lseek(descriptor, 0, os.SEEK_CUR)
