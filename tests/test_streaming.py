@@ -113,7 +113,7 @@ def test_no_more_than_three_parts_are_alive(
         weakref.finalize(piece, gone)
         return piece
 
-    def slow_write(descriptor: int, path: Path, buffer: memoryview) -> None:
+    def slow_write(descriptor: int, buffer: memoryview) -> None:
         if slow == "write":
             time.sleep(0.01)
 
