@@ -63,6 +63,11 @@ class Recipe:
         """The folders that are read."""
         return (self.model,) if self.adapter is None else (self.model, self.adapter)
 
+    @property
+    def tokenizer(self) -> Path:
+        """The one of them that the tokenizer is read from."""
+        return find_tokenizer(self.model, self.adapter)
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -98,8 +103,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     # where a rejected artifact would go, which is known only when all work is done
     require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
-    tokenizer = find_tokenizer(recipe.model, recipe.adapter)
-    contract = read_contract(tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
+    contract = read_contract(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
     _require_room_for_prompts(recipe, contract)
     scheme = quantise.load(recipe.precision)
     seconds: dict[str, float] = {}
@@ -121,7 +125,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
 
 def _require_room_for_prompts(recipe: Recipe, contract: TokenContract) -> None:
     """Let a prompt that is too long be refused now, not when gigabytes are written."""
-    tokeniser = Tokeniser.open(find_tokenizer(recipe.model, recipe.adapter), contract)
+    tokeniser = Tokeniser.open(recipe.tokenizer, contract)
     for prompt in find_prompts(recipe.model, recipe.adapter).texts.values():
         tokeniser.ids([""], prompt)
 
@@ -136,10 +140,9 @@ def _write(
 ) -> Artifact:
     """Write everything that embeds, then the manifest that names it."""
     prompts = find_prompts(recipe.model, recipe.adapter)
-    tokenizer = find_tokenizer(recipe.model, recipe.adapter)
     for name in TOKENIZER_FILES:
-        if (tokenizer / name).exists():
-            shutil.copyfile(tokenizer / name, folder / name)
+        if (recipe.tokenizer / name).exists():
+            shutil.copyfile(recipe.tokenizer / name, folder / name)
     written = write_data_file(folder, graphs, progress)
     names = {target: _graph_name(target) for target in graphs}
     for target, model in graphs.items():
