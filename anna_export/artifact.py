@@ -24,6 +24,7 @@ from anna_export.tokenise import TOKENIZER_FILE, TOKENIZER_FILES, TokenContract,
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
 CARD_FILE = "README.md"
+CALIBRATION_FILE = "calibration.json"
 SCHEMA_VERSION: Final = 1
 # Loading hashes files up to this many bytes in all; larger ones by size, with check=True by hash.
 HASHED_BYTES = 256 << 20
@@ -62,12 +63,25 @@ class Source(_Model):
     sha256: dict[str, str]
 
 
+class Quantised(_Model):
+    """How a quantised artifact came to its numbers; the rest is in calibration.json."""
+
+    arithmetic: Precision  # of what is not quantised
+    ranges: str
+    calibration_sha256: str  # of the token ids calibrated on
+    calibration_texts: int
+    calibration_tokens: int
+    high_precision: dict[str, str]  # linear input whose layers are not quantised → why
+    max_loss: float | None  # what its proof is held to
+
+
 class Manifest(_Model):
     """What manifest.json holds."""
 
     schema_version: Literal[1]
     artifact_id: str
     precision: Precision
+    quantised: Quantised | None = None
     spec: EmbeddingSpec
     contract: TokenContract
     prompts: Prompts
@@ -123,7 +137,8 @@ class Artifact:
 
 def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, contract: TokenContract) -> str:
     """Return the artifact_id: sha256 over the sorted hashes of what decides a vector."""
-    names = [name for name in files if name in TOKENIZER_FILES or name.startswith("model.")]
+    deciding = (*TOKENIZER_FILES, CALIBRATION_FILE)
+    names = [name for name in files if name in deciding or name.startswith("model.")]
     lines = [f"{name} {files[name].sha256}" for name in sorted(names)]
     lines.append(json.dumps([asdict(spec), asdict(contract)], sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 import json
 
-from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, add_evidence
+from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, Manifest, add_evidence
 from anna_export.verify.vectors import Parity
 
 
@@ -43,7 +43,7 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 ## Proof
 
 {_proof(parity)}
-
+{_quantised(manifest)}
 ## Prompts
 
 {prompts or "None."}
@@ -59,6 +59,25 @@ vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
 """
 
 
+def _quantised(manifest: Manifest) -> str:
+    quantised = manifest.quantised
+    if quantised is None:
+        return ""
+    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.high_precision.items())
+    return f"""
+## Quantisation
+
+Calibrated on {quantised.calibration_texts} texts of {quantised.calibration_tokens:,} tokens; \
+what is not quantised is {quantised.arithmetic}. Linear layers kept in it, by their input:
+
+{kept or "None."}
+"""
+
+
+def _bound(word: str, value: float | None) -> str:
+    return "" if value is None else f" ({word} {value})"
+
+
 def _proof(parity: Parity | None) -> str:
     if parity is None:
         return "Not verified: the export ran with `--no-verify`."
@@ -72,8 +91,9 @@ def _proof(parity: Parity | None) -> str:
 
 | verdict | **{parity.verdict}** |
 |---|---|
-| worst cosine (at least {parity.floor}) | {parity.worst_cosine:.7f} |
+| worst cosine{_bound("at least", parity.floor)} | {parity.worst_cosine:.7f} |
 | mean cosine | {parity.mean_cosine:.7f} |
+| mean loss, 1 - cosine{_bound("at most", parity.max_loss)} | {parity.loss:.2e} |
 | largest difference | {parity.max_abs:.2e} |{alone}
 | texts | {parity.texts}, the longest of {parity.longest_tokens:,} tokens |
 | prompts | none{"".join(f", `{name}`" for name in parity.prompts)} |"""

@@ -1,6 +1,18 @@
-"""What computes and where: the names that a user chooses from."""
+"""What computes, where and how: the names that a user chooses from."""
 
+from enum import StrEnum
 from typing import Final
 
 BACKENDS: Final = ("auto", "ort", "pytorch")
 DEVICES: Final = ("auto", "cpu", "cuda")
+
+
+class Ranges(StrEnum):
+    """How the range of an activation is chosen from what calibration saw."""
+
+    MAX = "max"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+DEFAULT_RANGES: Final = Ranges.MAX

@@ -62,7 +62,9 @@ def _shared_weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.TensorProtoc
 
 
 def _bytes(weight: ir.TensorProtocol) -> np.ndarray:
-    return weight.numpy().reshape(-1).view(np.uint8)
+    made = weight.raw() if isinstance(weight, ir.LazyTensor) else weight
+    # as it is stored: two 4-bit numbers stay one byte
+    return np.asarray(made.raw).reshape(-1).view(np.uint8)
 
 
 def _placed(weight: ir.TensorProtocol, name: str, offset: int, folder: Path) -> ir.ExternalTensor:

@@ -1,8 +1,10 @@
 """The main flow: a recipe becomes a proved artifact.
 
-Recipe → Checkpoint → graphs → staged folder → Parity → Artifact
+Recipe → Checkpoint → Calibration (where the precision needs one) → graphs → staged folder → Parity
+→ Artifact
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,19 @@ import onnx_ir as ir
 
 from anna_export import artifact as artifacts
 from anna_export import quantise
-from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Source
+from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Quantised, Source
+from anna_export.calibrate import Request, calibrate
+from anna_export.calibrate.texts import calibration_texts
 from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
+from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
-from anna_export.errors import ParityError
+from anna_export.errors import InputError, ParityError
 from anna_export.plan import forecast
 from anna_export.progress import Progress, Stage
-from anna_export.prompts import find_prompts
-from anna_export.quantise.scheme import CANONICAL
+from anna_export.prompts import Prompts, find_prompts
+from anna_export.quantise.calibration import Calibration
+from anna_export.quantise.scheme import CANONICAL, Scheme
 from anna_export.spec import Precision
 from anna_export.st_files import write_st_files
 from anna_export.staging import (
@@ -32,6 +38,7 @@ from anna_export.staging import (
     require_disk,
     require_outside,
     staged,
+    write_text,
 )
 from anna_export.tokenise import (
     TOKENIZER_FILES,
@@ -48,7 +55,21 @@ from anna_export.versions import installed
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What was asked: max_tokens None takes the model's own limit."""
+    """What was asked.
+
+    Args:
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        out: The artifact's folder.
+        precision: What it is stored in.
+        max_tokens: Longest sequence; None takes the model's own limit.
+        overwrite: Replace `out` if it exists.
+        verify: Prove it.
+        high_precision: With fp8, the type of what is not quantised; None for its default.
+        ranges: With fp8, how activation ranges are chosen; None for its default.
+        max_loss: With fp8, int8 or int4, the largest mean 1 - cosine; None for the default.
+        calibration: A file of texts for these; None for docstrings of the standard library.
+    """
 
     model: Path
     adapter: Path | None
@@ -57,6 +78,43 @@ class Recipe:
     max_tokens: int | None = None
     overwrite: bool = False
     verify: bool = True
+    high_precision: Precision | None = None
+    ranges: Ranges | None = None
+    max_loss: float | None = None
+    calibration: Path | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme asked for.
+
+        Raises:
+            InputError: If it does not take what was asked with it.
+        """
+        scheme = quantise.load(self.precision, self.high_precision).with_max_loss(self.max_loss)
+        if scheme.linear is None and self.calibration is not None:
+            raise InputError(
+                f"expected --calibration with --fp8, --int8 or --int4, found it with "
+                f"--{self.precision}, which needs none; leave it out"
+            )
+        if self.ranges is not None and self.precision is not Precision.FP8:
+            raise InputError(
+                f"expected --ranges with --fp8, found it with --{self.precision}, whose ranges "
+                "follow each token; leave it out"
+            )
+        return scheme
+
+    @property
+    def request(self) -> Request:
+        """What to calibrate for."""
+        scheme, max_loss = self.scheme, self.scheme.limits.max_loss
+        assert scheme.linear is not None and max_loss is not None
+        return Request(scheme.linear, self.ranges or DEFAULT_RANGES, max_loss, self.work)
+
+    @property
+    def work(self) -> Path:
+        """Where unfinished calibration is kept: an interrupted export goes on with it."""
+        out = self.out.resolve()
+        return out.with_name(f".{out.name}.calibration")
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -102,31 +160,37 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     require_absent(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE)
     # where a rejected artifact would go, which is known only when all work is done
     require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)
+    scheme = recipe.scheme
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
     contract = read_contract(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
-    _require_room_for_prompts(recipe, contract)
-    scheme = quantise.load(recipe.precision)
+    tokeniser = Tokeniser.open(recipe.tokenizer, contract)
+    prompts = find_prompts(recipe.model, recipe.adapter)
+    _require_room_for_prompts(tokeniser, prompts)
     seconds: dict[str, float] = {}
-    parity = None
+    calibration, parity = None, None
     with staged(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE) as folder:
         # only now: what a killed export had left here is gone
-        require_disk(recipe.out, forecast(checkpoint.spec, contract, scheme.precision).disk_bytes)
+        require_disk(recipe.out, forecast(checkpoint.spec, contract, scheme).disk_bytes)
+        if scheme.linear is not None:
+            with _timed(seconds, "calibrate"):
+                texts = calibration_texts(recipe.calibration, tokeniser, prompts)
+                calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
-            graphs = scheme.graphs(checkpoint, contract.max_tokens)
-            artifact = _write(folder, recipe, checkpoint, contract, graphs, progress)
+            graphs = scheme.graphs(checkpoint, contract.max_tokens, calibration)
+            artifact = _write(folder, recipe, checkpoint, contract, graphs, calibration, progress)
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
         exported = Exported(add_proof(artifact, parity), parity, seconds)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
+    recipe.work.unlink(missing_ok=True)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
 
 
-def _require_room_for_prompts(recipe: Recipe, contract: TokenContract) -> None:
+def _require_room_for_prompts(tokeniser: Tokeniser, prompts: Prompts) -> None:
     """Let a prompt that is too long be refused now, not when gigabytes are written."""
-    tokeniser = Tokeniser.open(recipe.tokenizer, contract)
-    for prompt in find_prompts(recipe.model, recipe.adapter).texts.values():
+    for prompt in prompts.texts.values():
         tokeniser.ids([""], prompt)
 
 
@@ -136,6 +200,7 @@ def _write(
     checkpoint: Checkpoint,
     contract: TokenContract,
     graphs: Mapping[str, ir.Model],
+    calibration: Calibration | None,
     progress: Progress | None,
 ) -> Artifact:
     """Write everything that embeds, then the manifest that names it."""
@@ -148,6 +213,9 @@ def _write(
     for target, model in graphs.items():
         ir.save(model, folder / names[target])
     write_st_files(folder, prompts)
+    if calibration is not None:
+        text = json.dumps(calibration.to_json(), indent=1) + "\n"
+        write_text(folder / artifacts.CALIBRATION_FILE, text)
     files = {
         path.name: artifacts.hash_file(path)
         for path in sorted(folder.iterdir())
@@ -159,6 +227,7 @@ def _write(
         schema_version=artifacts.SCHEMA_VERSION,
         artifact_id=artifacts.identity(files, checkpoint.spec, contract),
         precision=recipe.precision,
+        quantised=_quantised(recipe.scheme, calibration),
         spec=checkpoint.spec,
         contract=contract,
         prompts=prompts,
@@ -179,6 +248,20 @@ def _write(
     )
     artifacts.write_manifest(folder, manifest)
     return Artifact(folder, manifest)
+
+
+def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | None:
+    if calibration is None:
+        return None
+    return Quantised(
+        arithmetic=scheme.arithmetic,
+        ranges=calibration.ranges,
+        calibration_sha256=calibration.texts_sha256,
+        calibration_texts=calibration.texts,
+        calibration_tokens=calibration.tokens,
+        high_precision=calibration.kept,
+        max_loss=scheme.limits.max_loss,
+    )
 
 
 def _rejected(out: Path) -> Path:

@@ -12,7 +12,12 @@ from typing import Final
 
 import psutil
 
+from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import SpaceError
+from anna_export.graph.builder import IR_DTYPES
+from anna_export.quantise.embedding import EMBEDDING
+from anna_export.quantise.linear import Layout
+from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenContract
 
@@ -23,6 +28,7 @@ _SMALL_FILES_BYTES: Final = 3_500_000
 _PAGE_BYTES: Final = 4096
 _DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
+_CALIBRATION_TOKENS: Final = 4096
 _START_SECONDS: Final = 3.0
 _MERGE_BYTES_PER_SECOND: Final = 400e6
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -49,33 +55,67 @@ class Forecast:
     reference_bytes: int
 
 
-def forecast(spec: EmbeddingSpec, contract: TokenContract, precision: Precision) -> Forecast:
-    """Forecast one precision from the model's numbers alone."""
-    item = precision.item_bytes
+def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Forecast:
+    """Forecast one precision from the model's numbers alone, no layer kept in a wider one."""
     tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
-    shapes = spec.weight_shapes()
-    weights = spec.parameters * item + tables
-    artifact = weights + len(shapes) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
-    # two tensors are made at once, each held as stored (at most fp32), as turned and as merged;
-    # the embedding is not turned
-    largest = sorted(
-        math.prod(shape) * (item + (4 if name == "embed_tokens.weight" else 8))
-        for name, shape in shapes.items()
-    )
-    export = _LIBRARIES_BYTES + sum(largest[-2:])
-    # the CPU provider computes in fp32; a narrow type is held beside its widened copy
+    stored = {name: _stored_bytes(spec, scheme, name) for name in spec.weight_shapes()}
+    weights = sum(stored.values()) + tables
+    artifact = weights + len(stored) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
+    embedding = stored[EMBEDDING]
     matrices = spec.parameters - spec.vocab_size * spec.dim
-    serve = (
-        _LIBRARIES_BYTES + matrices * 4 + (weights if item < 4 else spec.vocab_size * spec.dim * 4)
-    )
+    if scheme.served_as_stored:
+        serve = _LIBRARIES_BYTES + weights
+    else:
+        # the CPU provider computes in fp32; a narrow type is held beside its widened copy
+        narrow = scheme.arithmetic is not Precision.FP32 or scheme.linear is not None
+        serve = _LIBRARIES_BYTES + matrices * 4 + (weights if narrow else embedding)
     return Forecast(
-        precision=precision,
+        precision=scheme.precision,
         artifact_bytes=artifact,
         disk_bytes=artifact + _DISK_MARGIN_BYTES,
-        export_bytes=export,
+        export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme),
         serve_bytes=serve,
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
     )
+
+
+def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme, name: str) -> int:
+    """Return the bytes of one weight as a scheme stores it."""
+    shape = spec.weight_shapes()[name]
+    layout: Layout = {"": (IR_DTYPES[scheme.arithmetic], shape)}
+    if scheme.linear is not None and name.removesuffix(".weight") in spec.linear_modules():
+        layout = scheme.linear.layout(*shape)
+    elif scheme.embedding is not None and name == EMBEDDING:
+        layout = scheme.embedding.layout(*shape)
+    return sum(math.ceil(math.prod(size) * dtype.bitwidth / 8) for dtype, size in layout.values())
+
+
+def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
+    """Return the most memory that making a scheme's weights takes, libraries apart."""
+    shapes = spec.weight_shapes()
+    item = TORCH_DTYPES[scheme.arithmetic].itemsize if scheme.linear is None else 4
+    # two tensors are made at once, each held as stored (at most fp32), as turned and as merged;
+    # the embedding is not turned
+    largest = sorted(
+        math.prod(shape) * (item + (4 if name == EMBEDDING else 8))
+        for name, shape in shapes.items()
+    )
+    writing = sum(largest[-2:])
+    if scheme.linear is None:
+        return writing
+    return max(writing, _calibration_bytes(spec))
+
+
+def _calibration_bytes(spec: EmbeddingSpec) -> int:
+    """Return what calibrating takes: one layer, quantised in place, and all tokens' activations."""
+    shapes = spec.weight_shapes()
+    layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0."))
+    largest = max(
+        math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0.")
+    )
+    captured = 2 * spec.dim + spec.q_dim + spec.ffn_dim
+    numbers = layer + 3 * largest + _CALIBRATION_TOKENS * (captured + 3 * spec.ffn_dim)
+    return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 
 def available_memory_bytes() -> int:

@@ -56,8 +56,16 @@ class StoredTensor:
             DamagedError: If the file ends before the tensor does.
         """
         self.require_float()
-        tensor = torch.empty(self.shape, dtype=self.torch_dtype)
-        buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+        return self.read_bytes().view(self.torch_dtype).reshape(self.shape)
+
+    def read_bytes(self) -> torch.Tensor:
+        """Read what is stored as (size_bytes,) uint8.
+
+        Raises:
+            DamagedError: If the file ends before the tensor does.
+        """
+        stored = torch.empty(self.size_bytes, dtype=torch.uint8)
+        buffer = stored.numpy().data
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             done = 0
@@ -69,7 +77,7 @@ class StoredTensor:
             os.posix_fadvise(descriptor, self.offset, self.size_bytes, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-        return tensor
+        return stored
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

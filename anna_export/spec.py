@@ -25,11 +25,18 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
 
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of one stored number."""
-        return 4 if self is Precision.FP32 else 2
+
+# What a layer's linear modules read: those that share an input are quantised together.
+LINEAR_INPUTS: Final = {
+    "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention_output": ("self_attn.o_proj",),
+    "mlp_input": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp_inner": ("mlp.down_proj",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,15 @@ class EmbeddingSpec:
                 prefix + "mlp.down_proj.weight": (self.dim, self.ffn_dim),
             }
         return shapes | {"norm.weight": (self.dim,)}
+
+    def linear_modules(self) -> dict[str, str]:
+        """Every linear module's name and that of its input, such as layers.3.mlp_inner."""
+        return {
+            f"layers.{layer}.{module}": f"layers.{layer}.{name}"
+            for layer in range(self.layers)
+            for name, modules in LINEAR_INPUTS.items()
+            for module in modules
+        }
 
     @property
     def parameters(self) -> int:

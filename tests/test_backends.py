@@ -163,4 +163,4 @@ def test_streamed_model_holds_no_weight_after_a_batch(
 ) -> None:
     backend = open_streamed_artifact(open_artifact(artifact.folder))
     backend.run(batch)
-    assert {weight.device.type for weight in backend._model.parameters()} == {"meta"}
+    assert {weight.device.type for weight in backend.model.parameters()} == {"meta"}

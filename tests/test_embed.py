@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from anna_export import embed
-from anna_export.embed import Embedded, embed_file, read_texts
+from anna_export import text_file
+from anna_export.embed import Embedded, embed_file
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, ExistsError, InputError, SpaceError
 from anna_export.prompts import Prompts
+from anna_export.text_file import read_texts
 from anna_export.tokenise import TokenBatch
 from anna_export.verify.texts import ordinary_texts
 
@@ -179,14 +180,14 @@ def test_blank_lines_of_a_jsonl_are_no_texts(tmp_path: Path) -> None:
 def test_texts_are_read_a_shard_at_a_time(
     texts: Path, encoder: Encoder, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, rows, ahead = read_texts(texts), embed._rows, []
+    source, rows, ahead = read_texts(texts), text_file._rows, []
 
     def watched(path: Path, field: str) -> Iterator[tuple[int | str | None, str]]:
         for number, row in enumerate(rows(path, field), start=1):
             ahead.append(number - counting.rows)
             yield row
 
-    monkeypatch.setattr(embed, "_rows", watched)
+    monkeypatch.setattr(text_file, "_rows", watched)
     counted = Encoder(counting, encoder.tokeniser)
     embed_file(counted, "a", source, texts.with_name("v.npy"), shard_texts=5)
     assert len(ahead) == len(TEXTS) and max(ahead) == 5

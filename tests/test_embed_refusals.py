@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from anna_export.embed import read_texts, require_output
+from anna_export.embed import require_output
 from anna_export.errors import AnnaError, ExistsError, MissingError, UnsupportedError
+from anna_export.text_file import read_texts
 
 
 def refused(tmp_path: Path, name: str, content: bytes, field: str = "text") -> str:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,7 +56,7 @@ def exported(
     return make
 
 
-def unproved(base: Path, adapter: Path | None, out: Path, **changes: bool) -> Exported:
+def unproved(base: Path, adapter: Path | None, out: Path, **changes: Any) -> Exported:
     changes = {"verify": False, **changes}
     return export(Recipe(base, adapter, out, Precision.FP32, TOKENS, **changes), stage)
 

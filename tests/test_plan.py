@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from anna_export import plan
+from anna_export import plan, quantise
 from anna_export.artifact import Artifact, open_artifact
 from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
@@ -46,7 +46,7 @@ def test_forecast_size_is_what_an_export_writes(
 ) -> None:
     export(Recipe(wide, None, tmp_path / "out", precision, verify=False), stage)
     spec = Checkpoint.open(wide).spec
-    needed = forecast(spec, read_contract(wide, spec, None), precision)
+    needed = forecast(spec, read_contract(wide, spec, None), quantise.load(precision))
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     # what is not weights is only estimated, as a tokenizer of usual size
     assert needed.artifact_bytes == pytest.approx(written, rel=0.02)
@@ -55,7 +55,7 @@ def test_forecast_size_is_what_an_export_writes(
 
 def test_mistral_7b_in_bf16_takes_its_published_size() -> None:
     # 7.11 billion parameters without the language head, two bytes each
-    found = forecast(MISTRAL_7B, CONTRACT, Precision.BF16).artifact_bytes
+    found = forecast(MISTRAL_7B, CONTRACT, quantise.load(Precision.BF16)).artifact_bytes
     assert found == pytest.approx(2 * 7.11 * GB, rel=0.002)
 
 
@@ -91,10 +91,10 @@ def test_plan_on_a_full_disk_says_what_does_not_fit(
 
 @pytest.mark.parametrize("precision", Precision)
 def test_needs_grow_with_the_model(precision: Precision) -> None:
-    small = forecast(MISTRAL_7B, CONTRACT, precision)
+    small = forecast(MISTRAL_7B, CONTRACT, quantise.load(precision))
     for name in ("layers", "dim", "ffn_dim", "vocab_size"):
         larger = replace(MISTRAL_7B, **{name: 2 * getattr(MISTRAL_7B, name)})
-        found = forecast(larger, CONTRACT, precision)
+        found = forecast(larger, CONTRACT, quantise.load(precision))
         for need in ("artifact_bytes", "disk_bytes", "serve_bytes", "reference_bytes"):
             assert getattr(found, need) > getattr(small, need), (name, need)
         assert found.export_bytes >= small.export_bytes
@@ -102,16 +102,18 @@ def test_needs_grow_with_the_model(precision: Precision) -> None:
 
 def test_export_takes_memory_by_the_largest_weight_not_by_the_model() -> None:
     for precision in Precision:
-        shallow = forecast(replace(MISTRAL_7B, layers=1), CONTRACT, precision)
-        deep = forecast(replace(MISTRAL_7B, layers=99), CONTRACT, precision)
+        shallow = forecast(replace(MISTRAL_7B, layers=1), CONTRACT, quantise.load(precision))
+        deep = forecast(replace(MISTRAL_7B, layers=99), CONTRACT, quantise.load(precision))
         assert shallow.export_bytes == deep.export_bytes
     # what DESIGN promises of a full-size model stored in bf16
-    assert forecast(MISTRAL_7B, CONTRACT, Precision.BF16).export_bytes <= 1.75 * 2**30
+    assert (
+        forecast(MISTRAL_7B, CONTRACT, quantise.load(Precision.BF16)).export_bytes <= 1.75 * 2**30
+    )
 
 
 def test_narrow_artifact_takes_more_memory_than_disk_on_a_cpu() -> None:
     # its weights are widened to fp32 for arithmetic
-    needed = forecast(MISTRAL_7B, CONTRACT, Precision.BF16)
+    needed = forecast(MISTRAL_7B, CONTRACT, quantise.load(Precision.BF16))
     assert needed.serve_bytes > 4 * 7 * GB > needed.artifact_bytes
     assert needed.reference_bytes > 4 * 7.1 * GB
 
@@ -197,7 +199,7 @@ def test_plan_says_how_an_export_will_prove(
     spare: float,
 ) -> None:
     manifest = open_artifact(artifact.folder).manifest
-    needed = forecast(manifest.spec, manifest.contract, Precision.FP32)
+    needed = forecast(manifest.spec, manifest.contract, quantise.load(Precision.FP32))
     memory = int(spare * (needed.reference_bytes + needed.serve_bytes))
     monkeypatch.setattr(plan, "available_memory_bytes", lambda: memory)
     said = plans(capsys, "--model", base)["plans"][0]["proof"]

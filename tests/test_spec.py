@@ -105,9 +105,14 @@ def test_null_quantization_is_none(configured: Configure) -> None:
     read_spec(configured(quantization_config=None))
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
-def test_number_takes_the_bytes_of_its_precision(precision: str, size: int) -> None:
-    assert Precision(precision).item_bytes == size
+def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:
+    spec = read_spec(base)
+    modules, shapes = spec.linear_modules(), spec.weight_shapes()
+    matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+    assert {f"{module}.weight" for module in modules} == matrices - {"embed_tokens.weight"}
+    for name in set(modules.values()):
+        widths = {shapes[f"{module}.weight"][1] for module in modules if modules[module] == name}
+        assert len(widths) == 1, name
 
 
 # -- configurations that are refused --

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from anna_export.artifact import Artifact
-from anna_export.backends.stored import stored_weights
+from anna_export.backends.stored import stored_model
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError
 from anna_export.quantise.scheme import CANONICAL
@@ -22,7 +22,7 @@ def copy(artifact: Artifact, tmp_path: Path) -> Artifact:
 
 
 def read_all(artifact: Artifact) -> None:
-    read = stored_weights(artifact)
+    read = stored_model(artifact).read
     for name, shape in artifact.manifest.spec.weight_shapes().items():
         assert tuple(read(name).shape) == shape
 
@@ -43,7 +43,7 @@ def test_data_file_that_is_a_link_out_of_the_folder_is_refused(
     shutil.move(copy.folder / DATA_FILE, tmp_path / DATA_FILE)
     (copy.folder / DATA_FILE).symlink_to(tmp_path / DATA_FILE)
     with pytest.raises(DamagedError, match="found external data at"):
-        stored_weights(copy)
+        stored_model(copy)
 
 
 def test_weight_of_fewer_bytes_than_its_shape_is_refused(copy: Artifact) -> None:
@@ -53,4 +53,4 @@ def test_weight_of_fewer_bytes_than_its_shape_is_refused(copy: Artifact) -> None
     next(entry for entry in places if entry.key == "length").value = "8"
     graph.write_bytes(model.SerializeToString())
     with pytest.raises(DamagedError, match=r"bytes of external data for .* found 8"):
-        stored_weights(copy)
+        stored_model(copy)

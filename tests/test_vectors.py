@@ -15,6 +15,7 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
 from anna_export.prompts import Prompts
+from anna_export.quantise.scheme import Limits
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.tokenise import TokenBatch, Tokeniser, read_contract
 from anna_export.verify.prove import prove
@@ -65,7 +66,11 @@ def parity(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., Parity]:
         reference = Encoder(Table(spec), tokeniser, prompts)
         candidate = Encoder(Table(spec, spoil), tokeniser, prompts)
         return compare(
-            reference, candidate, texts, floor=FLOOR, alone_floor=FLOOR, alone_limit=alone_limit
+            reference,
+            candidate,
+            texts,
+            limits=Limits(FLOOR, alone_cosine=FLOOR, alone_max_abs=alone_limit),
+            method="as tests do",
         )
 
     return compared
@@ -186,8 +191,8 @@ def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeni
         Encoder(Table(spec, constant), tokeniser),
         Encoder(Table(spec, constant), shorter),
         TEXTS,
-        floor=FLOOR,
-        alone_floor=FLOOR,
+        limits=Limits(FLOOR, alone_cosine=FLOOR),
+        method="as tests do",
     )
     assert found.verdict == "fail"
     assert found.reasons == ["token ids differ from the reference's"]
@@ -216,8 +221,8 @@ def test_progress_counts_every_embedding_once(spec: EmbeddingSpec, tokeniser: To
         both,
         both,
         TEXTS,
-        floor=FLOOR,
-        alone_floor=FLOOR,
+        limits=Limits(FLOOR, alone_cosine=FLOOR),
+        method="as tests do",
         progress=lambda done, total: seen.append((done, total)),
     )
     # by the reference, in batches, alone; without and with the prompt
@@ -266,7 +271,7 @@ def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> No
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        floor=0.999999,
+        limits=Limits(worst_cosine=0.999999, alone_cosine=0.999999),
     )
     assert found.verdict == "pass" and found.texts == len(ODD_TEXTS)
     assert found.alone_worst_cosine is None and found.alone_floor is None
@@ -282,7 +287,7 @@ def test_streamed_weights_under_another_tokenizer_fail(
         Encoder(open_streamed_reference(checkpoint), other),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        floor=-1.0,
+        limits=Limits(worst_cosine=-1.0),
     )
     assert found.reasons == ["token ids differ from the reference's"]
 
@@ -306,7 +311,7 @@ def test_streamed_weight_that_differs_fails(
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        floor=0.999999,
+        limits=Limits(worst_cosine=0.999999, alone_cosine=0.999999),
     )
     assert found.verdict == "fail" and found.worst_cosine < 0.9999
 

@@ -5,12 +5,13 @@ from typing import Final
 
 import numpy as np
 
+from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
 from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.plan import forecast, require_memory
 from anna_export.quantise.scheme import CANONICAL, CPU
-from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch
 
 try:
@@ -65,19 +66,22 @@ def open_backend(
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, found {threads}")
     manifest = artifact.manifest
-    precision = manifest.precision
+    scheme = quantise.scheme_of(manifest)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     if device == "cuda":
-        path, provider, arithmetic = artifact.graph(CANONICAL), _CUDA, f"{precision} on CUDA"
+        path, provider, arithmetic = (
+            artifact.graph(CANONICAL),
+            _CUDA,
+            f"{manifest.precision} on CUDA",
+        )
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
     else:
-        needed = forecast(manifest.spec, manifest.contract, precision)
+        needed = forecast(manifest.spec, manifest.contract, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
-        twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
-        arithmetic = f"fp32 on CPU{twin}"
+        arithmetic = f"{scheme.cpu_arithmetic} on CPU"
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -14,10 +14,11 @@ import peft
 import torch
 import transformers
 
+from anna_export import quantise
 from anna_export.adapter import WEIGHTS_FILE
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
-from anna_export.backends.stored import empty_model, stored_weights
+from anna_export.backends.stored import empty_model, stored_model
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
@@ -49,7 +50,7 @@ class PytorchBackend:
     def __init__(
         self, model: Any, spec: EmbeddingSpec, arithmetic: str, device: str = "cpu"
     ) -> None:
-        self._model = model
+        self.model = model
         self.spec = spec
         self.arithmetic = arithmetic
         self._device = device
@@ -57,7 +58,7 @@ class PytorchBackend:
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
         with torch.inference_mode():
-            hidden = self._model(
+            hidden = self.model(
                 input_ids=self._tensor(batch.ids),
                 attention_mask=self._tensor(batch.mask),
                 use_cache=False,
@@ -111,13 +112,14 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
         InputError: If there is no such device here.
         SpaceError: If it does not fit in memory.
     """
-    manifest, read = artifact.manifest, stored_weights(artifact)
+    manifest, stored = artifact.manifest, stored_model(artifact)
     spec, device = manifest.spec, _device(device, manifest.spec)
-    needed = forecast(spec, manifest.contract, manifest.precision)
+    needed = forecast(spec, manifest.contract, quantise.scheme_of(manifest))
     require_memory(needed.reference_bytes, f"{artifact.folder} in PyTorch")
     with quiet():
         model = empty_model(spec)
-    model.load_state_dict({name: read(name) for name in spec.weight_shapes()}, assign=True)
+    model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
+    stored.listen(model)
     arithmetic = f"{_arithmetic(device)}, from the artifact's stored weights"
     return PytorchBackend(model.to(device), spec, arithmetic, device)
 

@@ -1,50 +1,100 @@
 """An artifact's stored weights, read as fp32, and the empty model of transformers they fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
 import torch
 
+from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError
+from anna_export.quantise.calibration import read_calibration
+from anna_export.quantise.embedding import EMBEDDING
+from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import CANONICAL
-from anna_export.safetensors_files import DTYPES, StoredTensor
+from anna_export.safetensors_files import StoredTensor
 from anna_export.spec import EmbeddingSpec
 
 # name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
 ReadWeight = Callable[[str], torch.Tensor]
+# a linear module's fp32 input → what it is multiplied as
+Rounding = Callable[[torch.Tensor], torch.Tensor]
 
-# as safetensors_files names them
-_DTYPES: Final = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
+_TORCH_DTYPES: Final = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.UINT8: torch.uint8,
 }
 
 
-def stored_weights(artifact: Artifact) -> ReadWeight:
-    """Return a reader of an artifact's weights; it reads one at a time and maps no file.
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """An artifact's weights, and what its arithmetic does to what they are multiplied with.
+
+    Args:
+        read: Gives one weight, dequantised, by its name.
+        roundings: By linear module, how its input is rounded; only where layers are quantised.
+    """
+
+    read: ReadWeight
+    roundings: Mapping[str, Rounding]
+
+    def listen(self, model: torch.nn.Module) -> None:
+        """Make a model's linear modules round their inputs."""
+        for name, rounding in self.roundings.items():
+            hook = partial(_round_first, rounding)
+            model.get_submodule(name).register_forward_pre_hook(hook)
+
+
+def _round_first(
+    rounding: Rounding, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    return (rounding(inputs[0]), *inputs[1:])
+
+
+def stored_model(artifact: Artifact) -> StoredModel:
+    """Return an artifact's weights; they are read one at a time, and no file is mapped.
 
     Raises:
         DamagedError: If a weight lies anywhere but in the artifact's own data file.
     """
+    manifest = artifact.manifest
     graph = ir.load(artifact.graph(CANONICAL)).graph
-    stored = {name: value.const_value for name, value in graph.initializers.items()}
-    placed = {
-        name: _placed(artifact.folder, name, tensor)
-        for name, tensor in stored.items()
-        if isinstance(tensor, ir.ExternalTensor)
+    tensors = _Tensors(artifact.folder, graph)
+    scheme = quantise.scheme_of(manifest)
+    linear, table = scheme.linear, scheme.embedding
+    calibration = read_calibration(artifact)
+    inputs = {
+        module: name
+        for module, name in manifest.spec.linear_modules().items()
+        if calibration is not None and name not in calibration.kept
     }
+    shapes = manifest.spec.weight_shapes()
 
     def read(name: str) -> torch.Tensor:
-        weight = placed[name].read() if name in placed else _inline(stored[name])
-        turned = weight.ndim == 2 and name != "embed_tokens.weight"
+        if linear is not None and name.removesuffix(".weight") in inputs:
+            return linear.restore(tensors.parts(name, linear.layout(*shapes[name])))
+        if table is not None and name == EMBEDDING:
+            return table.restore(tensors.parts(name, table.layout(*shapes[name])))
+        weight = tensors.read(name)
+        turned = weight.ndim == 2 and name != EMBEDDING
         return (weight.T if turned else weight).float()
 
-    return read
+    roundings: dict[str, Rounding] = {}
+    if linear is not None and calibration is not None:
+        roundings = {
+            module: partial(linear.round_input, seen=calibration.inputs[name])
+            for module, name in inputs.items()
+        }
+    return StoredModel(read, roundings)
 
 
 def empty_model(spec: EmbeddingSpec) -> Any:
@@ -73,6 +123,41 @@ def empty_model(spec: EmbeddingSpec) -> Any:
     return model
 
 
+class _Tensors:
+    """A graph's initializers, read when they are asked for."""
+
+    def __init__(self, folder: Path, graph: ir.Graph) -> None:
+        self._inline: dict[str, ir.TensorProtocol] = {}
+        self._placed: dict[str, StoredTensor] = {}
+        self._dtypes: dict[str, ir.DataType] = {}
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None, name
+            self._dtypes[name] = tensor.dtype
+            if isinstance(tensor, ir.ExternalTensor):
+                self._placed[name] = _placed(folder, name, tensor)
+            else:
+                self._inline[name] = tensor
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor as it is stored; of two 4-bit numbers a byte, the bytes."""
+        if name in self._placed:
+            placed = self._placed[name]
+            stored, shape = placed.read_bytes(), placed.shape
+        else:
+            tensor = self._inline[name]
+            stored = torch.frombuffer(bytearray(tensor.tobytes()), dtype=torch.uint8)
+            shape = tuple(tensor.shape.numpy())
+        dtype = self._dtypes[name]
+        if dtype.bitwidth == 4:
+            return stored.reshape(*shape[:-1], -1)
+        return stored.view(_TORCH_DTYPES[dtype]).reshape(shape)
+
+    def parts(self, name: str, layout: Layout) -> dict[str, torch.Tensor]:
+        """Return what is stored of one quantised weight."""
+        return {suffix: self.read(name + suffix) for suffix in layout}
+
+
 def _placed(folder: Path, name: str, tensor: ir.ExternalTensor) -> StoredTensor:
     """Return where a weight lies: onnx_ir would follow its location out of the folder."""
     path = folder / tensor.location
@@ -86,14 +171,5 @@ def _placed(folder: Path, name: str, tensor: ir.ExternalTensor) -> StoredTensor:
             f"expected {tensor.nbytes} bytes of external data for {name} in {folder}, found "
             f"{tensor.length}; copy or export the artifact again"
         )
-    dtype = _DTYPES.get(tensor.dtype, tensor.dtype.name)  # reading refuses what is no float
     shape = tensor.shape.numpy()
-    return StoredTensor(path, name, dtype, shape, tensor.offset or 0, tensor.length)
-
-
-def _inline(tensor: ir.TensorProtocol | None) -> torch.Tensor:
-    """Read a weight that is small enough to stand in the graph itself."""
-    assert tensor is not None
-    dtype = DTYPES[_DTYPES[tensor.dtype]]
-    values = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
-    return values.reshape(tensor.shape.numpy())
+    return StoredTensor(path, name, tensor.dtype.name, shape, tensor.offset or 0, tensor.length)

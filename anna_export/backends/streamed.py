@@ -12,7 +12,7 @@ import torch
 from anna_export.adapter import Delta
 from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import PytorchBackend, quiet
-from anna_export.backends.stored import ReadWeight, empty_model, stored_weights
+from anna_export.backends.stored import ReadWeight, empty_model, stored_model
 from anna_export.checkpoint import Checkpoint
 from anna_export.spec import EmbeddingSpec
 
@@ -40,8 +40,10 @@ def open_streamed_artifact(
     artifact: Artifact, on_read: Callable[[], None] | None = None
 ) -> PytorchBackend:
     """Stream an artifact's stored weights: what a graph over them computes, without the graph."""
-    spec, read = artifact.manifest.spec, stored_weights(artifact)
-    return open_streamed(spec, read, "the artifact's stored weights", {}, on_read)
+    spec, stored = artifact.manifest.spec, stored_model(artifact)
+    backend = open_streamed(spec, stored.read, "the artifact's stored weights", {}, on_read)
+    stored.listen(backend.model)
+    return backend
 
 
 def open_streamed(

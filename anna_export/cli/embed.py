@@ -50,7 +50,8 @@ def command(
     """
     from anna_export.artifact import open_artifact
     from anna_export.backends import load_encoder
-    from anna_export.embed import embed_file, read_texts, require_output
+    from anna_export.embed import embed_file, require_output
+    from anna_export.text_file import read_texts
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)

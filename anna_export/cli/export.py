@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.cli import options, shown
+from anna_export.spec import Precision
 
 if TYPE_CHECKING:
     from anna_export.pipeline import Exported
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
 @options.adapter_option
 @click.option("--out", type=options.path, required=True, help="Folder of the artifact to make.")
 @options.precision_options
+@click.option(
+    "--high-precision",
+    type=click.Choice([Precision.BF16, Precision.FP16, Precision.FP32]),
+    help="With --fp8: type of everything else, bf16 for TensorRT.  [default: bf16]",
+)
+@click.option(
+    "--calibration",
+    type=options.path,
+    help="With --fp8, --int8 or --int4: texts like those to be embedded, a .txt file with one a "
+    'line or a .jsonl file of {"text": …}.  [default: docstrings of Python\'s standard library]',
+)
+@click.option(
+    "--ranges",
+    type=click.Choice(list(Ranges)),
+    help="With --fp8: what of an activation is represented: up to its largest value, its 99.99th "
+    f"percentile, or what leaves the least squared error.  [default: {DEFAULT_RANGES}]",
+)
+@click.option(
+    "--max-loss",
+    type=float,
+    help="With --fp8, --int8 or --int4: largest mean of 1 - cosine to the reference; 1 turns it "
+    "off.  [default: 0.01, with --int4 0.05]",
+)
 @options.max_tokens_option
 @options.overwrite_option
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")
@@ -29,6 +54,10 @@ def command(
     adapter: Path | None,
     out: Path,
     max_tokens: int | None,
+    high_precision: Precision | None,
+    calibration: Path | None,
+    ranges: Ranges | None,
+    max_loss: float | None,
     overwrite: bool,
     no_verify: bool,
     as_json: bool,
@@ -42,7 +71,19 @@ def command(
     precision = options.chosen_precision(precisions)
     from anna_export.pipeline import Recipe, RejectedError, export
 
-    recipe = Recipe(model, adapter, out, precision, max_tokens, overwrite, not no_verify)
+    recipe = Recipe(
+        model,
+        adapter,
+        out,
+        precision,
+        max_tokens,
+        overwrite,
+        not no_verify,
+        high_precision=high_precision,
+        ranges=ranges,
+        max_loss=max_loss,
+        calibration=calibration,
+    )
     try:
         _show(export(recipe, shown.stage), as_json)
     except RejectedError as error:

@@ -81,11 +81,15 @@ _PRECISIONS = {
     Precision.FP32: "32-bit float; the default.",
     Precision.FP16: "16-bit float for GPUs with fp32 norms; a CPU computes in fp32.",
     Precision.BF16: "bfloat16 for GPUs; a CPU computes in fp32.",
+    Precision.FP8: "8-bit float (E4M3) matrix products for GPUs of compute capability 8.9 or "
+    "newer; a CPU computes them in fp32, rounded alike.",
+    Precision.INT8: "8-bit integer matrix products, for CPUs.",
+    Precision.INT4: "4-bit integer weights, for small memories; for CPUs.",
 }
 
 
 def precision_options(command: Command) -> Command:
-    """Add --fp32, --fp16 and --bf16."""
+    """Add one flag for every precision."""
     for precision, text in reversed(_PRECISIONS.items()):
         command = click.option(f"--{precision}", str(precision), is_flag=True, help=text)(command)
     return command

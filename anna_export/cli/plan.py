@@ -33,6 +33,7 @@ def command(
     For every precision, and what will not fit. Only the headers of the weight files are read; 64 MB
     are written, and removed, to learn how fast the disk is.
     """
+    from anna_export import quantise
     from anna_export.checkpoint import Checkpoint
     from anna_export.plan import (
         available_memory_bytes,
@@ -51,7 +52,7 @@ def command(
     free, memory, rate = disk_free_bytes(out), available_memory_bytes(), write_bytes_per_second(out)
     plans = []
     for precision in Precision:
-        needed = forecast(checkpoint.spec, contract, precision)
+        needed = forecast(checkpoint.spec, contract, quantise.load(precision))
         plans.append(
             asdict(needed)
             | {

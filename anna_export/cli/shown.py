@@ -63,15 +63,17 @@ def parity_rows(parity: "Parity") -> dict[str, str]:
     """Return a proof's figures by name."""
     rows = {
         "proof": parity.verdict,
-        "worst cosine": f"{parity.worst_cosine:.7f}, at least {parity.floor} is needed; it is of "
+        "worst cosine": f"{parity.worst_cosine:.7f}{_needed('at least', parity.floor)}; it is of "
         f"{parity.worst_text}",
         "mean cosine": f"{parity.mean_cosine:.7f}",
+        "mean loss": f"{parity.loss:.2e} (1 - cosine){_needed('at most', parity.max_loss)}",
         "largest difference": f"{parity.max_abs:.1e}",
     }
     if parity.alone_worst_cosine is not None:
         rows["alone or in a batch"] = (
-            f"worst cosine {parity.alone_worst_cosine:.7f}, at least {parity.alone_floor} is "
-            f"needed; largest difference {parity.alone_max_abs:.1e}"
+            f"worst cosine {parity.alone_worst_cosine:.7f}"
+            f"{_needed('at least', parity.alone_floor)}; largest difference "
+            f"{parity.alone_max_abs:.1e}"
         )
     return rows | {
         "texts": f"{parity.texts}, the longest of {parity.longest_tokens:,} tokens, "
@@ -81,6 +83,10 @@ def parity_rows(parity: "Parity") -> dict[str, str]:
         "candidate": parity.candidate,
         "hardware": parity.hardware,
     }
+
+
+def _needed(bound: str, value: float | None) -> str:
+    return "" if value is None else f", {bound} {value} is needed"
 
 
 @contextmanager

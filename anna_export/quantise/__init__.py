@@ -1,12 +1,40 @@
 """Precisions: one scheme a file."""
 
-from anna_export.quantise import bf16, fp16, fp32
+from typing import Final
+
+from anna_export.artifact import Manifest
+from anna_export.errors import InputError
+from anna_export.quantise import bf16, fp16, fp32, int8
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import Precision
 
-_SCHEMES = {scheme.precision: scheme for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME)}
+_SCHEMES: Final = {
+    scheme.precision: scheme for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME, int8.SCHEME)
+}
 
 
-def load(precision: Precision) -> Scheme:
-    """Return the scheme of a precision."""
+def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
+    """Return the scheme of a precision.
+
+    Args:
+        precision: Which one.
+        arithmetic: Type of what --fp8 does not quantise; None for its default, bf16.
+
+    Raises:
+        InputError: If a precision other than fp8 is given an arithmetic.
+    """
+    if arithmetic is not None:
+        raise InputError(
+            f"expected --high-precision with --fp8, found it with --{precision}; leave it out"
+        )
     return _SCHEMES[precision]
+
+
+def scheme_of(manifest: Manifest) -> Scheme:
+    """Return the scheme an artifact was made by, with the bound its proof was held to."""
+    quantised = manifest.quantised
+    if quantised is None:
+        return load(manifest.precision)
+    fp8 = manifest.precision is Precision.FP8
+    scheme = load(manifest.precision, quantised.arithmetic if fp8 else None)
+    return scheme.with_max_loss(quantised.max_loss)

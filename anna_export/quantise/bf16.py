@@ -3,7 +3,13 @@
 ONNX Runtime's CPU provider has no bf16 arithmetic: there the fp32 twin of the same weights runs.
 """
 
-from anna_export.quantise.scheme import WIDENED, Scheme
+from anna_export.quantise.scheme import WIDENED, Limits, Scheme
 from anna_export.spec import Precision
 
-SCHEME = Scheme(Precision.BF16, cpu_passes=WIDENED, worst_cosine=0.9995, alone_cosine=0.9999)
+SCHEME = Scheme(
+    Precision.BF16,
+    arithmetic=Precision.BF16,
+    cpu_passes=WIDENED,
+    cpu_arithmetic="fp32 (twin of the bf16 graph)",
+    limits=Limits(worst_cosine=0.9995, alone_cosine=0.9999),
+)

@@ -3,7 +3,13 @@
 On a CPU, ONNX Runtime would cast around every operator; the fp32 twin of the same weights runs.
 """
 
-from anna_export.quantise.scheme import WIDENED, Scheme
+from anna_export.quantise.scheme import WIDENED, Limits, Scheme
 from anna_export.spec import Precision
 
-SCHEME = Scheme(Precision.FP16, cpu_passes=WIDENED, worst_cosine=0.9999, alone_cosine=0.9999)
+SCHEME = Scheme(
+    Precision.FP16,
+    arithmetic=Precision.FP16,
+    cpu_passes=WIDENED,
+    cpu_arithmetic="fp32 (twin of the fp16 graph)",
+    limits=Limits(worst_cosine=0.9999, alone_cosine=0.9999),
+)

@@ -1,14 +1,18 @@
 """What a precision is: how its graphs are made, and how close its vectors must stay."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
 
 from anna_export.checkpoint import Checkpoint
+from anna_export.errors import InputError
 from anna_export.graph.builder import build_graph
 from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
 from anna_export.graph.passes.group_query import GroupQueryAttention
+from anna_export.quantise.calibration import Calibration
+from anna_export.quantise.embedding import EmbeddingFormat, QuantiseEmbedding
+from anna_export.quantise.linear import LinearFormat, QuantiseLinear
 from anna_export.spec import Precision
 
 CANONICAL, CPU = "canonical", "cpu"
@@ -18,26 +22,82 @@ WIDENED: Final = (ComputeInFp32(), GroupQueryAttention())
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How close vectors must stay; None where that is not judged.
+
+    Args:
+        worst_cosine: Smallest cosine to the reference that any text may have.
+        max_loss: Largest mean 1 - cosine to the reference.
+        alone_cosine: Smallest cosine between a text's vectors alone and in a batch.
+        alone_max_abs: Largest difference between them.
+    """
+
+    worst_cosine: float | None = None
+    max_loss: float | None = None
+    alone_cosine: float | None = None
+    alone_max_abs: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scheme:
     """One precision.
 
     Args:
-        precision: The type weights are stored in.
+        precision: Its name.
+        arithmetic: Type of all weights and products that are not quantised.
         cpu_passes: Lower the canonical graph to what ONNX Runtime computes on a CPU.
-        worst_cosine: Smallest cosine to the reference that any text may have.
-        alone_cosine: Smallest cosine between a text's vectors alone and in a batch.
-        alone_max_abs: Largest difference between them; None where only the cosine counts.
+        cpu_arithmetic: What that computes in, for verdicts.
+        limits: How close its vectors must stay.
+        linear: How linear layers are quantised; None where they are not.
+        embedding: How the embedding table is; None where it is not.
+        served_as_stored: Whether the CPU provider computes with the weights as they are stored,
+            not with fp32 copies of them.
     """
 
     precision: Precision
+    arithmetic: Precision
     cpu_passes: tuple[ir.passes.InPlacePass, ...]
-    worst_cosine: float
-    alone_cosine: float
-    alone_max_abs: float | None = None
+    cpu_arithmetic: str
+    limits: Limits
+    linear: LinearFormat | None = None
+    embedding: EmbeddingFormat | None = None
+    served_as_stored: bool = False
 
-    def graphs(self, checkpoint: Checkpoint, max_tokens: int) -> dict[str, ir.Model]:
+    def with_max_loss(self, max_loss: float | None) -> "Scheme":
+        """Return the scheme with another bound on its loss; 1 or more turns it off.
+
+        Raises:
+            InputError: If the scheme is judged by its worst cosine, or the bound is no loss.
+        """
+        if max_loss is None:
+            return self
+        if self.linear is None:
+            raise InputError(
+                f"expected --max-loss with --fp8, --int8 or --int4, found it with "
+                f"--{self.precision}, which is held to a worst cosine; leave it out"
+            )
+        if not 0 < max_loss <= 1:
+            raise InputError(f"expected --max-loss above 0 and at most 1, found {max_loss}")
+        return replace(self, limits=replace(self.limits, max_loss=max_loss))
+
+    def graphs(
+        self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None = None
+    ) -> dict[str, ir.Model]:
         """Return one graph for each target, over the same weights, none of them read."""
-        canonical, cpu = (build_graph(checkpoint, self.precision, max_tokens) for _ in range(2))
+        canonical, cpu = (
+            self._canonical(checkpoint, max_tokens, calibration) for _ in (CANONICAL, CPU)
+        )
         for rewrite in self.cpu_passes:
             rewrite(cpu)
         return {CANONICAL: canonical, CPU: cpu}
+
+    def _canonical(
+        self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None
+    ) -> ir.Model:
+        model = build_graph(checkpoint, self.arithmetic, max_tokens)
+        if self.linear is not None:
+            assert calibration is not None, "a quantised scheme is calibrated first"
+            QuantiseLinear(self.linear, checkpoint, calibration)(model)
+        if self.embedding is not None:
+            QuantiseEmbedding(self.embedding, checkpoint)(model)
+        return model

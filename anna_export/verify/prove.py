@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Final
 
 from anna_export import quantise
 from anna_export.artifact import Artifact
@@ -11,13 +12,18 @@ from anna_export.backends import load_encoder
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
-from anna_export.plan import fits_proof, forecast
+from anna_export.plan import fits_in_memory, fits_proof, forecast
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import Tokeniser, find_tokenizer
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
 
+_EVERY: Final = "every text by both, in padded batches of unlike lengths and alone"
+_FEW: Final = (
+    "a few texts by both, in padded batches of unlike lengths and alone; the reference, too large "
+    "for this memory, layer by layer"
+)
 STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 
 
@@ -32,8 +38,9 @@ def prove(
 ) -> Parity:
     """Compare an artifact's vectors with the reference's.
 
-    Where reference and artifact do not fit in memory together, their weights are compared
-    instead, layer by layer in PyTorch on a few texts; the result's `method` says so.
+    Where reference and artifact do not fit in memory together, a few texts are compared, the
+    reference layer by layer; and where the artifact alone does not fit, its stored weights are
+    compared in PyTorch, without the graph. The result's `method` says which.
 
     Raises:
         ShapeError: If the reference is a model of another shape.
@@ -45,10 +52,11 @@ def prove(
     from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
 
     manifest = artifact.manifest
-    scheme = quantise.load(manifest.precision)
+    scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
     _require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.contract, manifest.precision)
+    needed = forecast(manifest.spec, manifest.contract, scheme)
+    chosen = (backend, device) != ("auto", "auto")
     if fits_proof(needed):
         reference = open_reference(
             model,
@@ -58,43 +66,50 @@ def prove(
             device="cpu" if device == "cpu" else "auto",
         )
         candidate = load_encoder(artifact, backend=backend, device=device)
+        texts = parity_texts(candidate.tokeniser)
         parity = compare(
-            reference,
-            candidate,
-            parity_texts(candidate.tokeniser),
-            floor=scheme.worst_cosine,
-            alone_floor=scheme.alone_cosine,
-            alone_limit=scheme.alone_max_abs,
-            progress=progress,
+            reference, candidate, texts, limits=scheme.limits, method=_EVERY, progress=progress
+        )
+        return replace(parity, reference_sha256=checkpoint.source_hashes())
+    tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
+    if scheme.served_as_stored and fits_in_memory(needed.serve_bytes):
+        on_read = _counted(progress, len(manifest.spec.weight_shapes()), 1)
+        runtime = load_encoder(artifact, backend=backend, device=device).backend
+        parity = compare(
+            Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
+            Encoder(runtime, artifact.tokeniser()),
+            STREAMED_TEXTS,
+            limits=scheme.limits,
+            method=_FEW,
+            together=True,
+        )
+    elif chosen:
+        needed_bytes = needed.reference_bytes + needed.serve_bytes
+        raise SpaceError(
+            f"expected {needed_bytes / 1e9:.1f} GB of memory to compare with --backend "
+            f"{backend} --device {device}, found less; leave both out to compare the stored "
+            "weights layer by layer"
         )
     else:
-        if (backend, device) != ("auto", "auto"):
-            needed_bytes = needed.reference_bytes + needed.serve_bytes
-            raise SpaceError(
-                f"expected {needed_bytes / 1e9:.1f} GB of memory to compare with --backend "
-                f"{backend} --device {device}, found less; leave both out to compare the stored "
-                "weights layer by layer"
-            )
-        tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
-        on_read = _counted(progress, len(manifest.spec.weight_shapes()))
+        on_read = _counted(progress, len(manifest.spec.weight_shapes()), 2)
         parity = compare_weights(
             Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
             Encoder(open_streamed_artifact(artifact, on_read), artifact.tokeniser()),
             STREAMED_TEXTS,
-            floor=scheme.worst_cosine,
+            limits=scheme.limits,
         )
     return replace(parity, reference_sha256=checkpoint.source_hashes())
 
 
-def _counted(progress: Progress | None, weights: int) -> Callable[[], None]:
-    """Return what is called for each weight of both models, and reports it as a part of texts."""
+def _counted(progress: Progress | None, weights: int, models: int) -> Callable[[], None]:
+    """Return what is called for each weight of the models, and reports it as a part of texts."""
     read = count()
-    texts = 2 * len(STREAMED_TEXTS)
+    texts = models * len(STREAMED_TEXTS)
 
     def on_read() -> None:
         done = next(read) + 1
         if progress is not None:
-            progress(done * texts // (2 * weights), texts)
+            progress(done * texts // (models * weights), texts)
 
     return on_read
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from anna_export.encoder import Encoder, batches_by_length
 from anna_export.hardware import hardware
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
+from anna_export.quantise.scheme import Limits
 from anna_export.tokenise import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 from anna_export.versions import installed
@@ -31,7 +32,8 @@ class Parity:
 
     Cosines and differences are over (text, prompt) pairs; `alone_*` compare the candidate with
     itself: each text alone against the same text in padded batches and in another order; they
-    and their bounds are None where that was not done.
+    and their bounds are None where that was not done. `floor` bounds the worst cosine, `max_loss`
+    the mean of 1 - cosine; None where that is not judged.
     """
 
     verdict: str  # "pass" or "fail"
@@ -46,7 +48,8 @@ class Parity:
     nonfinite: int
     alone_worst_cosine: float | None
     alone_max_abs: float | None
-    floor: float
+    floor: float | None
+    max_loss: float | None
     alone_floor: float | None
     alone_limit: float | None
     method: str
@@ -56,6 +59,11 @@ class Parity:
     versions: dict[str, str]
     measured: str  # date and time
     reference_sha256: dict[str, str] = field(default_factory=dict)  # of the files it was read from
+
+    @property
+    def loss(self) -> float:
+        """Mean 1 - cosine."""
+        return 1 - self.mean_cosine
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
@@ -82,9 +90,9 @@ def compare(
     candidate: Encoder,
     texts: Sequence[str],
     *,
-    floor: float,
-    alone_floor: float,
-    alone_limit: float | None = None,
+    limits: Limits,
+    method: str,
+    together: bool = False,
     progress: Progress | None = None,
 ) -> Parity:
     """Embed every text with every prompt by both encoders, and by the candidate also alone.
@@ -93,9 +101,10 @@ def compare(
         reference: The truth; its own tokeniser must give the same ids.
         candidate: What is held against it.
         texts: N texts.
-        floor: Smallest cosine to the reference that any text may have.
-        alone_floor: Smallest cosine between a text alone and in a batch.
-        alone_limit: Largest difference between the two; None where only the cosine counts.
+        limits: How close they must be.
+        method: What is done here, in words.
+        together: Give the reference all texts in one batch, as a streamed one reads its weights
+            once a batch.
         progress: Told how many embeddings are done.
 
     Returns:
@@ -104,26 +113,26 @@ def compare(
     labels, rows = _labelled_rows(candidate, texts)
     _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
     ticks = _Ticks(progress, 3 * len(rows))
-    alike = batches_by_length([len(row) for row in expected_rows], reference.batch_tokens)
+    alike = [list(range(len(rows)))]
+    if not together:
+        alike = batches_by_length([len(row) for row in expected_rows], reference.batch_tokens)
     expected = _vectors(reference, expected_rows, alike, ticks)
     found = _vectors(candidate, rows, _unlike(rows), ticks)
     alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)
     return _judge(
         _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
-        floor=floor,
-        alone_floor=alone_floor,
-        alone_limit=alone_limit,
+        limits=limits,
         texts=len(texts),
         prompts=sorted(candidate.prompts.texts),
         longest_tokens=max(len(row) for row in rows),
-        method="every text by both, in padded batches of unlike lengths and alone",
+        method=method,
         reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
         candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
     )
 
 
 def compare_weights(
-    reference: Encoder, candidate: Encoder, texts: Sequence[str], *, floor: float
+    reference: Encoder, candidate: Encoder, texts: Sequence[str], *, limits: Limits
 ) -> Parity:
     """Embed texts in one batch by two streamed models: the stored weights, not the graph."""
     expected_rows, rows = reference.tokeniser.ids(texts), candidate.tokeniser.ids(texts)
@@ -134,9 +143,7 @@ def compare_weights(
             candidate.backend.run(candidate.tokeniser.batch(rows)),
             same_ids=rows == expected_rows,
         ),
-        floor=floor,
-        alone_floor=None,
-        alone_limit=None,
+        limits=replace(limits, alone_cosine=None, alone_max_abs=None),
         texts=len(texts),
         prompts=[],
         longest_tokens=max(len(row) for row in rows),
@@ -160,9 +167,7 @@ class _Compared:
 def _judge(
     vectors: _Compared,
     *,
-    floor: float,
-    alone_floor: float | None,
-    alone_limit: float | None,
+    limits: Limits,
     **described: Any,
 ) -> Parity:
     cosines = _cosines(vectors.found, vectors.expected)
@@ -178,13 +183,17 @@ def _judge(
         reasons.append(f"{nonfinite} vectors are not finite")
     if (off := np.abs(lengths - 1).max(initial=0.0)) > _LENGTH_TOLERANCE:
         reasons.append(f"a vector's length is {off:.1e} from 1")
-    if not cosines[worst] >= floor:
+    floor, loss = limits.worst_cosine, 1 - float(cosines.mean())
+    if floor is not None and not cosines[worst] >= floor:
         where = vectors.labels[worst]
         reasons.append(f"worst cosine {cosines[worst]:.7f} is below {floor} ({where})")
-    if vectors.alone is not None and alone_floor is not None:
+    if limits.max_loss is not None and not loss <= limits.max_loss:
+        reasons.append(f"mean loss (1 - cosine) {loss:.2e} is above {limits.max_loss}")
+    alone_floor, alone_limit = limits.alone_cosine, limits.alone_max_abs
+    if vectors.alone is not None:
         alone_worst = float(_cosines(vectors.found, vectors.alone).min())
         alone_max_abs = _largest(vectors.found, vectors.alone)
-        if not alone_worst >= alone_floor:
+        if alone_floor is not None and not alone_worst >= alone_floor:
             reasons.append(f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor}")
         if alone_limit is not None and not alone_max_abs <= alone_limit:
             reasons.append(f"a text alone and in a batch: {alone_max_abs:.1e} above {alone_limit}")
@@ -199,6 +208,7 @@ def _judge(
         alone_worst_cosine=alone_worst,
         alone_max_abs=alone_max_abs,
         floor=floor,
+        max_loss=limits.max_loss,
         alone_floor=alone_floor,
         alone_limit=alone_limit,
         hardware=hardware(),

@@ -1,0 +1,154 @@
+"""Calibration: what a quantised scheme must know of a model, learnt layer by layer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anna_export.calibrate.kept_work import KeptWork
+from anna_export.calibrate.observe import Observed, observe
+from anna_export.calibrate.sensitivity import effects, layers_to_keep, measure_loss
+from anna_export.calibrate.texts import CalibrationTexts
+from anna_export.calibrate.walk import Walk
+from anna_export.checkpoint import Checkpoint
+from anna_export.choices import Ranges
+from anna_export.encoder import batches_by_length
+from anna_export.progress import Stage
+from anna_export.quantise.calibration import Calibration
+from anna_export.quantise.linear import LinearFormat
+from anna_export.spec import LINEAR_INPUTS
+from anna_export.tokenise import TokenBatch, Tokeniser
+from anna_export.versions import installed
+
+# Tokens passed through a layer at once, and through all variants of the sensitivity walk.
+_BATCH_TOKENS = 4096
+_SENSITIVITY_TEXTS = 4
+# One text in this many is not calibrated on: the loss is measured there.
+_OTHERS_SHARE = 5
+# Rounds of keeping more layers, each aiming lower: effects add up only roughly.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to calibrate for.
+
+    Args:
+        linear: How linear layers are quantised.
+        ranges: How ranges are chosen.
+        allowed: Largest loss (mean 1 - cosine); layers are kept in high precision to reach it.
+        work: File that keeps unfinished work.
+    """
+
+    linear: LinearFormat
+    ranges: Ranges
+    allowed: float
+    work: Path
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    texts: CalibrationTexts,
+    tokeniser: Tokeniser,
+    request: Request,
+    stage: Stage,
+    device: str = "cpu",
+) -> Calibration:
+    """Calibrate a checkpoint, one layer in memory at a time.
+
+    An interrupted run goes on at the layer it was at, from the file `request.work`, which stays
+    for its caller to remove.
+
+    Args:
+        checkpoint: Base and adapter.
+        texts: What to calibrate on, and, one in five, to measure the loss on.
+        tokeniser: The model's.
+        request: What to calibrate for.
+        stage: Shows how far it is.
+        device: "cpu" or "cuda".
+    """
+    walk = Walk(checkpoint, device)
+    calibration, others = _split(texts.rows)
+    batches, other_batches = _batches(calibration, tokeniser), _batches(others, tokeniser)
+    work = KeptWork(request.work, _task(checkpoint, texts, request))
+    with stage("calibrate", "layers") as progress:
+        found = observe(
+            walk, request.linear, request.ranges, batches, other_batches, work, progress
+        )
+    found = _spare(walk, found, others, tokeniser, request, stage)
+    return Calibration(
+        texts_sha256=texts.sha256,
+        texts=len(texts.rows),
+        tokens=texts.tokens,
+        ranges=request.ranges,
+        inputs=found.inputs,
+        kept=found.kept,
+        snr_db=found.snr_db,
+        loss=found.loss,
+    )
+
+
+def _spare(
+    walk: Walk,
+    found: Observed,
+    others: list[list[int]],
+    tokeniser: Tokeniser,
+    request: Request,
+    stage: Stage,
+) -> Observed:
+    """Keep the most sensitive layers in high precision, until the loss is what is allowed."""
+    if found.loss <= request.allowed:
+        return found
+    few = _batches(sorted(others, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
+    with stage("find sensitive layers", "layers") as progress:
+        effect = effects(walk, request.linear, found.inputs, found.kept, few, progress)
+    spared = found
+    for attempt in range(_ROUNDS):
+        chosen = layers_to_keep(effect, found.loss, request.allowed / 2**attempt)
+        kept = found.kept | {
+            f"{prefix}{name}": f"quantised alone, this layer moves vectors by {effect[prefix]:.2e} "
+            "(1 - cosine)"
+            for prefix in chosen
+            for name in LINEAR_INPUTS
+            if f"{prefix}{name}" not in found.kept
+        }
+        with stage("measure what is left", "layers") as progress:
+            loss = measure_loss(
+                walk, request.linear, found.inputs, kept, _batches(others, tokeniser), progress
+            )
+        snr_db = {
+            module: value
+            for module, value in found.snr_db.items()
+            if walk.spec.linear_modules()[module] not in kept
+        }
+        spared = replace(found, kept=kept, snr_db=snr_db, loss=loss)
+        if loss <= request.allowed:
+            break
+    return spared
+
+
+def _split(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Split into rows to calibrate on and rows to measure on; a few serve for both."""
+    if len(rows) < _OTHERS_SHARE:
+        return rows, rows
+    others = rows[::_OTHERS_SHARE]
+    return [row for place, row in enumerate(rows) if place % _OTHERS_SHARE], others
+
+
+def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
+    groups = batches_by_length([len(row) for row in rows], _BATCH_TOKENS)
+    return [tokeniser.batch([rows[place] for place in group]) for group in groups]
+
+
+def _task(checkpoint: Checkpoint, texts: CalibrationTexts, request: Request) -> str:
+    """Identify the work: what was begun for another model, format or text is not gone on with."""
+    task = [
+        str(checkpoint.folder.resolve()),
+        checkpoint.source_hashes(),
+        texts.sha256,
+        repr(request.linear),
+        request.ranges,
+        installed(),
+    ]
+    return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""Unfinished calibration, kept after every layer, so that what was stopped goes on where it was."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anna_export.staging import staged_file
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Where a walk through the layers stands."""
+
+    next_layer: int
+    values: dict[str, Any]  # plain values
+    tensors: dict[str, torch.Tensor]
+
+
+class KeptWork:
+    """A file that holds the work on one task; that of another task is not read.
+
+    Args:
+        path: The file.
+        task: Identifies what is worked on: model, texts, format, versions.
+    """
+
+    def __init__(self, path: Path, task: str) -> None:
+        self._path = path
+        self._task = task
+
+    def load(self) -> Work | None:
+        """Return the work there is; None if there is none, or the file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("task") != self._task:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return Work(int(metadata["next_layer"]), json.loads(metadata["values"]), tensors)
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def save(
+        self, next_layer: int, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Replace the file.
+
+        Raises:
+            SpaceError: If the disk fills up.
+        """
+        from safetensors.torch import save_file
+
+        metadata = {
+            "task": self._task,
+            "next_layer": str(next_layer),
+            "values": json.dumps(values),
+        }
+        with staged_file(self._path) as aside:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata)
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""A checkpoint's decoder layers, one in memory at a time, and token batches that walk through them.
+
+Modules and their forward pass are transformers' own; only where weights come from is ours.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anna_export.backends.pytorch import quiet
+from anna_export.backends.stored import empty_model
+from anna_export.checkpoint import Checkpoint
+from anna_export.tokenise import TokenBatch
+
+# a linear module's name in its layer ("mlp.up_proj"), and its input (B, S, in)
+OnInput = Callable[[str, torch.Tensor], torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """A batch on its way: hidden states after some layers."""
+
+    batch: TokenBatch
+    hidden: torch.Tensor  # (B, S, D) fp32
+
+    def real(self) -> torch.Tensor:
+        """(B, S) bool: which places are no padding."""
+        return torch.from_numpy(self.batch.mask).bool().to(self.hidden.device)
+
+    def last(self) -> torch.Tensor:
+        """(B, S) bool: each row's last token."""
+        mask = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        mask[torch.arange(len(mask)), torch.from_numpy(self.batch.lengths) - 1] = True
+        return mask
+
+
+class Walk:
+    """The layers of base and adapter, merged, in fp32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.spec = checkpoint.spec
+        self._checkpoint = checkpoint
+        self._device = device
+        with quiet():
+            self._model = empty_model(checkpoint.spec)
+
+    def start(self, *batches: TokenBatch) -> list[Walked]:
+        """Look up the token embeddings, (B, S, D)."""
+        table = self._read("embed_tokens.weight", "cpu")
+        return [
+            Walked(batch, table[torch.from_numpy(batch.ids)].to(self._device)) for batch in batches
+        ]
+
+    def layers(self, first: int = 0) -> Iterator[tuple[int, torch.nn.Module]]:
+        """Yield each layer with its weights, which are gone when the next one is asked for."""
+        for index in range(first, self.spec.layers):
+            layer = self._model.layers[index]
+            named = {name: f"layers.{index}.{name}" for name, _ in layer.named_parameters()}
+            for name, full in named.items():
+                module = layer.get_submodule(name.rpartition(".")[0])
+                module.weight = _parameter(self._read(full, self._device))
+            yield index, layer
+            layer.to("meta")
+
+    @torch.inference_mode()
+    def step(self, layer: Any, at: Walked, on_input: OnInput | None = None) -> Walked:
+        """Pass a batch through a layer; `on_input` sees, and may replace, each linear's input."""
+        positions = torch.arange(at.hidden.shape[1], device=self._device)[None]
+        with _listening(layer, on_input):
+            hidden = layer(
+                at.hidden,
+                attention_mask=self._mask(at.hidden, positions),
+                position_ids=positions,
+                position_embeddings=self._model.rotary_emb(at.hidden, positions),
+            )
+        return Walked(at.batch, hidden)
+
+    @torch.inference_mode()
+    def finish(self, at: Walked) -> torch.Tensor:
+        """Return (B, D) vectors of unit length: final norm, last token."""
+        norm = self._model.norm
+        norm.weight = _parameter(self._read("norm.weight", self._device))
+        return torch.nn.functional.normalize(norm(at.hidden[at.last()]), dim=-1).cpu()
+
+    def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        """Return the causal mask as MistralModel makes it; padding stands on the right."""
+        from transformers import masking_utils
+
+        windowed = self.spec.sliding_window is not None
+        make = (
+            masking_utils.create_sliding_window_causal_mask
+            if windowed
+            else masking_utils.create_causal_mask
+        )
+        return make(
+            config=self._model.config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        )
+
+    def _read(self, name: str, device: str) -> torch.Tensor:
+        return self._checkpoint.read(name, torch.float32).to(device)
+
+
+def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+@contextmanager
+def _listening(layer: torch.nn.Module, on_input: OnInput | None) -> Iterator[None]:
+    if on_input is None:
+        yield
+        return
+
+    def hook(name: str) -> Callable[..., Any]:
+        def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+            return on_input(name, inputs[0])
+
+        return see
+
+    handles = [
+        module.register_forward_pre_hook(hook(name))
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def linears(layer: torch.nn.Module) -> Mapping[str, torch.nn.Linear]:
+    """Return a layer's linear modules by name."""
+    return {
+        name: module
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }

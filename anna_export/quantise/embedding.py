@@ -1,0 +1,90 @@
+"""The embedding table in 8 bits: one scale a token."""
+
+from typing import Final, Protocol
+
+import onnx_ir as ir
+import torch
+
+from anna_export.checkpoint import Checkpoint
+from anna_export.quantise.linear import Emitter, Layout, Stored, register
+
+EMBEDDING: Final = "embed_tokens.weight"
+_LARGEST: Final = 127
+_SMALLEST: Final = 1e-30
+
+
+class EmbeddingFormat(Protocol):
+    """How an embedding table is stored."""
+
+    def layout(self, tokens: int, dim: int) -> Layout:
+        """Return what is stored of a (tokens, dim) table."""
+        ...
+
+    def store(self, table: torch.Tensor) -> Stored:
+        """Quantise a (tokens, dim) fp32 table."""
+        ...
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return the (tokens, dim) fp32 table that the stored numbers stand for."""
+        ...
+
+
+class Int8PerRow:
+    """Symmetric int8, one fp32 scale a row."""
+
+    def layout(self, tokens: int, dim: int) -> Layout:
+        """The table, and a scale for each of its rows."""
+        return {"": (ir.DataType.INT8, (tokens, dim)), "_scale": (ir.DataType.FLOAT, (tokens, 1))}
+
+    def store(self, table: torch.Tensor) -> Stored:
+        """Round to nearest."""
+        scale = table.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST) / _LARGEST
+        return {"": (table / scale).round_().to(torch.int8), "_scale": scale}
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return (tokens, dim) fp32."""
+        return stored[""].float() * stored["_scale"]
+
+
+class QuantiseEmbedding(ir.passes.InPlacePass):
+    """Store the embedding table in 8 bits.
+
+    1. Codes and scales are looked up, then multiplied: the whole table is never widened.
+    """
+
+    def __init__(self, table: EmbeddingFormat, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self._table = table
+        self._checkpoint = checkpoint
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a graph without an fp32 embedding table that is looked up once."""
+        table = model.graph.initializers.get(EMBEDDING)
+        if table is None or table.dtype is not ir.DataType.FLOAT or len(list(table.uses())) != 1:
+            raise ir.passes.PreconditionError(
+                f"expected one look-up in an fp32 {EMBEDDING}; build with build_graph in fp32"
+            )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the look-up."""
+        graph = model.graph
+        (use,) = graph.initializers[EMBEDDING].uses()
+        lookup = use.node
+        ids = lookup.inputs[1]
+        graph.initializers.pop(EMBEDDING)
+        layout = self._table.layout(*self._checkpoint.spec.weight_shapes()[EMBEDDING])
+        stored = register(
+            graph,
+            EMBEDDING,
+            layout,
+            lambda: self._table.store(self._checkpoint.read(EMBEDDING, torch.float32)),
+        )
+        into = Emitter(graph, lookup)
+        codes = into.op("Gather", stored[""], ids, axis=0)
+        scale = into.op("Gather", stored["_scale"], ids, axis=0)
+        widened = into.op("Cast", codes, to=ir.DataType.FLOAT)
+        rows = into.op("Mul", widened, scale)
+        rows.dtype = ir.DataType.FLOAT
+        ir.convenience.replace_all_uses_with(lookup.outputs[0], rows)
+        graph.remove(lookup, safe=True)
+        return ir.passes.PassResult(model, modified=True)

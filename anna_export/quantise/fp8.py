@@ -1,0 +1,124 @@
+"""fp8: E4M3 products for GPUs of compute capability 8.9 and newer.
+
+Weights have one scale an output, activations one static scale a tensor; attention, norms and the
+embedding table stay in the high-precision type, in which all scales are stored.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+import torch
+
+from anna_export.checkpoint import TORCH_DTYPES
+from anna_export.errors import InputError
+from anna_export.graph.builder import IR_DTYPES, as_ir
+from anna_export.quantise.calibration import Seen
+from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.scheme import WIDENED, Limits, Scheme
+from anna_export.spec import Precision
+
+E4M3: Final = torch.float8_e4m3fn
+LARGEST: Final = 448.0
+# From the largest number down to the smallest normal one, 2 ** -6. With more than this between the
+# largest value and the median, half of all values are subnormal, and lose what precision E4M3 has.
+SPAN: Final = LARGEST * 2**6
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Static:
+    """W8A8 in E4M3: weights scaled per output, activations per tensor, by calibration.
+
+    Args:
+        arithmetic: The high-precision type: bf16, fp16 or fp32.
+
+    Raises:
+        InputError: If it is another.
+    """
+
+    arithmetic: Precision
+
+    def __post_init__(self) -> None:
+        if self.arithmetic not in IR_DTYPES:
+            raise InputError(
+                f"expected {', '.join(IR_DTYPES)} as fp8's high-precision type, found "
+                f"{self.arithmetic}"
+            )
+
+    def layout(self, outputs: int, inputs: int) -> Layout:
+        """The weight turned to (in, out), and one scale an output."""
+        return {
+            "": (ir.DataType.FLOAT8E4M3FN, (inputs, outputs)),
+            "_scale": (IR_DTYPES[self.arithmetic], (outputs,)),
+        }
+
+    def store(self, weight: torch.Tensor, seen: Seen | None = None) -> Stored:
+        """Round to nearest, in the scale as it is stored; no calibration is needed."""
+        scale = self._scale(weight.abs().amax(dim=1))
+        return {"": _codes(weight, scale.float()[:, None]).T, "_scale": scale}
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return (out, in) fp32: exact, for code and scale have 12 bits together."""
+        return stored[""].T.float() * stored["_scale"].float()[:, None]
+
+    def round_input(self, x: torch.Tensor, seen: Seen) -> torch.Tensor:
+        """Round all tokens in the one scale of the tensor; what is larger is cut to its range."""
+        scale = self._scale(torch.tensor(seen.clip)).float()
+        return _codes(x, scale).float() * scale
+
+    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+        """Find massive activations: no one scale holds the largest value and the median."""
+        ratio = seen.amax / seen.median if seen.median > 0 else math.inf
+        if seen.amax == 0 or ratio <= SPAN:
+            return None
+        return (
+            f"massive activation: its largest value {seen.amax:.4g} is {ratio:,.0f} times the "
+            f"median {seen.median:.3g}; E4M3's normal numbers span {SPAN:,.0f}"
+        )
+
+    def emit_input(self, into: Emitter, x: LinearInput) -> list[ir.Value]:
+        """Put a Q/DQ pair behind the input."""
+        scale = self._scale(torch.tensor(x.seen.clip))
+        name = f"{x.name}.scale"
+        step = into.constant(name, as_ir(scale, name))
+        zero = into.constant("fp8_zero", as_ir(torch.zeros((), dtype=E4M3), "fp8_zero"))
+        codes = into.op("QuantizeLinear", x.value, step, zero, saturate=1)
+        return [into.op("DequantizeLinear", codes, step)]
+
+    def emit_linear(
+        self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
+    ) -> ir.Value:
+        """Multiply what both stand for; runtimes with E4M3 products take the codes."""
+        restored = into.op("DequantizeLinear", weight[""], weight["_scale"], axis=1)
+        return into.op("MatMul", *x, restored)
+
+    def _scale(self, largest: torch.Tensor) -> torch.Tensor:
+        """Return the scales, in the high-precision type, that take these values to 448."""
+        dtype = TORCH_DTYPES[self.arithmetic]
+        info = torch.finfo(dtype)
+        # Normal, so that code times scale keeps all codes apart even where fp16 is subnormal;
+        # 512 and not 448, so that the largest code times the rounded scale is finite.
+        return (largest / LARGEST).clamp(info.smallest_normal, info.max / 512).to(dtype)
+
+
+def _codes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    # torch casts what is too large to NaN, where QuantizeLinear saturates
+    return (x / scale).clamp_(-LARGEST, LARGEST).to(E4M3)
+
+
+def scheme(arithmetic: Precision = Precision.BF16) -> Scheme:
+    """Return the scheme with this high-precision type.
+
+    Raises:
+        InputError: If it is none of bf16, fp16 and fp32.
+    """
+    return Scheme(
+        Precision.FP8,
+        arithmetic=arithmetic,
+        cpu_passes=WIDENED,
+        cpu_arithmetic="E4M3 products emulated in fp32 (twin of the fp8 graph)",
+        limits=Limits(max_loss=0.01, alone_cosine=0.9999),
+        linear=Fp8Static(arithmetic),
+    )

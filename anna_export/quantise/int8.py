@@ -1,0 +1,97 @@
+"""int8 for CPUs: weights in one scale an output, activations in one scale a token.
+
+A scale a token, taken from the token itself, costs no more than one for the whole batch, and keeps
+a text's vector independent of its neighbours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from anna_export.graph.passes.group_query import GroupQueryAttention
+from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
+from anna_export.quantise.calibration import Seen
+from anna_export.quantise.embedding import Int8PerRow
+from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.scheme import Limits, Scheme
+from anna_export.spec import Precision
+
+_LARGEST: Final = 127
+# ONNX Runtime's fast kernels take unsigned activations and signed weights
+_ZERO: Final = 128
+# A row of zeros has no scale of its own.
+_SMALLEST: Final = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Int8PerToken:
+    """W8A8: symmetric int8 weights per output, symmetric 8-bit activations per token."""
+
+    def layout(self, outputs: int, inputs: int) -> Layout:
+        """The weight turned to (in, out), and one scale an output."""
+        return {
+            "": (ir.DataType.INT8, (inputs, outputs)),
+            "_scale": (ir.DataType.FLOAT, (outputs,)),
+        }
+
+    def store(self, weight: torch.Tensor, seen: Seen | None = None) -> Stored:
+        """Round to nearest; no calibration is needed."""
+        scale = weight.abs().amax(dim=1).clamp_(min=_SMALLEST) / _LARGEST
+        codes = (weight / scale[:, None]).round_().to(torch.int8)
+        return {"": codes.T, "_scale": scale}
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return (out, in) fp32."""
+        return stored[""].T.float() * stored["_scale"][:, None]
+
+    def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+        """Round each token in its own scale."""
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST) / _LARGEST
+        return (x / scale).round_() * scale
+
+    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+        """Every input can be quantised."""
+        return None
+
+    def emit_input(self, into: Emitter, x: LinearInput) -> list[ir.Value]:
+        """Give 8-bit tokens, (…, in), and their scales, (…, 1)."""
+        last = into.constant("axis_last", ir.tensor(np.array([-1])))
+        highest = into.op("ReduceMax", x.value, last, keepdims=1)
+        lowest = into.op("Neg", into.op("ReduceMin", x.value, last, keepdims=1))
+        smallest = into.constant("smallest", ir.tensor(np.float32(_SMALLEST)))
+        step = into.constant("int8_step", ir.tensor(np.float32(1 / _LARGEST)))
+        scale = into.op("Mul", into.op("Max", highest, lowest, smallest), step)
+        # QuantizeLinear takes one scale a row of a matrix
+        shape = into.constant(f"rows_of_{x.channels}", ir.tensor(np.array([-1, x.channels])))
+        rows = into.op("Reshape", x.value, shape)
+        scales = into.op("Reshape", scale, last)
+        zero = ir.tensor(np.array([_ZERO], dtype=np.uint8))
+        zeros = into.op("ConstantOfShape", into.op("Shape", scales), value=zero)
+        codes = into.op("QuantizeLinear", rows, scales, zeros, axis=0)
+        return [into.op("Reshape", codes, into.op("Shape", x.value)), scale]
+
+    def emit_linear(
+        self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
+    ) -> ir.Value:
+        """Multiply integers, then by both scales."""
+        codes, scale = x
+        zero = into.constant("int8_zero", ir.tensor(np.array(_ZERO, dtype=np.uint8)))
+        product = into.op("MatMulInteger", codes, weight[""], zero)
+        product = into.op("Cast", product, to=ir.DataType.FLOAT)
+        return into.op("Mul", into.op("Mul", product, weight["_scale"]), scale)
+
+
+SCHEME = Scheme(
+    Precision.INT8,
+    arithmetic=Precision.FP32,
+    cpu_passes=(MatMulIntegerToFloat(), GroupQueryAttention()),
+    cpu_arithmetic="int8 products, fp32 elsewhere",
+    limits=Limits(max_loss=0.01, alone_cosine=0.9999),
+    linear=Int8PerToken(),
+    embedding=Int8PerRow(),
+    served_as_stored=True,
+)

@@ -1,0 +1,182 @@
+"""Quantised linear layers: how one is stored, what it rounds, and the pass that puts them in."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import onnx_ir as ir
+import torch
+
+from anna_export.checkpoint import Checkpoint
+from anna_export.graph.builder import as_ir
+from anna_export.quantise.calibration import Calibration, Seen
+
+# What is stored of a weight: a suffix to its name ("", "_scale") → type and shape.
+Layout = Mapping[str, tuple[ir.DataType, tuple[int, ...]]]
+Stored = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearInput:
+    """A linear input in a graph: (…, channels), its name, and what calibration saw of it."""
+
+    value: ir.Value
+    name: str
+    channels: int
+    seen: Seen
+
+
+class LinearFormat(Protocol):
+    """How a linear layer is stored and computed: the same in graph, emulation and artifact."""
+
+    def layout(self, outputs: int, inputs: int) -> Layout:
+        """Return what is stored of an (outputs, inputs) weight."""
+        ...
+
+    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
+        """Quantise an (out, in) fp32 weight; 4-bit numbers lie two in a byte."""
+        ...
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return the (out, in) fp32 weight that the stored numbers stand for."""
+        ...
+
+    def round_input(self, x: torch.Tensor, seen: Seen) -> torch.Tensor:
+        """Return what the layer computes with in place of x, (…, in) fp32."""
+        ...
+
+    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+        """Say why layers with this input cannot be quantised, if they cannot."""
+        ...
+
+    def emit_input(self, into: "Emitter", x: "LinearInput") -> list[ir.Value]:
+        """Add the nodes that round an input; each layer that reads it is given their outputs."""
+        ...
+
+    def emit_linear(
+        self, into: "Emitter", x: list[ir.Value], weight: Mapping[str, ir.Value]
+    ) -> ir.Value:
+        """Add the nodes of one layer over its stored tensors, and return its output."""
+        ...
+
+
+class Emitter:
+    """Adds nodes in front of one node of a graph."""
+
+    def __init__(self, graph: ir.Graph, at: ir.Node) -> None:
+        self._graph = graph
+        self._at = at
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add a standard node of one output."""
+        node = ir.node(kind, list(inputs), attributes)
+        self._graph.insert_before(self._at, node)
+        return node.outputs[0]
+
+    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Return the graph's constant of this name, made where it is not there yet."""
+        if name in self._graph.initializers:
+            return self._graph.initializers[name]
+        value = ir.val(name, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+
+class QuantiseLinear(ir.passes.InPlacePass):
+    """Quantise the linear layers of a canonical graph.
+
+    1. Every MatMul named as a linear module, but for those whose input calibration keeps.
+    2. Layers that share an input share the nodes that round it.
+    3. The stored tensors take the weight's name; they are computed when they are written.
+    """
+
+    def __init__(
+        self, linear: LinearFormat, checkpoint: Checkpoint, calibration: Calibration
+    ) -> None:
+        super().__init__()
+        self._linear = linear
+        self._checkpoint = checkpoint
+        self._calibration = calibration
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a graph without one of the layers that are to be quantised."""
+        if missing := self._modules().keys() - {node.name for node in model.graph}:
+            raise ir.passes.PreconditionError(
+                f"expected a MatMul named {min(missing)}, found none; build with build_graph"
+            )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every layer that rule 1 names."""
+        graph, modules = model.graph, self._modules()
+        rounded: dict[ir.Value, list[ir.Value]] = {}
+        for node in [node for node in graph if node.name in modules]:
+            x, name = node.inputs[0], modules[node.name or ""]
+            assert x is not None
+            seen = self._calibration.inputs[name]
+            into = Emitter(graph, node)
+            if x not in rounded:
+                channels = self._checkpoint.spec.weight_shapes()[f"{node.name}.weight"][1]
+                found = LinearInput(x, name, channels, seen)
+                rounded[x] = self._linear.emit_input(into, found)
+            weight = self._store(graph, node, seen)
+            output = self._linear.emit_linear(into, rounded[x], weight)
+            output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
+            ir.convenience.replace_all_uses_with(node.outputs[0], output)
+            graph.remove(node, safe=True)
+        return ir.passes.PassResult(model, modified=bool(rounded))
+
+    def _modules(self) -> dict[str, str]:
+        modules = self._checkpoint.spec.linear_modules()
+        return {
+            module: name for module, name in modules.items() if name not in self._calibration.kept
+        }
+
+    def _store(self, graph: ir.Graph, node: ir.Node, seen: Seen) -> dict[str, ir.Value]:
+        """Put a layer's stored tensors, as yet uncomputed, in the place of its weight."""
+        name = f"{node.name}.weight"
+        shape = self._checkpoint.spec.weight_shapes()[name]
+        graph.initializers.pop(name)
+        return register(
+            graph,
+            name,
+            self._linear.layout(*shape),
+            lambda: self._linear.store(self._checkpoint.read(name, torch.float32), seen),
+        )
+
+
+def register(
+    graph: ir.Graph, name: str, layout: Layout, compute: Callable[[], Stored]
+) -> dict[str, ir.Value]:
+    """Add the initializers of one stored weight, computed together when the first is read."""
+    once = _Once(compute)
+    values = {}
+    for suffix, (dtype, shape) in layout.items():
+        tensor = ir.LazyTensor(
+            partial(once.take, suffix, name + suffix, dtype, shape), dtype, ir.Shape(shape)
+        )
+        value = ir.val(name + suffix, dtype=dtype, shape=shape, const_value=tensor)
+        graph.register_initializer(value)
+        values[suffix] = value
+    return values
+
+
+class _Once:
+    """Computes several tensors at once; each can be taken once, from any thread."""
+
+    def __init__(self, compute: Callable[[], Stored]) -> None:
+        self._compute = compute
+        self._left: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+
+    def take(
+        self, suffix: str, name: str, dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> ir.TensorProtocol:
+        with self._lock:
+            if suffix not in self._left:
+                self._left = dict(self._compute())
+            tensor = self._left.pop(suffix).contiguous()
+        if dtype.bitwidth < 8:
+            return ir.PackedTensor(tensor.numpy(), dtype, shape=shape, name=name)
+        return as_ir(tensor, name)
