@@ -10,8 +10,8 @@ from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
 from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.plan import forecast, require_memory
-from anna_export.quantise.scheme import CANONICAL, CPU
-from anna_export.spec import EmbeddingSpec
+from anna_export.quantise.scheme import CANONICAL, CPU, Scheme
+from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch
 
 try:
@@ -58,30 +58,24 @@ def open_backend(
         SpaceError: If it does not fit in memory.
         DamagedError: If ONNX Runtime does not accept the graph.
     """
-    device = pick_device(
-        device,
-        has_cuda=_CUDA in onnxruntime.get_available_providers(),
-        without="expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]",
-    )
-    if threads is not None and threads < 1:
-        raise InputError(f"expected at least 1 thread, found {threads}")
     manifest = artifact.manifest
     scheme = quantise.scheme_of(manifest)
+    hindrance = _hindrance_on_cuda(scheme)
+    device = pick_device(device, has_cuda=hindrance is None, without=hindrance or "")
+    if threads is not None and threads < 1:
+        raise InputError(f"expected at least 1 thread, found {threads}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     if device == "cuda":
-        path, provider, arithmetic = (
-            artifact.graph(CANONICAL),
-            _CUDA,
-            f"{manifest.precision} on CUDA",
-        )
+        path, provider = artifact.graph(CANONICAL), _CUDA
+        arithmetic = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
     else:
         needed = forecast(manifest.spec, manifest.contract, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
-        arithmetic = f"{scheme.cpu_arithmetic} on CPU"
+        arithmetic = scheme.cpu_arithmetic
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -95,3 +89,20 @@ def open_backend(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
     return OrtBackend(session, manifest.spec, arithmetic)
+
+
+def _hindrance_on_cuda(scheme: Scheme) -> str | None:
+    """Say why a scheme's graph cannot run on CUDA here, if it cannot."""
+    if scheme.precision in (Precision.INT8, Precision.INT4):
+        return (
+            f"expected --device cpu, found cuda: {scheme.precision} is for CPUs; export with --fp8 "
+            "or --bf16 for a GPU"
+        )
+    if scheme.precision is Precision.FP8 and scheme.arithmetic is Precision.BF16:
+        return (
+            "expected --device cpu, found cuda: ONNX Runtime's CUDA provider rounds no bf16 to "
+            "FP8; export with --high-precision fp16 for it"
+        )
+    if _CUDA not in onnxruntime.get_available_providers():
+        return "expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]"
+    return None

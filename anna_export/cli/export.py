@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command(
     "export",
     cls=options.Verb,
-    example="anna-export --model base --adapter lora --out artifact --bf16",
+    example="anna-export --model base --adapter lora --out artifact --fp8",
 )
 @options.model_option
 @options.adapter_option
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @options.precision_options
 @click.option(
     "--high-precision",
-    type=click.Choice([Precision.BF16, Precision.FP16, Precision.FP32]),
+    type=click.Choice([str(one) for one in (Precision.BF16, Precision.FP16, Precision.FP32)]),
     help="With --fp8: type of everything else, bf16 for TensorRT.  [default: bf16]",
 )
 @click.option(
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--ranges",
-    type=click.Choice(list(Ranges)),
+    type=click.Choice([str(one) for one in Ranges]),
     help="With --fp8: what of an activation is represented: up to its largest value, its 99.99th "
     f"percentile, or what leaves the least squared error.  [default: {DEFAULT_RANGES}]",
 )
@@ -54,9 +54,9 @@ def command(
     adapter: Path | None,
     out: Path,
     max_tokens: int | None,
-    high_precision: Precision | None,
+    high_precision: str | None,
     calibration: Path | None,
-    ranges: Ranges | None,
+    ranges: str | None,
     max_loss: float | None,
     overwrite: bool,
     no_verify: bool,
@@ -79,8 +79,8 @@ def command(
         max_tokens,
         overwrite,
         not no_verify,
-        high_precision=high_precision,
-        ranges=ranges,
+        high_precision=Precision(high_precision) if high_precision else None,
+        ranges=Ranges(ranges) if ranges else None,
         max_loss=max_loss,
         calibration=calibration,
     )

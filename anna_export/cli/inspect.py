@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from anna_export.cli import options, shown
+from anna_export.errors import InputError
+
+if TYPE_CHECKING:
+    from anna_export.artifact import Artifact
 
 
 @click.command(
@@ -15,12 +20,21 @@ from anna_export.cli import options, shown
 )
 @options.artifact_argument
 @click.option("--check", is_flag=True, help="Hash every file, large weights and evidence too.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Show each linear layer of a quantised artifact: its signal-to-noise ratio, what "
+    "calibration saw of its input, and why it was kept in high precision, if it was.",
+)
 @shown.json_option
-def command(artifact: Path, check: bool, as_json: bool) -> None:
+def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what an artifact is, how it was made and what is proved."""
     from anna_export.artifact import PARITY_FILE, open_artifact, read_evidence
 
     opened = open_artifact(artifact, check=check)
+    if layers:
+        _show_layers(opened, as_json)
+        return
     manifest, parity = opened.manifest, read_evidence(opened, PARITY_FILE)
     if as_json:
         shown.print_json(json.loads(manifest.model_dump_json()) | {"parity": parity})
@@ -43,6 +57,12 @@ def command(artifact: Path, check: bool, as_json: bool) -> None:
         if check
         else "every size and the smaller files' hashes hold (--check: every hash)",
     }
+    if quantised := manifest.quantised:
+        rows["calibration"] = (
+            f"{quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens; "
+            f"{len(quantised.high_precision)} linear inputs kept in {quantised.arithmetic} "
+            "(--layers: which and why)"
+        )
     if parity is None:
         rows["proof"] = "none; run anna-export verify"
     else:
@@ -52,3 +72,26 @@ def command(artifact: Path, check: bool, as_json: bool) -> None:
         )
         rows |= {name: parity[name] for name in ("method", "reference", "candidate", "hardware")}
     shown.print_rows(rows)
+
+
+def _show_layers(artifact: "Artifact", as_json: bool) -> None:
+    from anna_export.quantise.calibration import read_calibration
+
+    calibration = read_calibration(artifact)
+    if calibration is None:
+        raise InputError(
+            f"expected an artifact in fp8, int8 or int4, found {artifact.manifest.precision} in "
+            f"{artifact.folder}; it has no quantised layers"
+        )
+    if as_json:
+        shown.print_json(calibration.to_json())
+        return
+    rows = []
+    for module, name in artifact.manifest.spec.linear_modules().items():
+        seen = calibration.inputs[name]
+        snr = calibration.snr_db.get(module)
+        how = f"{snr:.1f} dB" if snr is not None else f"kept: {calibration.kept[name]}"
+        rows.append((module, f"{seen.amax:.4g}", f"{seen.median:.4g}", f"{seen.clip:.4g}", how))
+    shown.print_table(("linear layer", "largest", "median", "range", "signal to noise"), rows)
+    if calibration.loss is not None:
+        shown.print_line(f"loss of the emulated model: {calibration.loss:.2e} (1 - cosine)")

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,18 @@ def print_rows(rows: dict[str, str]) -> None:
             value, max(20, columns - indent), break_long_words=False, break_on_hyphens=False
         )
         print_line(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout, the first and last column left, the others right-aligned."""
+    table = [heads, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    for row in table:
+        first, *middle, last = (
+            cell.ljust(width) if place in (0, len(heads) - 1) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print_line("  ".join([first, *middle, last.rstrip()]))
 
 
 def print_line(text: str) -> None:

@@ -4,12 +4,13 @@ from typing import Final
 
 from anna_export.artifact import Manifest
 from anna_export.errors import InputError
-from anna_export.quantise import bf16, fp16, fp32, int8
+from anna_export.quantise import bf16, fp8, fp16, fp32, int8
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import Precision
 
 _SCHEMES: Final = {
-    scheme.precision: scheme for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME, int8.SCHEME)
+    scheme.precision: scheme
+    for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME, int8.SCHEME, fp8.scheme())
 }
 
 
@@ -21,8 +22,10 @@ def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
         arithmetic: Type of what --fp8 does not quantise; None for its default, bf16.
 
     Raises:
-        InputError: If a precision other than fp8 is given an arithmetic.
+        InputError: If a precision other than fp8 is given an arithmetic, or fp8 one that it lacks.
     """
+    if arithmetic is not None and precision is Precision.FP8:
+        return fp8.scheme(arithmetic)
     if arithmetic is not None:
         raise InputError(
             f"expected --high-precision with --fp8, found it with --{precision}; leave it out"
@@ -35,6 +38,6 @@ def scheme_of(manifest: Manifest) -> Scheme:
     quantised = manifest.quantised
     if quantised is None:
         return load(manifest.precision)
-    fp8 = manifest.precision is Precision.FP8
-    scheme = load(manifest.precision, quantised.arithmetic if fp8 else None)
+    chosen = quantised.arithmetic if manifest.precision is Precision.FP8 else None
+    scheme = load(manifest.precision, chosen)
     return scheme.with_max_loss(quantised.max_loss)

@@ -10,6 +10,6 @@ SCHEME = Scheme(
     Precision.BF16,
     arithmetic=Precision.BF16,
     cpu_passes=WIDENED,
-    cpu_arithmetic="fp32 (twin of the bf16 graph)",
+    cpu_arithmetic="fp32 on CPU (twin of the bf16 graph)",
     limits=Limits(worst_cosine=0.9995, alone_cosine=0.9999),
 )

@@ -10,6 +10,6 @@ SCHEME = Scheme(
     Precision.FP16,
     arithmetic=Precision.FP16,
     cpu_passes=WIDENED,
-    cpu_arithmetic="fp32 (twin of the fp16 graph)",
+    cpu_arithmetic="fp32 on CPU (twin of the fp16 graph)",
     limits=Limits(worst_cosine=0.9999, alone_cosine=0.9999),
 )

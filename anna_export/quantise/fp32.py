@@ -7,6 +7,6 @@ SCHEME = Scheme(
     Precision.FP32,
     arithmetic=Precision.FP32,
     cpu_passes=FUSED,
-    cpu_arithmetic="fp32",
+    cpu_arithmetic="fp32 on CPU",
     limits=Limits(worst_cosine=0.999999, alone_cosine=0.999999, alone_max_abs=1e-6),
 )

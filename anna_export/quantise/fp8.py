@@ -25,6 +25,8 @@ LARGEST: Final = 448.0
 # From the largest number down to the smallest normal one, 2 ** -6. With more than this between the
 # largest value and the median, half of all values are subnormal, and lose what precision E4M3 has.
 SPAN: Final = LARGEST * 2**6
+# A tensor of zeros has no scale of its own.
+_SMALLEST: Final = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Fp8Static:
         return {"": _codes(weight, scale.float()[:, None]).T, "_scale": scale}
 
     def restore(self, stored: Stored) -> torch.Tensor:
-        """Return (out, in) fp32: exact, for code and scale have 12 bits together."""
+        """Return (out, in) fp32, as the CPU twin has it: exact where scales are in 16 bits."""
         return stored[""].T.float() * stored["_scale"].float()[:, None]
 
     def round_input(self, x: torch.Tensor, seen: Seen) -> torch.Tensor:
@@ -84,7 +86,8 @@ class Fp8Static:
         name = f"{x.name}.scale"
         step = into.constant(name, as_ir(scale, name))
         zero = into.constant("fp8_zero", as_ir(torch.zeros((), dtype=E4M3), "fp8_zero"))
-        codes = into.op("QuantizeLinear", x.value, step, zero, saturate=1)
+        # fp16 would divide in fp16, and round twice
+        codes = into.op("QuantizeLinear", x.value, step, zero, precision=ir.DataType.FLOAT)
         return [into.op("DequantizeLinear", codes, step)]
 
     def emit_linear(
@@ -98,9 +101,10 @@ class Fp8Static:
         """Return the scales, in the high-precision type, that take these values to 448."""
         dtype = TORCH_DTYPES[self.arithmetic]
         info = torch.finfo(dtype)
-        # Normal, so that code times scale keeps all codes apart even where fp16 is subnormal;
-        # 512 and not 448, so that the largest code times the rounded scale is finite.
-        return (largest / LARGEST).clamp(info.smallest_normal, info.max / 512).to(dtype)
+        # No smaller, so that all codes are still apart when multiplied by it, even in fp16, which
+        # is subnormal there; 512 and not 448, so that the largest is finite however it is rounded.
+        smallest = max(info.smallest_normal, _SMALLEST)
+        return (largest / LARGEST).clamp(smallest, info.max / 512).to(dtype)
 
 
 def _codes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

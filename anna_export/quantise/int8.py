@@ -89,7 +89,7 @@ SCHEME = Scheme(
     Precision.INT8,
     arithmetic=Precision.FP32,
     cpu_passes=(MatMulIntegerToFloat(), GroupQueryAttention()),
-    cpu_arithmetic="int8 products, fp32 elsewhere",
+    cpu_arithmetic="int8 products on CPU, fp32 elsewhere",
     limits=Limits(max_loss=0.01, alone_cosine=0.9999),
     linear=Int8PerToken(),
     embedding=Int8PerRow(),

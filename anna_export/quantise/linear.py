@@ -90,6 +90,7 @@ class QuantiseLinear(ir.passes.InPlacePass):
     1. Every MatMul named as a linear module, but for those whose input calibration keeps.
     2. Layers that share an input share the nodes that round it.
     3. The stored tensors take the weight's name; they are computed when they are written.
+    4. The node that gives the layer's output takes the layer's name.
     """
 
     def __init__(
@@ -102,9 +103,12 @@ class QuantiseLinear(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a graph without one of the layers that are to be quantised."""
-        if missing := self._modules().keys() - {node.name for node in model.graph}:
+        products = (node for node in model.graph if node.op_type == "MatMul")
+        unquantised = {node.name for node in products if _is_stored(node.inputs[1])}
+        if missing := self._modules().keys() - unquantised:
             raise ir.passes.PreconditionError(
-                f"expected a MatMul named {min(missing)}, found none; build with build_graph"
+                f"expected a MatMul by a stored weight named {min(missing)}, found none; build "
+                "with build_graph"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -123,6 +127,9 @@ class QuantiseLinear(ir.passes.InPlacePass):
             weight = self._store(graph, node, seen)
             output = self._linear.emit_linear(into, rounded[x], weight)
             output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
+            giver = output.producer()
+            assert giver is not None, node.name
+            giver.name = node.name
             ir.convenience.replace_all_uses_with(node.outputs[0], output)
             graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=bool(rounded))
@@ -144,6 +151,10 @@ class QuantiseLinear(ir.passes.InPlacePass):
             self._linear.layout(*shape),
             lambda: self._linear.store(self._checkpoint.read(name, torch.float32), seen),
         )
+
+
+def _is_stored(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
 
 
 def register(
