@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+import torch
 
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import SpaceError
 from anna_export.graph.builder import IR_DTYPES
+from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import EMBEDDING
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme
@@ -29,6 +31,12 @@ _PAGE_BYTES: Final = 4096
 _DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
 _CALIBRATION_TOKENS: Final = 4096
+# Tokens that pass through a layer: the reference's, a fifth of them as the candidate, and 512 twice
+# for its signal-to-noise ratio.
+_CALIBRATION_PRODUCTS: Final = 1.2 * _CALIBRATION_TOKENS + 2 * 512
+_MERGED_NUMBERS_PER_SECOND: Final = 200e6
+_PRODUCTS: Final = 12
+_QUANTISED_ROWS: Final = 512
 _START_SECONDS: Final = 3.0
 _MERGE_BYTES_PER_SECOND: Final = 400e6
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -191,6 +199,45 @@ def write_bytes_per_second(out: Path) -> float | None:
     return _PROBE_BYTES / (time.perf_counter() - started)
 
 
-def export_seconds(needed: Forecast, write_rate: float) -> float:
-    """Forecast the time of merging and writing at a disk's bytes per second."""
-    return _START_SECONDS + needed.artifact_bytes / min(write_rate, _MERGE_BYTES_PER_SECOND)
+def products_per_second() -> float:
+    """Measure how many fp32 multiplications and additions matrix products do a second here."""
+    rows, columns = 256, 2048
+    left, right = torch.randn(rows, columns), torch.randn(columns, columns)
+    left @ right
+    started = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        left @ right
+    return 2 * _PRODUCTS * rows * columns**2 / (time.perf_counter() - started)
+
+
+def quantise_seconds(scheme: Scheme) -> float:
+    """Measure how long a scheme takes to quantise one number of a weight; 0 if it does not."""
+    if scheme.linear is None:
+        return 0.0
+    weight = torch.randn(_QUANTISED_ROWS, 2048)
+    seen = Seen(1.0, 1.0, 1.0, torch.ones(2048))
+    started = time.perf_counter()
+    scheme.linear.restore(scheme.linear.store(weight, seen))
+    return (time.perf_counter() - started) / weight.numel()
+
+
+def export_seconds(
+    needed: Forecast, spec: EmbeddingSpec, write_rate: float, product_rate: float, per_number: float
+) -> float:
+    """Forecast the time of calibrating, merging and writing.
+
+    Args:
+        needed: What the precision needs.
+        spec: The model's numbers.
+        write_rate: The disk's, bytes a second.
+        product_rate: That of fp32 matrix products, operations a second.
+        per_number: Seconds to quantise one; 0 where nothing is quantised.
+    """
+    writing = needed.artifact_bytes / min(write_rate, _MERGE_BYTES_PER_SECOND)
+    if not per_number:
+        return _START_SECONDS + writing
+    numbers = spec.parameters - spec.vocab_size * spec.dim
+    products = 2 * numbers * _CALIBRATION_PRODUCTS / product_rate
+    # each weight is merged and quantised twice: to calibrate, and to be written
+    making = numbers * (2 * per_number + 2 / _MERGED_NUMBERS_PER_SECOND)
+    return _START_SECONDS + products + making + needed.artifact_bytes / write_rate

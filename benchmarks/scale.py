@@ -15,15 +15,10 @@ layer to layer. So the proof's cosine has its bound beside it: the exact sums, r
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -31,6 +26,7 @@ import torch
 from big_model import ALPHA, RANK, mistral_v01, write_adapter, write_base
 from record import Figure, record
 from safetensors import safe_open
+from watched import Run, run_watched
 
 from anna_export import quantise
 from anna_export.backends.streamed import open_streamed, open_streamed_reference
@@ -46,18 +42,6 @@ from anna_export.verify.vectors import compare_weights
 GIB = 1 << 30
 ADDRESS_SPACE_BYTES = 3 * GIB
 TOOL = Path(sys.executable).with_name("anna-export")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One finished process."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_anon_bytes: int
-    peak_mapped_bytes: int
-    code: int
-    output: str
 
 
 def main() -> int:
@@ -100,7 +84,7 @@ def _measure(
         _require(copies[-1])
         shutil.rmtree(folder / "copy")
         _drop_caches(folder)
-        exports.append(_run([*command, "--no-verify"]))
+        exports.append(run_watched([*command, "--no-verify"]))
         _require(exports[-1])
         written = sum(path.stat().st_size for path in out.glob("model*"))
         if index < rounds - 1:
@@ -114,12 +98,12 @@ def _measure(
     _say("proving it layer by layer against base and adapter, under 3 GiB too")
     prove = [str(TOOL), "verify", str(folder / "kept"), "--reference", str(base)]
     prove += ["--adapter", str(adapter), "--json"]
-    proof = _run(prove, address_space_bytes=ADDRESS_SPACE_BYTES)
+    proof = run_watched(prove, address_space_bytes=ADDRESS_SPACE_BYTES)
     shutil.rmtree(folder / "kept")
     _say("the same with exact sums, rounded once")
     bound = _one_rounding(base, adapter, precision)
     _say("exporting under an address-space limit of 3 GiB")
-    limited = _run([*command, "--no-verify"], address_space_bytes=ADDRESS_SPACE_BYTES)
+    limited = run_watched([*command, "--no-verify"], address_space_bytes=ADDRESS_SPACE_BYTES)
     ratios = [made.seconds / copied.seconds for made, copied in zip(exports, copies, strict=True)]
     peak = max(run.peak_anon_bytes for run in exports) / GIB
     parity = json.loads(proof.output) if proof.code in (0, 1) else {}
@@ -203,49 +187,12 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _run(command: list[str], address_space_bytes: int | None = None) -> Run:
-    """Run a command and watch its memory."""
-
-    def limit() -> None:
-        if address_space_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=limit)
-    peaks = {"RssAnon": 0, "RssFile": 0}
-    watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
-    watcher.start()
-    output, _ = process.communicate()
-    seconds = time.perf_counter() - started
-    watcher.join()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(seconds, cpu, peaks["RssAnon"], peaks["RssFile"], process.returncode, output)
-
-
-def _watch(pid: int, peaks: dict[str, int]) -> None:
-    while True:
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except OSError:
-            return
-        found = {
-            line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")
-        }
-        if not found:  # a zombie has no memory
-            return
-        for name in peaks:
-            peaks[name] = max(peaks[name], int(found[name]) * 1024)
-        time.sleep(0.02)
-
-
 def _copy(base: Path, target: Path) -> Run:
     """Copy the weight files as cp does, and wait until they are on the disk."""
     target.mkdir()
     files = [str(path) for path in sorted(base.glob("*.safetensors"))]
     script = 'cp --reflink=never "$@" && sync "$0"/*'
-    return _run(["sh", "-c", script, str(target), *files, str(target)])
+    return run_watched(["sh", "-c", script, str(target), *files, str(target)])
 
 
 def _drop_caches(folder: Path) -> None:

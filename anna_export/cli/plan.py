@@ -31,7 +31,7 @@ def command(
     """Forecast disk, memory and time of an export, its proof apart, before any work.
 
     For every precision, and what will not fit. Only the headers of the weight files are read; 64 MB
-    are written, and removed, to learn how fast the disk is.
+    are written, and removed, to learn how fast the disk is, and a few matrices multiplied.
     """
     from anna_export import quantise
     from anna_export.checkpoint import Checkpoint
@@ -41,6 +41,8 @@ def command(
         fits_in_memory,
         fits_proof,
         forecast,
+        products_per_second,
+        quantise_seconds,
         write_bytes_per_second,
     )
     from anna_export.spec import Precision
@@ -50,13 +52,19 @@ def command(
     checkpoint = Checkpoint.open(model, adapter)
     contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
     free, memory, rate = disk_free_bytes(out), available_memory_bytes(), write_bytes_per_second(out)
+    products = products_per_second()
     plans = []
     for precision in Precision:
-        needed = forecast(checkpoint.spec, contract, quantise.load(precision))
+        scheme = quantise.load(precision)
+        needed = forecast(checkpoint.spec, contract, scheme)
         plans.append(
             asdict(needed)
             | {
-                "export_seconds": export_seconds(needed, rate) if rate else None,
+                "export_seconds": export_seconds(
+                    needed, checkpoint.spec, rate, products, quantise_seconds(scheme)
+                )
+                if rate
+                else None,
                 "fits_disk": needed.disk_bytes <= free,
                 "fits_export": fits_in_memory(needed.export_bytes),
                 "fits_serve": fits_in_memory(needed.serve_bytes),

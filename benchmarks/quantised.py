@@ -1,0 +1,168 @@
+"""Export a full-size Mistral-7B in fp8, int8 or int4: memory, time, and what `plan` had said.
+
+    python benchmarks/quantised.py --precision int8             the whole model: 25 GB, 20 minutes
+    python benchmarks/quantised.py --precision int8 --layers 4  a slice of it
+    python benchmarks/quantised.py --quick                      two layers of each precision
+
+The model is that of scale.py: the real v0.1 shape, random weights, a LoRA of rank 64. What random
+weights lose says little about trained ones, so the loss is printed and not judged; all else is.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from big_model import mistral_v01, write_adapter, write_base
+from record import Figure, record
+from watched import Run, run_watched
+
+from anna_export.verify.texts import ordinary_texts
+
+GIB: Final = 1 << 30
+TOOL = Path(sys.executable).with_name("anna-export")
+PRECISIONS: Final = ("fp8", "int8", "int4")
+# Not the proof's own texts: numbered ones that nothing else uses.
+EMBEDDED_TEXTS: Final = 8
+
+
+def main() -> int:
+    """Run the benchmark and return its exit code."""
+    arguments = _arguments()
+    layers = 2 if arguments.quick else arguments.layers
+    precisions = PRECISIONS if arguments.quick else arguments.precision or PRECISIONS
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {"layers": layers}
+    not_run: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="anna-quantised-", dir=arguments.folder) as name:
+        folder = Path(name)
+        spec = mistral_v01(layers)
+        _say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
+        write_base(folder / "base", spec)
+        write_adapter(folder / "adapter", spec)
+        os.sync()
+        for precision in precisions:
+            samples[precision] = _measure(folder, precision, figures, not_run)
+    return record(f"quantised-{layers}", figures, samples, not_run, arguments.json)
+
+
+def _measure(
+    folder: Path, precision: str, figures: list[Figure], not_run: list[dict[str, str]]
+) -> dict[str, Any]:
+    source = ["--model", str(folder / "base"), "--adapter", str(folder / "adapter")]
+    out = folder / precision
+    plans = json.loads(_checked([str(TOOL), "plan", *source, "--json"]).output)["plans"]
+    (plan,) = (one for one in plans if one["precision"] == precision)
+    _say(f"{precision}: exporting")
+    # random weights say nothing about the loss of trained ones
+    command = [str(TOOL), *source, "--out", str(out), f"--{precision}", "--max-loss", "1"]
+    exported = _checked([*command, "--no-verify", "--json"])
+    size_bytes = sum(path.stat().st_size for path in out.iterdir())
+    peak = exported.peak_anon_bytes
+    figures += [
+        Figure(
+            f"{precision}: export, peak anonymous memory",
+            peak / GIB,
+            "GiB",
+            "<= 4",
+            peak <= 4 * GIB,
+        ),
+        _forecast(precision, "size", plan["artifact_bytes"], size_bytes, 0.02),
+        _forecast(precision, "export's memory", plan["export_bytes"], peak, 0.15),
+        _factor(precision, plan["export_seconds"], exported.seconds),
+    ]
+    samples = {"plan": plan, "size_bytes": size_bytes, "export_seconds": exported.seconds}
+    if plan["fits_serve"]:
+        texts, vectors = folder / "texts.txt", folder / "vectors.npy"
+        texts.write_text("\n".join(ordinary_texts(EMBEDDED_TEXTS)) + "\n")
+        embedded = _checked([str(TOOL), "embed", str(out), str(texts), "--out", str(vectors)])
+        vectors.unlink()
+        found = embedded.peak_anon_bytes
+        figures += [
+            Figure(
+                f"{precision}: loaded and embedding, peak anonymous memory",
+                found / GIB,
+                "GiB",
+                "<= 24",
+                found <= 24 * GIB,
+            ),
+            _forecast(precision, "embedding's memory", plan["serve_bytes"], found, 0.15),
+        ]
+        samples["embed_seconds"] = embedded.seconds
+    else:
+        why = "its fp32 twin does not fit in this memory"
+        not_run.append({"name": f"{precision}: loaded and embedding", "why": why})
+    _say(f"{precision}: proving")
+    verify = [str(TOOL), "verify", str(out), "--reference", *source[1:], "--json"]
+    proof = _checked(verify)
+    parity = json.loads(proof.output)
+    loss = 1 - parity["mean_cosine"]
+    figures.append(Figure(f"{precision}: mean loss, random weights", loss, "", "finite", loss < 1))
+    if parity["alone_worst_cosine"] is not None:
+        alone = parity["alone_worst_cosine"]
+        figures.append(
+            Figure(
+                f"{precision}: a text alone and in a batch, worst cosine",
+                alone,
+                "",
+                ">= 0.9999",
+                alone >= 0.9999,
+            )
+        )
+    shutil.rmtree(out)
+    return samples | {
+        "proof": parity,
+        "proof_seconds": proof.seconds,
+        "proof_peak_anon_bytes": proof.peak_anon_bytes,
+        "exported": json.loads(exported.output),
+    }
+
+
+def _forecast(precision: str, what: str, said: float, found: float, within: float) -> Figure:
+    off = said / found - 1
+    name = f"{precision}: plan's {what} over what was found, less 1"
+    return Figure(name, off, "", f"+- {within}", abs(off) <= within)
+
+
+def _factor(precision: str, said: float, found: float) -> Figure:
+    factor = said / found
+    name = f"{precision}: plan's time over what was found"
+    return Figure(name, factor, "x", "1/1.5 to 1.5", 1 / 1.5 <= factor <= 1.5)
+
+
+def _checked(command: list[str]) -> Run:
+    run = run_watched(command)
+    if run.code != 0:
+        sys.exit(f"expected {' '.join(command[1:3])} to succeed, found exit code {run.code}")
+    return run
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, action="append", help="What to export (default: each)."
+    )
+    parser.add_argument("--quick", action="store_true", help="Two layers.")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build"),
+        help="Where models go; removed at the end (default: build).",
+    )
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
