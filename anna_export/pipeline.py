@@ -182,9 +182,9 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
         exported = Exported(add_proof(artifact, parity), parity, seconds)
+        recipe.work.unlink(missing_ok=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
-    recipe.work.unlink(missing_ok=True)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
 
 

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-import torch
-import transformers
 from record import Figure, record
+from small_model import write_small_model
 
 from anna_export.checkpoint import Checkpoint
 from anna_export.data_file import write_data_file
@@ -74,19 +73,7 @@ def main() -> int:
 
 
 def _write_graphs(folder: Path) -> dict[str, Path]:
-    torch.manual_seed(0)
-    config = transformers.MistralConfig(
-        hidden_size=1024,
-        intermediate_size=3584,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=64,
-        vocab_size=32000,
-        max_position_embeddings=8192,
-        sliding_window=None,
-    )
-    transformers.MistralModel(config).save_pretrained(folder / "base")
+    write_small_model(folder / "base")
     graphs = SCHEME.graphs(Checkpoint.open(folder / "base"), 4096)
     write_data_file(folder, graphs)
     paths = {target: folder / f"{target}.onnx" for target in graphs}

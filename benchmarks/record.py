@@ -28,6 +28,7 @@ class Figure:
         reach: What it should be, such as "<= 1.5".
         holds: Whether it is.
         spread: Smallest and largest seen; None for a single measurement.
+        bound: The value that counting operations and bytes leaves possible; None if not counted.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Figure:
     reach: str
     holds: bool
     spread: tuple[float, float] | None = None
+    bound: float | None = None
 
 
 def machine() -> dict[str, Any]:
@@ -89,10 +91,11 @@ def print_table(figures: list[Figure], not_run: list[dict[str, str]]) -> None:
         spread = ""
         if figure.spread is not None:
             spread = f"  ({figure.spread[0]:.4g} to {figure.spread[1]:.4g})"
+        bound = "" if figure.bound is None else f"  (bound {figure.bound:.4g})"
         verdict = "holds" if figure.holds else "DOES NOT HOLD"
         print(
             f"{figure.name:56} {figure.value:12.6g} {figure.unit:8} {figure.reach:12} "
-            f"{verdict}{spread}"
+            f"{verdict}{spread}{bound}"
         )
     for skipped in not_run:
         print(f"{skipped['name']:56} not run: {skipped['why']}")

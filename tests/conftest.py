@@ -138,9 +138,10 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
         precision: Precision = Precision.FP32,
         adapter: Path | None = None,
         max_tokens: int | None = 64,
+        **options: Any,
     ) -> Artifact:
         out = tmp_path_factory.mktemp("export") / "artifact"
-        recipe = Recipe(model, adapter, out, precision, max_tokens, verify=False)
+        recipe = Recipe(model, adapter, out, precision, max_tokens, verify=False, **options)
         return export(recipe, stage).artifact
 
     return make

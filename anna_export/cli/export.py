@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 @click.option(
     "--high-precision",
     type=click.Choice([str(one) for one in (Precision.BF16, Precision.FP16, Precision.FP32)]),
-    help="With --fp8: type of everything else, bf16 for TensorRT.  [default: bf16]",
+    help="With --fp8: type of everything that is not quantised. Default: bf16, for TensorRT.",
 )
 @click.option(
     "--calibration",
     type=options.path,
     help="With --fp8, --int8 or --int4: texts like those to be embedded, a .txt file with one a "
-    'line or a .jsonl file of {"text": …}.  [default: docstrings of Python\'s standard library]',
+    'line or a .jsonl file of {"text": …}. Default: docstrings of Python\'s standard library.',
 )
 @click.option(
     "--ranges",
     type=click.Choice([str(one) for one in Ranges]),
     help="With --fp8: what of an activation is represented: up to its largest value, its 99.99th "
-    f"percentile, or what leaves the least squared error.  [default: {DEFAULT_RANGES}]",
+    f"percentile, or what leaves the least squared error. Default: {DEFAULT_RANGES}.",
 )
 @click.option(
     "--max-loss",
     type=float,
     help="With --fp8, --int8 or --int4: largest mean of 1 - cosine to the reference; 1 turns it "
-    "off.  [default: 0.01, with --int4 0.05]",
+    "off. Default: 0.01, with --int4 0.05.",
 )
 @options.max_tokens_option
 @options.overwrite_option
