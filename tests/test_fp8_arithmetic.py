@@ -1,0 +1,188 @@
+"""fp8 computes what its emulation does, layer by layer and from end to end."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from anna_export.artifact import Artifact
+from anna_export.backends.pytorch import open_reference
+from anna_export.calibrate.sensitivity import measure_loss
+from anna_export.calibrate.walk import Walk
+from anna_export.checkpoint import Checkpoint
+from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, IR_DTYPES
+from anna_export.quantise.calibration import Calibration, read_calibration
+from anna_export.quantise.fp8 import Fp8Static
+from anna_export.quantise.scheme import CANONICAL, CPU
+from anna_export.spec import Precision
+from anna_export.tokenise import TokenBatch
+
+MakeModel = Callable[..., Path]
+MakeArtifact = Callable[..., Artifact]
+MakeBatch = Callable[..., TokenBatch]
+RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
+Fp8 = Callable[[Precision], Artifact]
+ARITHMETICS = tuple(IR_DTYPES)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> Path:
+    return make_model(initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def fp8(model: Path, make_artifact: MakeArtifact) -> Fp8:
+    """The model in fp8 with a high-precision type; so small a model is far off, and may be."""
+    return lambda arithmetic: make_artifact(
+        model, Precision.FP8, max_tokens=256, high_precision=arithmetic, max_loss=1
+    )
+
+
+def calibration_of(artifact: Artifact) -> Calibration:
+    calibration = read_calibration(artifact)
+    assert calibration is not None and not calibration.kept
+    return calibration
+
+
+# -- layer by layer --
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a quantised layer had and gave when its graph ran."""
+
+    module: str
+    input: torch.Tensor  # (B, S, in), before it is rounded
+    weight: torch.Tensor  # (in, out), as it is restored
+    output: torch.Tensor
+
+
+def layers_of(graph: ir.Graph) -> Iterator[tuple[str, list[ir.Value]]]:
+    """Yield each quantised module's name, and its input, restored weight and output."""
+    for product in graph:
+        if product.op_type == "MatMul":
+            rounded, weight = product.inputs
+            assert product.name and rounded is not None and weight is not None
+            dequantize = rounded.producer()
+            assert dequantize is not None and dequantize.inputs[0] is not None
+            quantize = dequantize.inputs[0].producer()
+            assert quantize is not None and quantize.inputs[0] is not None
+            yield product.name, [quantize.inputs[0], weight, product.outputs[0]]
+
+
+def run_probed(artifact: Artifact, target: str, batch: TokenBatch) -> list[Layer]:
+    """Run a graph with every layer's values as outputs."""
+    model = ir.load(artifact.graph(target))
+    layers = dict(layers_of(model.graph))
+    made = artifact.manifest.quantised
+    assert made is not None and len(layers) == 3 * 7
+    wanted = dict.fromkeys(value for values in layers.values() for value in values)
+    for value in wanted:
+        value.dtype = IR_DTYPES[made.arithmetic if target == CANONICAL else Precision.FP32]
+        model.graph.outputs.append(value)
+    # beside the weights, and gone before anything counts the artifact's files
+    path = artifact.folder / "probed.onnx"
+    try:
+        ir.save(model, path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()
+    names = [value.name for value in wanted]
+    feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
+    found = dict(zip(wanted, map(torch.from_numpy, session.run(names, feeds)), strict=True))
+    return [Layer(name, *(found[v] for v in values)) for name, values in layers.items()]
+
+
+@pytest.fixture(scope="module")
+def compare(
+    fp8: Fp8, model: Path, make_batch: MakeBatch
+) -> Callable[[Precision, str], dict[str, float]]:
+    """Each layer's distance, relative to its largest output, from its emulation on its input."""
+    checkpoint = Checkpoint.open(model)
+    names = checkpoint.spec.linear_modules()
+
+    def compare(arithmetic: Precision, target: str) -> dict[str, float]:
+        artifact, linear = fp8(arithmetic), Fp8Static(arithmetic)
+        inputs = calibration_of(artifact).inputs
+        distances = {}
+        for layer in run_probed(artifact, target, make_batch(1, 33, 2, 64)):
+            weight = checkpoint.read(f"{layer.module}.weight", torch.float32)
+            restored = linear.restore(linear.store(weight))
+            assert torch.equal(layer.weight, restored.T.to(layer.weight.dtype)), layer.module
+            truth = (
+                linear.round_input(layer.input.float(), inputs[names[layer.module]]) @ restored.T
+            )
+            off = (layer.output.float() - truth).abs().max() / truth.abs().max()
+            distances[layer.module] = float(off)
+        return distances
+
+    return compare
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_each_layer_of_the_twin_is_its_emulation(
+    compare: Callable[[Precision, str], dict[str, float]], arithmetic: Precision
+) -> None:
+    # inputs and weights are equal bit by bit: only the order of sums differs
+    assert max(compare(arithmetic, CPU).values()) <= 1e-5
+
+
+def test_each_layer_computed_in_fp16_is_close_to_its_emulation(
+    compare: Callable[[Precision, str], dict[str, float]],
+) -> None:
+    # weights and sums are rounded to fp16; one input that rounded otherwise, as it would if divided
+    # in fp16, is 1e-2 and more
+    assert 1e-5 < max(compare(Precision.FP16, CANONICAL).values()) <= 2e-3
+
+
+# -- from end to end --
+
+
+@pytest.fixture(scope="module")
+def batches(make_batch: MakeBatch) -> list[TokenBatch]:
+    return [make_batch(*range(3, 60), seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def truths(model: Path, batches: list[TokenBatch]) -> list[np.ndarray]:
+    reference = open_reference(model).backend
+    return [reference.run(batch).astype(np.float64) for batch in batches]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_twin_is_no_farther_from_the_reference_than_the_emulation(
+    fp8: Fp8,
+    model: Path,
+    run_graph: RunGraph,
+    batches: list[TokenBatch],
+    truths: list[np.ndarray],
+    arithmetic: Precision,
+) -> None:
+    artifact = fp8(arithmetic)
+    walk, linear = Walk(Checkpoint.open(model)), Fp8Static(arithmetic)
+    emulated = measure_loss(walk, linear, calibration_of(artifact).inputs, {}, batches)
+    found = [run_graph(artifact, CPU, batch) for batch in batches]
+    cosines = [(a * b).sum(axis=1) for a, b in zip(found, truths, strict=True)]
+    loss = 1 - np.concatenate(cosines).mean()
+    assert loss <= 1.1 * emulated
+    # without this, a graph that quantises nothing would pass
+    assert loss >= 0.9 * emulated > 0.001
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_vector_is_the_same_alone_and_in_a_batch(
+    fp8: Fp8, run_graph: RunGraph, batches: list[TokenBatch], arithmetic: Precision
+) -> None:
+    artifact, batch = fp8(arithmetic), batches[0]
+    together = run_graph(artifact, CPU, batch).astype(np.float64)
+    alone = [
+        run_graph(artifact, CPU, TokenBatch(batch.ids[[row], :length], batch.lengths[[row]]))[0]
+        for row, length in enumerate(batch.lengths)
+    ]
+    cosines = (np.stack(alone) * together).sum(axis=1)
+    assert cosines.min() >= 0.9999
