@@ -5,7 +5,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,8 @@ _LIBRARIES_BYTES: Final = 320 << 20
 # Graphs, tokenizer and manifest; page alignment of every tensor; what a disk keeps for itself.
 _SMALL_FILES_BYTES: Final = 3_500_000
 _PAGE_BYTES: Final = 4096
+# What ONNX Runtime holds of a matrix that it dequantises for every run.
+_DEQUANTISED_BYTES: Final = 2.6
 _DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
 _CALIBRATION_TOKENS: Final = 4096
@@ -69,22 +71,27 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Fo
     stored = {name: _stored_bytes(spec, scheme, name) for name in spec.weight_shapes()}
     weights = sum(stored.values()) + tables
     artifact = weights + len(stored) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
-    embedding = stored[EMBEDDING]
-    matrices = spec.parameters - spec.vocab_size * spec.dim
-    if scheme.served_as_stored:
-        serve = _LIBRARIES_BYTES + weights
-    else:
-        # the CPU provider computes in fp32; a narrow type is held beside its widened copy
-        narrow = scheme.arithmetic is not Precision.FP32 or scheme.linear is not None
-        serve = _LIBRARIES_BYTES + matrices * 4 + (weights if narrow else embedding)
     return Forecast(
         precision=scheme.precision,
         artifact_bytes=artifact,
         disk_bytes=artifact + _DISK_MARGIN_BYTES,
         export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme),
-        serve_bytes=serve,
+        serve_bytes=_LIBRARIES_BYTES + _serve_bytes(spec, scheme, stored),
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
     )
+
+
+def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int]) -> int:
+    """Return what the artifact takes in ONNX Runtime's CPU provider, beyond what it maps."""
+    matrices = spec.parameters - spec.vocab_size * spec.dim
+    if scheme.served_as_stored:
+        # packed copies of the matrices; the embedding stays in the mapped file
+        return sum(stored.values()) - stored[EMBEDDING]
+    if scheme.linear is not None:
+        return round(matrices * _DEQUANTISED_BYTES)
+    # the provider computes in fp32; a narrow type is held beside its widened copy
+    narrow = scheme.arithmetic is not Precision.FP32
+    return matrices * 4 + (sum(stored.values()) if narrow else stored[EMBEDDING])
 
 
 def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme, name: str) -> int:
@@ -102,10 +109,11 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
     """Return the most memory that making a scheme's weights takes, libraries apart."""
     shapes = spec.weight_shapes()
     item = TORCH_DTYPES[scheme.arithmetic].itemsize if scheme.linear is None else 4
-    # two tensors are made at once, each held as stored (at most fp32), as turned and as merged;
-    # the embedding is not turned
+    # two tensors are made at once, each held as stored (at most fp32), as turned and as merged, or
+    # in four fp32 copies while it is quantised; the embedding is not turned
+    held = item + 8 if scheme.linear is None else 16
     largest = sorted(
-        math.prod(shape) * (item + (4 if name == EMBEDDING else 8))
+        math.prod(shape) * (item + 4 if name == EMBEDDING else held)
         for name, shape in shapes.items()
     )
     writing = sum(largest[-2:])
@@ -122,7 +130,7 @@ def _calibration_bytes(spec: EmbeddingSpec) -> int:
         math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0.")
     )
     captured = 2 * spec.dim + spec.q_dim + spec.ffn_dim
-    numbers = layer + 3 * largest + _CALIBRATION_TOKENS * (captured + 3 * spec.ffn_dim)
+    numbers = layer + 3 * largest + _CALIBRATION_TOKENS * (captured + spec.ffn_dim)
     return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 
