@@ -119,10 +119,10 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
     writing = sum(largest[-2:])
     if scheme.linear is None:
         return writing
-    return max(writing, _calibration_bytes(spec))
+    return max(writing, calibration_bytes(spec))
 
 
-def _calibration_bytes(spec: EmbeddingSpec) -> int:
+def calibration_bytes(spec: EmbeddingSpec) -> int:
     """Return what calibrating takes: one layer, quantised in place, and all tokens' activations."""
     shapes = spec.weight_shapes()
     layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0."))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
 from anna_export.calibrate.sensitivity import effects, layers_to_keep, measure_loss
@@ -14,6 +16,7 @@ from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
 from anna_export.encoder import batches_by_length
+from anna_export.plan import calibration_bytes
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.linear import LinearFormat
@@ -53,7 +56,6 @@ def calibrate(
     tokeniser: Tokeniser,
     request: Request,
     stage: Stage,
-    device: str = "cpu",
 ) -> Calibration:
     """Calibrate a checkpoint, one layer in memory at a time.
 
@@ -66,9 +68,8 @@ def calibrate(
         tokeniser: The model's.
         request: What to calibrate for.
         stage: Shows how far it is.
-        device: "cpu" or "cuda".
     """
-    walk = Walk(checkpoint, device)
+    walk = Walk(checkpoint, _device(checkpoint))
     calibration, others = _split(texts.rows)
     batches, other_batches = _batches(calibration, tokeniser), _batches(others, tokeniser)
     work = KeptWork(request.work, _task(checkpoint, texts, request))
@@ -126,6 +127,13 @@ def _spare(
         if loss <= request.allowed:
             break
     return spared
+
+
+def _device(checkpoint: Checkpoint) -> str:
+    """Return "cuda" where it holds one layer and the tokens' activations, else "cpu"."""
+    needed = calibration_bytes(checkpoint.spec)
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
+    return "cuda" if fits else "cpu"
 
 
 def _split(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:

@@ -71,7 +71,7 @@ def observe(
         work: Where unfinished work is kept.
         progress: Told how many layers are done.
     """
-    state = _resume(work.load(), calibration, others)
+    state = _resume(work.load(), calibration, others, walk.device)
     if state is None:
         start = walk.start(*calibration, *others)
         state = _State(0, {}, {}, {}, start, start[len(calibration) :])
@@ -200,7 +200,10 @@ def _to_save(state: _State) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _resume(
-    work: Work | None, calibration: Sequence[TokenBatch], others: Sequence[TokenBatch]
+    work: Work | None,
+    calibration: Sequence[TokenBatch],
+    others: Sequence[TokenBatch],
+    device: str,
 ) -> _State | None:
     if work is None:
         return None
@@ -211,7 +214,8 @@ def _resume(
 
     def stream(name: str, batches: Sequence[TokenBatch]) -> list[Walked]:
         return [
-            Walked(batch, work.tensors[f"{name}.{place}"]) for place, batch in enumerate(batches)
+            Walked(batch, work.tensors[f"{name}.{place}"].to(device))
+            for place, batch in enumerate(batches)
         ]
 
     return _State(

@@ -34,7 +34,7 @@ def see(x: torch.Tensor, ranges: Ranges, round_input: Round) -> Seen:
         amax=amax,
         median=float(_sample(sizes).median()),
         clip=amax,
-        mean_square=x.square().mean(dim=0),
+        mean_square=x.square().mean(dim=0).cpu(),
     )
     if ranges is Ranges.PERCENTILE:
         above = max(1, round(sizes.numel() * (100 - PERCENTILE) / 100))

@@ -43,7 +43,7 @@ class Walk:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.spec = checkpoint.spec
         self._checkpoint = checkpoint
-        self._device = device
+        self.device = device
         with quiet():
             self._model = empty_model(checkpoint.spec)
 
@@ -51,7 +51,7 @@ class Walk:
         """Look up the token embeddings, (B, S, D)."""
         table = self._read("embed_tokens.weight", "cpu")
         return [
-            Walked(batch, table[torch.from_numpy(batch.ids)].to(self._device)) for batch in batches
+            Walked(batch, table[torch.from_numpy(batch.ids)].to(self.device)) for batch in batches
         ]
 
     def layers(self, first: int = 0) -> Iterator[tuple[int, torch.nn.Module]]:
@@ -61,14 +61,14 @@ class Walk:
             named = {name: f"layers.{index}.{name}" for name, _ in layer.named_parameters()}
             for name, full in named.items():
                 module = layer.get_submodule(name.rpartition(".")[0])
-                module.weight = _parameter(self._read(full, self._device))
+                module.weight = _parameter(self._read(full, self.device))
             yield index, layer
             layer.to("meta")
 
     @torch.inference_mode()
     def step(self, layer: Any, at: Walked, on_input: OnInput | None = None) -> Walked:
         """Pass a batch through a layer; `on_input` sees, and may replace, each linear's input."""
-        positions = torch.arange(at.hidden.shape[1], device=self._device)[None]
+        positions = torch.arange(at.hidden.shape[1], device=self.device)[None]
         with _listening(layer, on_input):
             hidden = layer(
                 at.hidden,
@@ -82,7 +82,7 @@ class Walk:
     def finish(self, at: Walked) -> torch.Tensor:
         """Return (B, D) vectors of unit length: final norm, last token."""
         norm = self._model.norm
-        norm.weight = _parameter(self._read("norm.weight", self._device))
+        norm.weight = _parameter(self._read("norm.weight", self.device))
         return torch.nn.functional.normalize(norm(at.hidden[at.last()]), dim=-1).cpu()
 
     def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
