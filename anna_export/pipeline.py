@@ -108,7 +108,9 @@ class Recipe:
         """What to calibrate for."""
         scheme, max_loss = self.scheme, self.scheme.limits.max_loss
         assert scheme.linear is not None and max_loss is not None
-        return Request(scheme.linear, self.ranges or DEFAULT_RANGES, max_loss, self.work)
+        return Request(
+            scheme.linear, scheme.embedding, self.ranges or DEFAULT_RANGES, max_loss, self.work
+        )
 
     @property
     def work(self) -> Path:
@@ -166,14 +168,16 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     tokeniser = Tokeniser.open(recipe.tokenizer, contract)
     prompts = find_prompts(recipe.model, recipe.adapter)
     _require_room_for_prompts(tokeniser, prompts)
+    texts = None
+    if scheme.linear is not None:
+        texts = calibration_texts(recipe.calibration, tokeniser, prompts)
     seconds: dict[str, float] = {}
     calibration, parity = None, None
     with staged(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE) as folder:
         # only now: what a killed export had left here is gone
         require_disk(recipe.out, forecast(checkpoint.spec, contract, scheme).disk_bytes)
-        if scheme.linear is not None:
+        if texts is not None:
             with _timed(seconds, "calibrate"):
-                texts = calibration_texts(recipe.calibration, tokeniser, prompts)
                 calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
             graphs = scheme.graphs(checkpoint, contract.max_tokens, calibration)

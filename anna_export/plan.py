@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,14 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
+class Proof(StrEnum):
+    """How an artifact is compared with its reference."""
+
+    EVERY_TEXT = "every text, by the graph"
+    FEW_TEXTS = "a few texts, by the graph; the reference layer by layer"
+    WEIGHTS = "weights only, layer by layer"
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What one precision needs.
@@ -74,11 +83,16 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Fo
     return Forecast(
         precision=scheme.precision,
         artifact_bytes=artifact,
-        disk_bytes=artifact + _DISK_MARGIN_BYTES,
+        disk_bytes=artifact + _DISK_MARGIN_BYTES + _kept_work_bytes(spec, scheme),
         export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme),
         serve_bytes=_LIBRARIES_BYTES + _serve_bytes(spec, scheme, stored),
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
     )
+
+
+def _kept_work_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
+    """Return what calibration keeps beside the artifact: hidden states, the candidate's too."""
+    return 0 if scheme.linear is None else round(1.2 * _CALIBRATION_TOKENS) * spec.dim * 4
 
 
 def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int]) -> int:
@@ -185,9 +199,13 @@ def require_memory(needed_bytes: int, what: str) -> None:
         )
 
 
-def fits_proof(needed: Forecast) -> bool:
-    """Say whether reference and artifact fit together, so that every text can be compared."""
-    return fits_in_memory(needed.reference_bytes + needed.serve_bytes)
+def proof_that_fits(needed: Forecast, scheme: Scheme) -> Proof:
+    """Say how an artifact can be compared with its reference in this memory."""
+    if fits_in_memory(needed.reference_bytes + needed.serve_bytes):
+        return Proof.EVERY_TEXT
+    if scheme.served_as_stored and fits_in_memory(needed.serve_bytes):
+        return Proof.FEW_TEXTS
+    return Proof.WEIGHTS
 
 
 def write_bytes_per_second(out: Path) -> float | None:

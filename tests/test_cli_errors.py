@@ -10,6 +10,7 @@ import pytest
 
 from anna_export.artifact import Artifact
 from anna_export.cli import run
+from anna_export.spec import Precision
 
 MakeFolder = Callable[..., Path]
 Refused = Callable[..., str]
@@ -219,14 +220,14 @@ def test_output_of_embed_that_exists_is_refused(
 # -- options --
 
 
-@pytest.mark.parametrize("flag", ["--fp12", "--int8", "--fp8"])
+@pytest.mark.parametrize("flag", ["--fp12", "--int2", "--bf8"])
 @pytest.mark.parametrize("verb", [[], ["export"]], ids=["no verb", "export"])
 def test_unknown_precision_is_refused_with_those_there_are(
     base: Path, place: Path, refused: Refused, flag: str, verb: list[str]
 ) -> None:
     line = refused(*verb, flag, "--model", base, "--out", place / "out")
     assert f"found {flag};" in line
-    assert all(f"--{precision}," in line for precision in ("fp32", "fp16", "bf16"))
+    assert all(f"--{precision}," in line for precision in Precision)
 
 
 def test_several_precisions_are_refused(base: Path, place: Path, refused: Refused) -> None:

@@ -166,7 +166,7 @@ def test_weight_beyond_two_gigabytes_is_found(
     np.testing.assert_array_equal(session.run(["b"], {})[0], arrays["b"])
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", TORCH_DTYPES)
 def test_artifacts_weights_are_the_checkpoints_to_the_bit(
     base: Path,
     adapter: Path,

@@ -23,6 +23,7 @@ from anna_export.data_file import DATA_FILE
 from anna_export.encoder import Backend
 from anna_export.graph import pooling
 from anna_export.graph.builder import OPSET
+from anna_export.quantise.calibration import read_calibration
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -155,11 +156,15 @@ def test_every_weight_is_one_initializer(sharp: Path, exported: Artifact) -> Non
 
 @pytest.mark.parametrize("precision", Precision)
 def test_building_reads_no_weight(
-    base: Path, adapter: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    make_artifact: MakeArtifact,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    calibration = read_calibration(make_artifact(base, precision))
     read: list[str] = []
     monkeypatch.setattr(Checkpoint, "read", lambda self, name, *_, **__: read.append(name))
-    quantise.load(precision).graphs(Checkpoint.open(base, adapter), 64)
+    quantise.load(precision).graphs(Checkpoint.open(base), 64, calibration)
     assert not read
 
 

@@ -13,6 +13,7 @@ from anna_export.artifact import Artifact
 from anna_export.backends import ort
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import AnnaError, DamagedError, InputError
+from anna_export.graph.builder import IR_DTYPES
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 
@@ -111,7 +112,7 @@ def test_cuda_that_turns_out_not_to_work_is_no_silent_cpu(
     assert "CUDA device" in refusal(error) and "choose the device cpu" in refusal(error)
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", IR_DTYPES)
 def test_arithmetic_says_what_is_computed_in_and_from_what(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:

@@ -16,7 +16,7 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.pipeline import Recipe, export
-from anna_export.plan import Forecast, available_memory_bytes, fits_proof, forecast
+from anna_export.plan import Forecast, Proof, available_memory_bytes, forecast, proof_that_fits
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenContract, read_contract
 from anna_export.verify import prove
@@ -26,10 +26,18 @@ MISTRAL_7B = EmbeddingSpec(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 10000.0, 32
 CONTRACT = TokenContract(1, 2, 2, 4096)
 
 
-@pytest.fixture(scope="module")
-def wide(make_model: Callable[..., Path]) -> Path:
+@pytest.fixture(
+    scope="module", params=[(256, 520, 3), (512, 1000, 2)], ids=lambda size: f"{size[0]} wide"
+)
+def wide(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Path:
     """A model large enough that its weights outweigh its tokenizer."""
-    return make_model(hidden_size=256, intermediate_size=520, num_attention_heads=4)
+    dim, ffn_dim, layers = request.param
+    return make_model(
+        hidden_size=dim,
+        intermediate_size=ffn_dim,
+        num_attention_heads=4,
+        num_hidden_layers=layers,
+    )
 
 
 def plans(capsys: pytest.CaptureFixture[str], *args: object) -> dict:
@@ -44,9 +52,12 @@ def plans(capsys: pytest.CaptureFixture[str], *args: object) -> dict:
 def test_forecast_size_is_what_an_export_writes(
     wide: Path, tmp_path: Path, precision: Precision
 ) -> None:
-    export(Recipe(wide, None, tmp_path / "out", precision, verify=False), stage)
-    spec = Checkpoint.open(wide).spec
-    needed = forecast(spec, read_contract(wide, spec, None), quantise.load(precision))
+    scheme, spec = quantise.load(precision), Checkpoint.open(wide).spec
+    # a layer that is kept takes more, which only calibration knows
+    max_loss = None if scheme.linear is None else 1.0
+    recipe = Recipe(wide, None, tmp_path / "out", precision, 64, verify=False, max_loss=max_loss)
+    export(recipe, stage)
+    needed = forecast(spec, read_contract(wide, spec, 64), scheme)
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     # what is not weights is only estimated, as a tokenizer of usual size
     assert needed.artifact_bytes == pytest.approx(written, rel=0.02)
@@ -79,11 +90,12 @@ def test_plan_on_a_full_disk_says_what_does_not_fit(
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
     found = plans(capsys, "--model", base, "--out", tmp_path)
-    assert [entry["fits_disk"] for entry in found["plans"]] == [False] * 3
-    assert [entry["export_seconds"] for entry in found["plans"]] == [None] * 3
+    assert [entry["fits_disk"] for entry in found["plans"]] == [False] * len(Precision)
+    assert [entry["export_seconds"] for entry in found["plans"]] == [None] * len(Precision)
     assert run(["plan", "--model", str(base), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("DOES NOT FIT the disk") == 3 and shown.count("time unknown") == 3
+    for said in ("DOES NOT FIT the disk", "time unknown"):
+        assert shown.count(said) == len(Precision)
 
 
 # -- memory --
@@ -95,9 +107,12 @@ def test_needs_grow_with_the_model(precision: Precision) -> None:
     for name in ("layers", "dim", "ffn_dim", "vocab_size"):
         larger = replace(MISTRAL_7B, **{name: 2 * getattr(MISTRAL_7B, name)})
         found = forecast(larger, CONTRACT, quantise.load(precision))
-        for need in ("artifact_bytes", "disk_bytes", "serve_bytes", "reference_bytes"):
+        for need in ("artifact_bytes", "disk_bytes", "reference_bytes"):
             assert getattr(found, need) > getattr(small, need), (name, need)
         assert found.export_bytes >= small.export_bytes
+        # a table that is quantised, or beside quantised layers, stays in the mapped file
+        mapped = name == "vocab_size" and quantise.load(precision).linear is not None
+        assert (found.serve_bytes > small.serve_bytes) == (not mapped), name
 
 
 def test_export_takes_memory_by_the_largest_weight_not_by_the_model() -> None:
@@ -224,9 +239,24 @@ def test_plan_says_how_an_export_will_prove(
         prove.prove(artifact, base)
 
 
-def test_proof_needs_reference_and_artifact_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = Forecast(Precision.FP32, 0, 0, 0, serve_bytes=3 * GB, reference_bytes=4 * GB)
+@pytest.mark.parametrize("precision", Precision)
+def test_proof_of_every_text_needs_reference_and_artifact_at_once(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
     monkeypatch.setattr(plan, "available_memory_bytes", lambda: 7 * GB)
-    assert not fits_proof(needed)
+    assert proof_that_fits(needed, scheme) is not Proof.EVERY_TEXT
     monkeypatch.setattr(plan, "available_memory_bytes", lambda: 8 * GB)
-    assert fits_proof(needed)
+    assert proof_that_fits(needed, scheme) is Proof.EVERY_TEXT
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_graph_is_compared_with_a_streamed_reference_where_it_is_served_as_stored(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 4 * GB)
+    streamed = precision in (Precision.INT8, Precision.INT4)
+    assert proof_that_fits(needed, scheme) is (Proof.FEW_TEXTS if streamed else Proof.WEIGHTS)
+    monkeypatch.setattr(plan, "available_memory_bytes", lambda: 3 * GB)
+    assert proof_that_fits(needed, scheme) is Proof.WEIGHTS

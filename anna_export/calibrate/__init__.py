@@ -19,6 +19,7 @@ from anna_export.encoder import batches_by_length
 from anna_export.plan import calibration_bytes
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import Calibration
+from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.tokenise import TokenBatch, Tokeniser
@@ -39,12 +40,14 @@ class Request:
 
     Args:
         linear: How linear layers are quantised.
+        embedding: How the embedding table is; None where it is not.
         ranges: How ranges are chosen.
         allowed: Largest loss (mean 1 - cosine); layers are kept in high precision to reach it.
         work: File that keeps unfinished work.
     """
 
     linear: LinearFormat
+    embedding: EmbeddingFormat | None
     ranges: Ranges
     allowed: float
     work: Path
@@ -75,7 +78,14 @@ def calibrate(
     work = KeptWork(request.work, _task(checkpoint, texts, request))
     with stage("calibrate", "layers") as progress:
         found = observe(
-            walk, request.linear, request.ranges, batches, other_batches, work, progress
+            walk,
+            request.linear,
+            request.embedding,
+            request.ranges,
+            batches,
+            other_batches,
+            work,
+            progress,
         )
     found = _spare(walk, found, others, tokeniser, request, stage)
     return Calibration(
@@ -116,7 +126,13 @@ def _spare(
         }
         with stage("measure what is left", "layers") as progress:
             loss = measure_loss(
-                walk, request.linear, found.inputs, kept, _batches(others, tokeniser), progress
+                walk,
+                request.linear,
+                found.inputs,
+                kept,
+                _batches(others, tokeniser),
+                progress,
+                request.embedding,
             )
         snr_db = {
             module: value
@@ -151,11 +167,14 @@ def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenB
 
 def _task(checkpoint: Checkpoint, texts: CalibrationTexts, request: Request) -> str:
     """Identify the work: what was begun for another model, format or text is not gone on with."""
+    files = sorted({tensor.path.resolve() for tensor in checkpoint.base.values()})
     task = [
-        str(checkpoint.folder.resolve()),
+        # hashing gigabytes would take longer than the work of a few layers
+        [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
         checkpoint.source_hashes(),
         texts.sha256,
         repr(request.linear),
+        repr(request.embedding),
         request.ranges,
         installed(),
     ]

@@ -63,7 +63,3 @@ class KeptWork:
         }
         with staged_file(self._path) as aside:
             save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata)
-
-    def remove(self) -> None:
-        """Remove the file, if there is one."""
-        self._path.unlink(missing_ok=True)

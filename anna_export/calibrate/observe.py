@@ -18,12 +18,15 @@ from anna_export.calibrate.walk import OnInput, Walk, Walked, linears
 from anna_export.choices import Ranges
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
+from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.tokenise import TokenBatch
 
 # Tokens that a layer's signal-to-noise ratio is measured on.
 _SNR_TOKENS: Final = 512
+# That of fp32 itself, near enough.
+_EXACT_DECIBEL: Final = 150.0
 # Modules that read the same tensor are listened to at the first of them.
 _INPUT_OF: Final = {module: name for name, modules in LINEAR_INPUTS.items() for module in modules}
 _FIRST_READERS: Final = {modules[0]: name for name, modules in LINEAR_INPUTS.items()}
@@ -54,6 +57,7 @@ class _State:
 def observe(
     walk: Walk,
     linear: LinearFormat,
+    embedding: EmbeddingFormat | None,
     ranges: Ranges,
     calibration: Sequence[TokenBatch],
     others: Sequence[TokenBatch],
@@ -65,6 +69,7 @@ def observe(
     Args:
         walk: The model.
         linear: How linear layers are quantised.
+        embedding: How the candidate's embedding table is; None where it is not.
         ranges: How ranges are chosen.
         calibration: What ranges are taken from.
         others: What the loss is measured on.
@@ -73,8 +78,9 @@ def observe(
     """
     state = _resume(work.load(), calibration, others, walk.device)
     if state is None:
-        start = walk.start(*calibration, *others)
-        state = _State(0, {}, {}, {}, start, start[len(calibration) :])
+        reference = walk.start(*calibration, *others)
+        candidate = walk.start(*others, embedding=embedding)
+        state = _State(0, {}, {}, {}, reference, candidate)
     for index, layer in walk.layers(state.layer):
         prefix = f"layers.{index}."
         inputs = _advance_reference(walk, layer, state, len(calibration), prefix)
@@ -176,7 +182,8 @@ def _advance_reference(
 def _decibel(truth: torch.Tensor, noise: torch.Tensor) -> float:
     power = float(noise.square().sum())
     signal = float(truth.square().sum())
-    return 10 * math.log10(signal / power) if power > 0 and signal > 0 else math.inf
+    # without noise, or with an output of nothing: JSON has no infinity
+    return 10 * math.log10(signal / power) if power > 0 and signal > 0 else _EXACT_DECIBEL
 
 
 def _to_save(state: _State) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -7,6 +7,7 @@ from anna_export.calibrate.observe import mean_loss, quantise_layer, rounding
 from anna_export.calibrate.walk import Walk, Walked
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
+from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 from anna_export.tokenise import TokenBatch
 
@@ -53,9 +54,10 @@ def measure_loss(
     kept: Mapping[str, str],
     batches: Sequence[TokenBatch],
     progress: Progress | None = None,
+    embedding: EmbeddingFormat | None = None,
 ) -> float:
     """Return the mean 1 - cosine of a model whose layers are quantised but for those kept."""
-    reference = candidate = walk.start(*batches)
+    reference, candidate = walk.start(*batches), walk.start(*batches, embedding=embedding)
     for index, layer in walk.layers():
         prefix = f"layers.{index}."
         reference = [walk.step(layer, at) for at in reference]

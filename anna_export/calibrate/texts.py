@@ -8,6 +8,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -66,28 +67,33 @@ def calibration_texts(
         if not found:
             raise InputError(f"expected calibration texts, found only blank ones in {source}")
         random.Random(SEED).shuffle(found)
+    # a cut text, which is as long as the limit, has its end token where no whole one has it
+    longest = min(tokeniser.contract.max_tokens - 1, MOST_TOKENS)
     kept, rows, tokens = [], [], 0
-    for text, row in zip(found, prompted_rows(found, tokeniser, prompts), strict=True):
-        # a cut text has its end token where no other text of the model's has it
-        if len(row) < tokeniser.contract.max_tokens and tokens + len(row) <= MOST_TOKENS:
-            kept.append(text)
-            rows.append(row)
-            tokens += len(row)
+    for text, row in _prompted_rows(found, tokeniser, prompts):
+        if len(row) > longest:
+            continue
+        if tokens + len(row) > MOST_TOKENS:
+            break
+        kept.append(text)
+        rows.append(row)
+        tokens += len(row)
     if not rows:
         raise InputError(
-            f"expected calibration texts of fewer than {tokeniser.contract.max_tokens} tokens with "
-            f"their prompt, found {len(found)} longer ones in {source or 'the standard library'}; "
-            "give shorter texts (--calibration), or a larger --max-tokens"
+            f"expected calibration texts of at most {longest} tokens with their prompt, found "
+            f"{len(found)} longer ones in {source or 'the standard library'}; give shorter texts "
+            "(--calibration), or a larger --max-tokens"
         )
     return CalibrationTexts(kept, rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 
 
-def prompted_rows(texts: Sequence[str], tokeniser: Tokeniser, prompts: Prompts) -> list[list[int]]:
-    """Return each text's ids behind one of the model's prompts, in turn."""
+def _prompted_rows(
+    texts: Sequence[str], tokeniser: Tokeniser, prompts: Prompts
+) -> Iterator[tuple[str, list[int]]]:
+    """Yield each text and its ids behind one of the model's prompts, in turn."""
     fronts = sorted({"", *prompts.texts.values()})
-    return [
-        tokeniser.ids([text], fronts[place % len(fronts)])[0] for place, text in enumerate(texts)
-    ]
+    for text, front in zip(texts, cycle(fronts), strict=False):
+        yield text, tokeniser.ids([text], front)[0]
 
 
 def _docstrings(count: int) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from anna_export.backends.pytorch import quiet
 from anna_export.backends.stored import empty_model
 from anna_export.checkpoint import Checkpoint
+from anna_export.quantise.embedding import EMBEDDING, EmbeddingFormat
 from anna_export.tokenise import TokenBatch
 
 # a linear module's name in its layer ("mlp.up_proj"), and its input (B, S, in)
@@ -47,9 +48,11 @@ class Walk:
         with quiet():
             self._model = empty_model(checkpoint.spec)
 
-    def start(self, *batches: TokenBatch) -> list[Walked]:
-        """Look up the token embeddings, (B, S, D)."""
-        table = self._read("embed_tokens.weight", "cpu")
+    def start(self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None) -> list[Walked]:
+        """Look up the token embeddings, (B, S, D), as they are or as a format stores them."""
+        table = self._read(EMBEDDING, "cpu")
+        if embedding is not None:
+            table = embedding.restore(embedding.store(table))
         return [
             Walked(batch, table[torch.from_numpy(batch.ids)].to(self.device)) for batch in batches
         ]

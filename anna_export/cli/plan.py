@@ -39,9 +39,9 @@ def command(
         available_memory_bytes,
         export_seconds,
         fits_in_memory,
-        fits_proof,
         forecast,
         products_per_second,
+        proof_that_fits,
         quantise_seconds,
         write_bytes_per_second,
     )
@@ -68,9 +68,7 @@ def command(
                 "fits_disk": needed.disk_bytes <= free,
                 "fits_export": fits_in_memory(needed.export_bytes),
                 "fits_serve": fits_in_memory(needed.serve_bytes),
-                "proof": "every text, by the graph"
-                if fits_proof(needed)
-                else "weights only, layer by layer",
+                "proof": proof_that_fits(needed, scheme),
             }
         )
     if as_json:

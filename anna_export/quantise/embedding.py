@@ -1,5 +1,6 @@
 """The embedding table in 8 bits: one scale a token."""
 
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import onnx_ir as ir
@@ -29,6 +30,7 @@ class EmbeddingFormat(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Int8PerRow:
     """Symmetric int8, one fp32 scale a row."""
 

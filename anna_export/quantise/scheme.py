@@ -64,7 +64,7 @@ class Scheme:
     served_as_stored: bool = False
 
     def with_max_loss(self, max_loss: float | None) -> "Scheme":
-        """Return the scheme with another bound on its loss; 1 or more turns it off.
+        """Return the scheme with another bound on its loss; 1 turns it off.
 
         Raises:
             InputError: If the scheme is judged by its worst cosine, or the bound is no loss.

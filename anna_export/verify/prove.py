@@ -12,7 +12,7 @@ from anna_export.backends import load_encoder
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
-from anna_export.plan import fits_in_memory, fits_proof, forecast
+from anna_export.plan import Proof, forecast, proof_that_fits
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import Tokeniser, find_tokenizer
@@ -57,7 +57,8 @@ def prove(
     _require_same_model(manifest.spec, checkpoint)
     needed = forecast(manifest.spec, manifest.contract, scheme)
     chosen = (backend, device) != ("auto", "auto")
-    if fits_proof(needed):
+    way = proof_that_fits(needed, scheme)
+    if way is Proof.EVERY_TEXT:
         reference = open_reference(
             model,
             adapter,
@@ -72,7 +73,7 @@ def prove(
         )
         return replace(parity, reference_sha256=checkpoint.source_hashes())
     tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
-    if scheme.served_as_stored and fits_in_memory(needed.serve_bytes):
+    if way is Proof.FEW_TEXTS:
         on_read = _counted(progress, len(manifest.spec.weight_shapes()), 1)
         runtime = load_encoder(artifact, backend=backend, device=device).backend
         parity = compare(
