@@ -108,7 +108,7 @@ class Fp8Static:
 
 
 def _codes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    # torch casts what is too large to NaN, where QuantizeLinear saturates
+    # torch before 2.13 casts what is too large to NaN, where QuantizeLinear saturates
     return (x / scale).clamp_(-LARGEST, LARGEST).to(E4M3)
 
 
