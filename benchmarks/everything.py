@@ -1,6 +1,6 @@
 """Run every benchmark, one after the other, and print one table.
 
-    python benchmarks/everything.py          an hour, and 32 GB of disk while it lasts
+    python benchmarks/everything.py          two hours, and 32 GB of disk while it lasts
     python benchmarks/everything.py --quick  each at most five minutes, smaller
 
 Each writes its own file into benchmarks/results, or into the folder given by --results.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from record import RESULTS, Figure, print_table
 
-BENCHMARKS = ("startup", "lowering", "scale")
+BENCHMARKS = ("startup", "lowering", "latency", "scale")
 
 
 def main() -> int:
