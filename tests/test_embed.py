@@ -13,9 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from anna_export import text_file
-from anna_export.embed import Embedded, embed_file
+from anna_export.embed import Embedded, embed_file, require_output
 from anna_export.encoder import Encoder
-from anna_export.errors import DamagedError, ExistsError, InputError, SpaceError
+from anna_export.errors import (
+    DamagedError,
+    ExistsError,
+    InputError,
+    MissingError,
+    SpaceError,
+    UnsupportedError,
+)
 from anna_export.prompts import Prompts
 from anna_export.text_file import read_texts
 from anna_export.tokenise import TokenBatch
@@ -149,32 +156,6 @@ def test_prompt_stands_before_every_text(
     expected = encoder.encode([f"Query: {text}" for text in TEXTS])
     found = np.load(tmp_path / "vectors.npy")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # as above
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"a\n\nb\n", ["a", "", "b"]),
-        (b"a\r\nb\r\n", ["a", "b"]),
-        (b"\xef\xbb\xbfa\nb", ["a", "b"]),
-        (b"a\n \n", ["a", " "]),
-        (b"a\x0bb\x0cc\xc2\x85d\xe2\x80\xa8e\rf\n", ["a\x0bb\x0cc\x85d\u2028e\rf"]),
-        (b"\n", [""]),
-    ],
-    ids=["blank line", "CRLF", "BOM", "spaces", "only newlines end a line", "one blank line"],
-)
-def test_line_of_a_txt_is_a_text(tmp_path: Path, content: bytes, expected: list[str]) -> None:
-    (tmp_path / "texts.txt").write_bytes(content)
-    source = read_texts(tmp_path / "texts.txt")
-    assert list(source.texts()) == expected and list(source.ids) == list(range(len(expected)))
-
-
-def test_blank_lines_of_a_jsonl_are_no_texts(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \n{"text": ""}\n{"text": "c", "id": null}'
-    )
-    source = read_texts(tmp_path / "t.jsonl")
-    assert list(source.texts()) == ["a", "", "c"] and list(source.ids) == [0, 1, 2]
 
 
 def test_texts_are_read_a_shard_at_a_time(
@@ -369,3 +350,16 @@ def test_second_process_at_the_same_output_is_refused(
     finally:
         os.close(other)
     assert run().texts == len(TEXTS)
+
+
+def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "there.npy").write_text("")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(UnsupportedError, match=r"\.parquet or \.npy, found v\.csv"):
+        require_output(tmp_path / "v.csv", overwrite=True)
+    with pytest.raises(ExistsError, match="--overwrite replaces it"):
+        require_output(tmp_path / "there.npy", overwrite=False)
+    with pytest.raises(ExistsError, match="found a folder"):
+        require_output(tmp_path / "folder.npy", overwrite=True)
+    with pytest.raises(MissingError, match="expected the folder"):
+        require_output(tmp_path / "nowhere" / "v.npy", overwrite=False)
