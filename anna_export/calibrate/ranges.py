@@ -27,18 +27,20 @@ def see(x: torch.Tensor, ranges: Ranges, round_input: Round) -> Seen:
             rounded values are nearest to the true ones.
         round_input: How the format rounds, given a range.
     """
-    sizes = x.abs()
-    amax = float(sizes.max())
+    low, high = x.aminmax()
+    amax = max(-float(low), float(high))
     sampled = _sample(x)
     seen = Seen(
         amax=amax,
-        median=float(_sample(sizes).median()),
+        median=float(sampled.abs().median()),
         clip=amax,
-        mean_square=x.square().mean(dim=0).cpu(),
+        # x is a large part of all memory: no copy of it is made
+        mean_square=(torch.linalg.vector_norm(x, dim=0).square() / len(x)).cpu(),
     )
     if ranges is Ranges.PERCENTILE:
+        sizes = x.abs().reshape(-1)
         above = max(1, round(sizes.numel() * (100 - PERCENTILE) / 100))
-        return replace(seen, clip=float(sizes.reshape(-1).topk(above).values[-1]))
+        return replace(seen, clip=float(sizes.topk(above).values[-1]))
     if ranges is Ranges.MSE:
         tried = [replace(seen, clip=amax * 2 ** (-step / 4)) for step in range(_TRIED)]
         return min(
