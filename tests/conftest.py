@@ -21,11 +21,13 @@ from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_token
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.pytorch import open_reference
+from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
+from anna_export.verify.texts import ordinary_texts
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # head_dim is not hidden / heads, heads are grouped, and nothing is a power of two by accident
@@ -49,6 +51,7 @@ MakeAdapter = Callable[..., Path]
 MakeArtifact = Callable[..., Artifact]
 RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 MakeBatch = Callable[..., TokenBatch]
+Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +174,42 @@ def make_batch() -> MakeBatch:
         return TokenBatch(ids, np.array(lengths))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of texts to calibrate on, so few and short that it takes a moment."""
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("".join(f"{text}\n" for text in ordinary_texts(16) if len(text) < 250))
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where outputs would go; it holds one file, a folder and an artifact's mark."""
+    place = tmp_path / "place"
+    (place / "taken").mkdir(parents=True)
+    (place / "taken" / "letter").write_text("dear")
+    (place / "file").write_text("")
+    return place
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that must be refused, and returns its line."""
+
+    def refuse(*args: object) -> str:
+        before, changed = contents(place), place.stat().st_mtime_ns
+        code = run([str(arg) for arg in args])
+        found = capsys.readouterr()
+        assert code == 2, found.err
+        assert found.out == "" and found.err.count("\n") == 1, found.err
+        assert found.err.startswith("anna-export: ") and "Traceback" not in found.err
+        assert contents(place) == before and place.stat().st_mtime_ns == changed
+        return found.err.removeprefix("anna-export: ").rstrip("\n")
+
+    return refuse

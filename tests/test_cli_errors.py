@@ -9,42 +9,10 @@ from pathlib import Path
 import pytest
 
 from anna_export.artifact import Artifact
-from anna_export.cli import run
 from anna_export.spec import Precision
 
 MakeFolder = Callable[..., Path]
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where outputs would go; it holds one file, a folder and an artifact's mark."""
-    place = tmp_path / "place"
-    (place / "taken").mkdir(parents=True)
-    (place / "taken" / "letter").write_text("dear")
-    (place / "file").write_text("")
-    return place
-
-
-def contents(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that must be refused, and returns its line."""
-
-    def refuse(*args: object) -> str:
-        before, changed = contents(place), place.stat().st_mtime_ns
-        code = run([str(arg) for arg in args])
-        found = capsys.readouterr()
-        assert code == 2, found.err
-        assert found.out == "" and found.err.count("\n") == 1, found.err
-        assert found.err.startswith("anna-export: ") and "Traceback" not in found.err
-        assert contents(place) == before and place.stat().st_mtime_ns == changed
-        return found.err.removeprefix("anna-export: ").rstrip("\n")
-
-    return refuse
 
 
 @pytest.fixture

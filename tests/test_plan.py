@@ -27,7 +27,7 @@ CONTRACT = TokenContract(1, 2, 2, 4096)
 
 
 @pytest.fixture(
-    scope="module", params=[(256, 520, 3), (512, 1000, 2)], ids=lambda size: f"{size[0]} wide"
+    scope="module", params=[(256, 544, 3), (512, 992, 2)], ids=lambda size: f"{size[0]} wide"
 )
 def wide(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Path:
     """A model large enough that its weights outweigh its tokenizer."""
