@@ -15,11 +15,9 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from anna_train.corpus import collect_pairs, source_files, source_folders
 from peaks import Peaks, least_int8_seconds
 from record import Figure, record
 from rivals import environments
+from rivals.contender import Contender, ContenderError, Ready, make, run
 from rivals.job import Job, Rows
 from small_model import write_small_model
 
@@ -39,43 +38,18 @@ from anna_export.tokenise import Tokeniser, read_contract
 CORES = 2
 SHAPES = ((1, 16), (1, 64), (1, 128), (8, 16), (8, 64), (8, 128), (8, 256))
 QUICK_SHAPES = ((1, 16), (1, 128), (8, 64))
-# docstrings of the standard library, cut at MIX_TOKENS
 MIX = "mix"
+# rows of all but the shapes above: documents among this many pairs, cut at MIX_TOKENS
+PAIRS = 2000
 MIX_TEXTS, MIX_TOKENS = 128, 256
 PARITY_TEXTS = 24
 CALIBRATION_TEXTS = 64
-PAIRS = 2000
 MIN_COSINE_IN_BATCH = 0.9999
-PROCESS_SECONDS = 900
 MOST_BUSY_PERCENT = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One side of the comparison.
-
-    Args:
-        name: As printed.
-        module: In `rivals`.
-        variant: Which of the module's contenders.
-        environment: One of `rivals`' own; None for this one.
-        mean_reach: Our throughput over its, geometric mean over shapes.
-        every_reach: The same at every shape.
-        parity: Whether ours has to be as close to PyTorch in fp32.
-    """
-
-    name: str
-    module: str
-    variant: str
-    environment: str | None = None
-    mean_reach: float | None = None
-    every_reach: float | None = None
-    parity: bool = False
-
 
 OURS = Contender("ours", "anna_int8", "int8")
 REFERENCE = Contender("pytorch fp32", "pytorch_model", "float32", None, 5, 3.5)
-TRACED = Contender("traced fp32", "traced_model", "fp32")  # what the next but one is made of
+TRACED = Contender("traced fp32", "traced_model", "fp32")  # traced int8 is made of it
 RIVALS = (
     REFERENCE,
     Contender("pytorch bf16", "pytorch_model", "bfloat16", None, 1.4, 1.0),
@@ -84,42 +58,6 @@ RIVALS = (
     Contender("openvino int8 weights", "openvino_int8", "weights", "openvino", 1.3, None, True),
     Contender("llama.cpp Q8_0", "llama_cpp_q8", "q8_0", "llama_cpp", 1.3, None, True),
 )
-
-
-class ContenderError(Exception):
-    """A contender that could not be made or run; its message is the last line it wrote."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A contender that can be asked.
-
-    Args:
-        contender: Which.
-        python: Of its environment.
-        job: The path of its job.
-    """
-
-    contender: Contender
-    python: Path
-    job: Path
-
-    def ask(self, task: str) -> dict[str, Any]:
-        """Run one task in a process of its own and return the answer.
-
-        Raises:
-            ContenderError: If it fails.
-        """
-        answer = self.job.with_suffix(f".{task}.json")
-        module = f"rivals.{self.contender.module}"
-        command = [str(self.python), "-m", module, task, str(self.job), str(answer)]
-        quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-        variables = quiet | {
-            "PYTHONPATH": str(Path(__file__).parent.absolute()),
-            "OMP_NUM_THREADS": str(CORES),
-        }
-        _run(command, variables)
-        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def main() -> int:
@@ -211,26 +149,10 @@ def _make_all(
         try:
             if contender.environment is not None and quick:
                 raise ContenderError("--quick takes rivals of this environment only")
-            ready[contender.name] = _make(contender, job, folder)
+            ready[contender.name] = make(contender, job, folder, _say)
         except ContenderError as error:
             _skip(contender.name, error, not_run)
     ready.pop(TRACED.name, None)
-    return ready
-
-
-def _make(contender: Contender, job: Job, folder: Path) -> Ready:
-    """Make a contender's environment and what it serves."""
-    python = Path(sys.executable)
-    if contender.environment is not None:
-        try:
-            python = environments.python_of(contender.environment, _say).absolute()
-        except subprocess.CalledProcessError as error:
-            raise ContenderError(_last_line(error.stderr)) from None
-    path = folder / f"{contender.name}.job"
-    replace(job, served=folder / contender.name, variant=contender.variant).write(path)
-    ready = Ready(contender, python, path)
-    _say(f"converting: {contender.name}")
-    ready.ask("convert")
     return ready
 
 
@@ -359,31 +281,8 @@ def _busy_percent() -> float:
 
 def _peaks() -> Peaks:
     _say("measuring the machine's peaks")
-    output = _run([sys.executable, str(Path(__file__).with_name("peaks.py"))], {})
+    output = run([sys.executable, str(Path(__file__).with_name("peaks.py"))], {})
     return Peaks(**json.loads(output))
-
-
-def _run(command: Sequence[str], variables: dict[str, str]) -> str:
-    try:
-        finished = subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=os.environ | variables,
-            timeout=PROCESS_SECONDS,
-        )
-    except subprocess.CalledProcessError as error:
-        why = _last_line(error.stderr)
-        raise ContenderError(f"{why} (exit code {error.returncode})") from None
-    except subprocess.TimeoutExpired:
-        raise ContenderError(f"not done after {PROCESS_SECONDS} s") from None
-    return finished.stdout
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "silence")
 
 
 def _folder_bytes(folder: Path) -> int:
