@@ -207,12 +207,20 @@ def test_weights_are_stored_once_for_both_graphs(
     assert 0.99 * stored < size < stored + 4096 * len(places[0])
 
 
-def test_scale_that_is_not_one_an_output_is_left_to_be_multiplied(int8: Artifact) -> None:
+@pytest.mark.parametrize("kind", ["a scale a token", "a constant that is no vector"])
+def test_scale_that_is_not_one_an_output_is_left_to_be_multiplied(
+    int8: Artifact, kind: str
+) -> None:
     model = ir.load(int8.graph(CANONICAL))
     product = nodes(model, "MatMulInteger")[0]
     (cast,) = (use.node for use in product.outputs[0].uses())
     (scaled,) = (use.node for use in cast.outputs[0].uses())
-    scaled.replace_input_with(1, scaled.outputs[0].uses()[0].node.inputs[1])
+    (last,) = (use.node for use in scaled.outputs[0].uses())
+    other = last.inputs[1]
+    if kind != "a scale a token":
+        other = ir.val("matrix", const_value=ir.tensor(np.ones((1, 1), np.float32), name="matrix"))
+        model.graph.register_initializer(other)
+    scaled.replace_input_with(1, other)
     MatMulIntegerToFloat()(model)
     assert nodes(model, "MatMulInteger") == [product]
     assert len(nodes(model, "MatMulIntegerToFloat")) == 7 * LAYERS - 1
