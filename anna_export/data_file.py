@@ -24,7 +24,8 @@ def write_data_file(
 
     Args:
         folder: Where the file goes.
-        graphs: By target; initializers of one name are one weight.
+        graphs: By target; initializers of one name are the same bytes, whatever type and shape each
+            graph reads in them.
         progress: Told the bytes done.
 
     Returns:
@@ -45,8 +46,8 @@ def write_data_file(
     written = write_parts(folder / DATA_FILE, parts, progress)
     for model in graphs.values():
         for name, value in model.graph.initializers.items():
-            if name in places:
-                value.const_value = _placed(weights[name], name, places[name], folder)
+            if name in places and value.const_value is not None:
+                value.const_value = _placed(value.const_value, name, places[name], folder)
     return written
 
 
@@ -57,7 +58,7 @@ def _shared_weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.TensorProtoc
             tensor = value.const_value
             assert tensor is not None, name
             known = weights.setdefault(name, tensor)
-            assert (known.dtype, known.shape) == (tensor.dtype, tensor.shape), name
+            assert known.nbytes == tensor.nbytes, name
     return {name: tensor for name, tensor in weights.items() if tensor.nbytes > _INLINE_BYTES}
 
 

@@ -117,7 +117,20 @@ def test_small_constant_stays_in_the_graph(tmp_path: Path, numbers: int, inline:
     np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_weights_of_one_name_and_two_shapes_are_our_mistake(tmp_path: Path) -> None:
+def test_each_graph_reads_the_same_bytes_in_a_type_and_shape_of_its_own(tmp_path: Path) -> None:
+    packed = np.arange(33 * 66, dtype=np.uint8).reshape(33, 66)
+    numbers = ir.PackedTensor(packed, ir.DataType.UINT4, shape=ir.Shape([33, 132]), name="w")
+    words = ir.tensor(packed.view(np.uint16).reshape(3, 11, 33), name="w")
+    one, other = graph({"w": numbers}), graph({"w": words})
+    written = write_data_file(tmp_path, {"x": one, "y": other})
+    assert written.size_bytes == packed.nbytes
+    first, second = placed(one)["w"], placed(other)["w"]
+    assert (first.dtype, tuple(first.shape)) == (ir.DataType.UINT4, (33, 132))
+    assert (second.dtype, tuple(second.shape)) == (ir.DataType.UINT16, (3, 11, 33))
+    assert first.tobytes() == second.tobytes() == packed.tobytes()
+
+
+def test_weights_of_one_name_and_two_sizes_are_our_mistake(tmp_path: Path) -> None:
     one, other = (ir.tensor(np.zeros((300, n), np.float32), name="w") for n in (1, 2))
     with pytest.raises(AssertionError, match="w"):
         write_data_file(tmp_path, {"x": graph({"w": one}), "y": graph({"w": other})})

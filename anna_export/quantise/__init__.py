@@ -4,13 +4,13 @@ from typing import Final
 
 from anna_export.artifact import Manifest
 from anna_export.errors import InputError
-from anna_export.quantise import bf16, fp8, fp16, fp32, int8
+from anna_export.quantise import bf16, fp8, fp16, fp32, int4, int8
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import Precision
 
 _SCHEMES: Final = {
     scheme.precision: scheme
-    for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME, int8.SCHEME, fp8.scheme())
+    for scheme in (fp32.SCHEME, fp16.SCHEME, bf16.SCHEME, int8.SCHEME, int4.SCHEME, fp8.scheme())
 }
 
 

@@ -1,0 +1,173 @@
+"""int4, weight-only: 4-bit weights in blocks of 32 along the inputs, each with a scale and a zero.
+
+On a CPU the kernel rounds activations to 8 bits, one scale a block of a token: a text's vector does
+not depend on its neighbours. benchmarks/int4.py compares block sizes, algorithms and arithmetic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+import torch
+
+from anna_export.graph.passes.group_query import GroupQueryAttention
+from anna_export.graph.passes.matmul_nbits import MatMulNBits
+from anna_export.quantise.calibration import Seen
+from anna_export.quantise.embedding import Int8PerRow
+from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.scheme import Limits, Scheme
+from anna_export.spec import Precision
+
+_LARGEST: Final = 15
+_LARGEST_ACTIVATION: Final = 127
+# A block of zeros has no scale of its own.
+_SMALLEST: Final = 1e-30
+# Ranges tried, as shares of the whole one, each with the nearest zero point and its neighbours.
+_SHARES: Final = (1.0, 0.9, 0.8, 0.7)
+_NEIGHBOURS: Final = (0, -1, 1)
+# What an input counts at least, as a share of the mean: calibration may not have seen it at work.
+_LEAST_IMPORTANCE: Final = 0.01
+# Numbers worked on at once, so that all of a search stays in cache.
+_CHUNK_NUMBERS: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Blocks:
+    """Asymmetric 4-bit weights, 8-bit activations, both in blocks of inputs.
+
+    Args:
+        block: Inputs that share a scale and a zero point: 16, 32, 64, 128 or 256.
+    """
+
+    block: int = 32
+
+    def layout(self, outputs: int, inputs: int) -> Layout:
+        """The weight as it is, (out, in), and a scale and a zero point a block."""
+        blocks = inputs // self.block
+        return {
+            "": (ir.DataType.UINT4, (outputs, inputs)),
+            "_scale": (ir.DataType.FLOAT, (outputs, blocks)),
+            "_zero": (ir.DataType.UINT4, (outputs, blocks)),
+        }
+
+    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
+        """Search each block's scale and zero point for the least error that inputs will feel."""
+        assert seen.mean_square is not None, "int4 weights follow what calibration saw"
+        importance = importance_of(seen.mean_square.to(weight.device))
+        importance = importance.reshape(-1, self.block).T[:, None]
+        parts: dict[str, list[torch.Tensor]] = {"": [], "_scale": [], "_zero": []}
+        for rows in weight.split(max(1, _CHUNK_NUMBERS // weight.shape[1])):
+            # a block along the first axis: sums over it then run through whole rows of memory
+            blocks = rows.reshape(len(rows), -1, self.block).permute(2, 0, 1)
+            blocks = blocks.clone(memory_format=torch.contiguous_format)
+            scale, zero = _search(blocks, importance)
+            codes = blocks.div_(scale).round_().add_(zero).clamp_(0, _LARGEST)
+            parts[""].append(_pack(codes.to(torch.uint8).permute(1, 2, 0).reshape(rows.shape)))
+            parts["_scale"].append(scale)
+            parts["_zero"].append(_pack(zero.to(torch.uint8)))
+        return {suffix: torch.cat(tensors) for suffix, tensors in parts.items()}
+
+    def restore(self, stored: Stored) -> torch.Tensor:
+        """Return (out, in) fp32."""
+        weight = _unpack(stored[""]).float()
+        blocks = weight.reshape(len(weight), -1, self.block)  # a view
+        blocks -= _unpack(stored["_zero"])[:, :, None]
+        blocks *= stored["_scale"][:, :, None]
+        return weight
+
+    def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+        """Round each block of a token in its own scale, as ONNX Runtime's kernel does."""
+        blocks = x.reshape(*x.shape[:-1], -1, self.block)
+        largest = blocks.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+        codes = (blocks * (_LARGEST_ACTIVATION / largest)).round_()
+        return (codes * (largest / _LARGEST_ACTIVATION)).reshape(x.shape)
+
+    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+        """Keep what does not divide: the zero points of two blocks lie in one byte."""
+        pair = 2 * self.block
+        if inputs % pair == 0:
+            return None
+        return f"{inputs} inputs are no multiple of {pair}, two blocks of {self.block}"
+
+    def emit_input(self, into: Emitter, x: LinearInput) -> list[ir.Value]:
+        """Leave the input as it is: where it is rounded, the kernel does it."""
+        return [x.value]
+
+    def emit_linear(
+        self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
+    ) -> ir.Value:
+        """Multiply by what the codes stand for."""
+        restored = into.op(
+            "DequantizeLinear",
+            weight[""],
+            weight["_scale"],
+            weight["_zero"],
+            axis=1,
+            block_size=self.block,
+        )
+        return into.op("MatMul", *x, into.op("Transpose", restored, perm=[1, 0]))
+
+
+def importance_of(mean_square: torch.Tensor) -> torch.Tensor:
+    """Return what an error in the weights of each input counts, (in,), 1 in the mean."""
+    mean = mean_square.mean()
+    if mean == 0:
+        return torch.ones_like(mean_square)
+    return mean_square / mean + _LEAST_IMPORTANCE
+
+
+def _search(blocks: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find scales and zero points, (R, G) fp32.
+
+    For codes c, less their zero point, the best scale is sum(h w c) / sum(h c c), and takes
+    sum(h w c) ** 2 / sum(h c c) off the error; the candidate that takes off most is chosen.
+    Rounding to nearest over the whole range is one of them, so that no block gets worse than it.
+
+    Args:
+        blocks: (block, R, G) fp32 weights.
+        importance: (block, 1, G) h, what an error counts.
+    """
+    lowest, highest = blocks.amin(dim=0).clamp_(max=0), blocks.amax(dim=0).clamp_(min=0)
+    step = ((highest - lowest) / _LARGEST).clamp_(min=_SMALLEST)
+    # counted in steps of the whole range, no sum over- or underflows
+    counted = blocks / step
+    middle = (lowest + highest) / (2 * step)
+    weighed = counted * importance
+    best = torch.full_like(step, -1)
+    scale, zero = torch.ones_like(step), torch.zeros_like(step)
+    for share in _SHARES:
+        rounded = (counted / share).round_()
+        nearest = (_LARGEST / 2 - middle / share).round_()
+        for neighbour in _NEIGHBOURS:
+            point = (nearest + neighbour).clamp_(0, _LARGEST)
+            codes = rounded.clamp(-point, _LARGEST - point)
+            along = (weighed * codes).sum(dim=0)
+            size = (codes.square_() * importance).sum(dim=0).clamp_(min=_SMALLEST)
+            gain = along.square() / size
+            better = gain > best
+            best = torch.where(better, gain, best)
+            scale = torch.where(better & (along > 0), along / size, scale)
+            zero = torch.where(better, point, zero)
+    return scale.mul_(step), zero
+
+
+def _pack(codes: torch.Tensor) -> torch.Tensor:
+    """Put two numbers of 4 bits in a byte, the first in its lower half."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def _unpack(packed: torch.Tensor) -> torch.Tensor:
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+
+
+SCHEME = Scheme(
+    Precision.INT4,
+    arithmetic=Precision.FP32,
+    cpu_passes=(MatMulNBits(), GroupQueryAttention()),
+    cpu_arithmetic="4-bit weights by 8-bit activations, fp32 elsewhere",
+    limits=Limits(max_loss=0.05, alone_cosine=0.9999),
+    linear=Int4Blocks(),
+    embedding=Int8PerRow(),
+    served_as_stored=True,
+)
