@@ -1,8 +1,9 @@
-"""Texts a second by the artifact and by PyTorch, the same texts in turn, in one process."""
+"""Texts a second by artifacts and by PyTorch, the same texts in turn, in one process."""
 
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from anna_export.backends import open_encoder
@@ -11,24 +12,43 @@ from anna_export.encoder import Encoder
 from anna_export.merge import write_merged
 
 ROUNDS = 5
+PYTORCH = "pytorch"
 
 
-def measure(base: Path, adapter: Path, artifact: Path, texts: list[str]) -> dict[str, float]:
-    """Embed all texts by both, alternating; medians of five rounds after a warm-up.
+def measure(
+    base: Path, adapter: Path, artifacts: Mapping[str, Path], texts: list[str]
+) -> dict[str, dict[str, float]]:
+    """Embed all texts by each, alternating; medians of five rounds after a warm-up.
 
     PyTorch runs the merged model: the unmerged one, which is the reference, would be slower still.
+
+    Args:
+        base: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        artifacts: Their folders, by name.
+        texts: What each embeds, in every round.
+
+    Returns:
+        By name, and for "pytorch", texts a second and how many times PyTorch's that is: the median
+        of the rounds' own ratios.
     """
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         write_merged(base, adapter, merged)
-        pytorch, exported = open_reference(merged), open_encoder(artifact)
-        pytorch.encode(texts[:32])
-        exported.encode(texts[:32])
-        pairs = [(_seconds(pytorch, texts), _seconds(exported, texts)) for _ in range(ROUNDS)]
+        encoders = {PYTORCH: open_reference(merged)}
+        encoders |= {name: open_encoder(folder) for name, folder in artifacts.items()}
+        for encoder in encoders.values():
+            encoder.encode(texts[:32])
+        rounds = [
+            {name: _seconds(encoder, texts) for name, encoder in encoders.items()}
+            for _ in range(ROUNDS)
+        ]
     return {
-        "artifact_texts_per_second": len(texts) / statistics.median(ours for _, ours in pairs),
-        "pytorch_texts_per_second": len(texts) / statistics.median(theirs for theirs, _ in pairs),
-        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
+        name: {
+            "texts_per_second": len(texts) / statistics.median(one[name] for one in rounds),
+            "ratio": statistics.median(one[PYTORCH] / one[name] for one in rounds),
+        }
+        for name in encoders
     }
 
 

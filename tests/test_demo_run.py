@@ -12,54 +12,80 @@ from anna_train.evaluate import Figures, Retrieval
 
 from anna_export.artifact import Artifact
 from demo import __main__ as demo
-from demo import speed
+from demo import retrieve, speed
 
+PRECISIONS = ["fp32", "fp8", "int8", "int4"]
 SECONDS = {"merge and write": 1.25, "prove": 20.5}
-SPEED = {"artifact_texts_per_second": 9.0, "pytorch_texts_per_second": 3.0, "ratio": 3.0}
+PYTORCH_NDCG = 0.5
+NDCG = dict(zip(PRECISIONS, (0.5, 0.49, 0.505, 0.4), strict=True))
+SPEED = {
+    name: {"texts_per_second": 3.0 * ratio, "ratio": ratio}
+    for name, ratio in zip(["pytorch", *PRECISIONS], (1.0, 3.0, 2.0, 7.0, 5.0), strict=True)
+}
 
 
 class Run:
-    """Runs the demonstration over models that are there, and counts what it makes."""
+    """Runs the demonstration over models that are there, and notes what it makes."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.exports = self.measures = self.code = 0
+        self.exported: list[str] = []
+        self.retrieved: list[tuple[list[str], list[str]]] = []
+        self.measures = 0
+        self.failing = ""
 
     def export(
         self, command: list[Any], *, stdout: int, check: bool
     ) -> subprocess.CompletedProcess[bytes]:
-        self.exports += 1
         assert command[-1] == "--json" and stdout == subprocess.PIPE
+        (precision,) = (name for name in PRECISIONS if f"--{name}" in command)
+        self.exported.append(precision)
         shutil.copytree(self.artifact.folder, command[-2])
         return subprocess.CompletedProcess(
-            command, self.code, json.dumps({"seconds": SECONDS}).encode()
+            command, int(precision == self.failing), json.dumps({"seconds": SECONDS}).encode()
         )
 
-    def measure(self, *_: object) -> dict[str, float]:
+    def retrieve(
+        self, artifacts: dict[str, Path], queries: list[str], documents: list[str]
+    ) -> dict[str, float]:
+        assert list(artifacts) == PRECISIONS
+        self.retrieved.append((queries, documents))
+        return NDCG
+
+    def measure(self, *_: object) -> dict[str, dict[str, float]]:
         self.measures += 1
         return SPEED
+
+    @property
+    def made(self) -> tuple[int, int, int]:
+        return len(self.exported), len(self.retrieved), self.measures
 
 
 @pytest.fixture
 def run(
     artifact: Artifact, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    run, found = Run(artifact), Retrieval(0.25, 0.5)
-    models = DemoModels(base, adapter, Figures(7, 5, found, found, found, 0.9, 0.8), {"base": 34.5})
+    run, found = Run(artifact), Retrieval(PYTORCH_NDCG, 0.5)
+    figures = Figures(7, 2, found, found, found, 0.9, 0.8)
+    models = DemoModels(base, adapter, figures, {"base": 34.5})
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
     monkeypatch.setattr(demo, "make_models", lambda out: models)
-    monkeypatch.setattr(demo, "heldout_texts", lambda out, count: ["a", "b"])
+    monkeypatch.setattr(demo, "heldout_texts", lambda out, count: ["q1", "d1", "q2", "d2"][:count])
     monkeypatch.setattr(subprocess, "run", run.export)
+    monkeypatch.setattr(retrieve, "ndcg_at_10", run.retrieve)
     monkeypatch.setattr(speed, "measure", run.measure)
     return run
 
 
-def times(printed: str) -> dict[str, str]:
-    rows = [line for line in printed.splitlines() if line.startswith("time: ")]
-    # names and numbers stand in two columns of one width
-    assert len({len(row) for row in rows}) == 1
-    columns = [row.removeprefix("time: ").rpartition("  ") for row in rows]
-    return {name.strip(): value.strip() for name, _, value in columns}
+def table(printed: str, head: str) -> list[list[str]]:
+    """Return the cells of the table that starts with a heading, without its headings."""
+    _, _, below = printed.partition(f"\n{head} ")
+    lines = below.split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+
+def times(printed: str) -> dict[str, list[str]]:
+    return {name: rest for name, *rest in table(printed, "stage")}
 
 
 def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
@@ -67,15 +93,52 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
 ) -> None:
     assert demo.main() == 0
     found = times(capsys.readouterr().out)
-    assert found.pop("measure speed").endswith(" s") and found.pop("in all").endswith(" s")
+    for name in PRECISIONS:
+        seconds, parts = found.pop(f"export {name}")
+        assert float(seconds) >= 0 and parts == "merge and write 1.2, prove 20.5"
+    for name in ("evaluate artifacts", "measure speed", "in all"):
+        (seconds,) = found.pop(name)
+        assert float(seconds) >= 0
     assert found == {
-        "read docstrings": "reused",
-        "base model": "34.5 s",
-        "LoRA adapter": "reused",
-        "evaluate both": "reused",
-        "merge and write": "1.2 s",
-        "prove": "20.5 s",
+        "read docstrings": ["reused"],
+        "base model": ["34.5"],
+        "LoRA adapter": ["reused"],
+        "evaluate both": ["reused"],
     }
+
+
+def test_every_precision_is_exported_by_its_option(run: Run, tmp_path: Path) -> None:
+    demo.main()
+    assert run.exported == PRECISIONS
+    made = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert made == {"artifact", "artifact-fp8", "artifact-int8", "artifact-int4"}
+
+
+def test_one_line_a_precision_shows_its_change_against_pytorch_and_its_speed(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.main()
+    found = {name: cells for name, *cells in table(capsys.readouterr().out, "precision")}
+    assert {name: cells[4:8] for name, cells in found.items()} == {
+        "fp32": ["0.5000", "+0.00 %", "9", "3.0 x"],
+        "fp8": ["0.4900", "-2.00 %", "6", "2.0 x"],
+        "int8": ["0.5050", "+1.00 %", "21", "7.0 x"],
+        "int4": ["0.4000", "-20.00 %", "15", "5.0 x"],
+    }
+    assert {cells[8] for cells in found.values()} == {"pass: worst >= 0.999999"}
+
+
+def test_tables_are_at_most_120_columns_wide(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.main()
+    lines = capsys.readouterr().out.splitlines()
+    # the rows above the tables name folders, whose length is the user's
+    start = next(place for place, line in enumerate(lines) if line.startswith("precision "))
+    assert max(map(len, lines[start:])) <= 120
+
+
+def test_queries_and_documents_are_told_apart(run: Run) -> None:
+    demo.main()
+    assert run.retrieved == [(["q1", "q2"], ["d1", "d2"])]
 
 
 def test_second_run_makes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,41 +146,62 @@ def test_second_run_makes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     demo.main()
     found = times(capsys.readouterr().out)
-    assert (run.exports, run.measures) == (1, 1)
-    assert {found[name] for name in ("merge and write", "prove", "measure speed")} == {"reused"}
+    assert run.made == (4, 1, 1)
+    exports = [f"export {name}" for name in PRECISIONS]
+    for name in (*exports, "evaluate artifacts", "measure speed"):
+        assert found[name] == ["reused"]
 
 
-def test_other_libraries_make_artifact_and_speed_anew(
+def test_damaged_artifact_alone_is_made_anew(run: Run, tmp_path: Path) -> None:
+    demo.main()
+    (tmp_path / "out" / "artifact-int8" / "model.onnx").write_bytes(b"")
+    demo.main()
+    assert run.exported == [*PRECISIONS, "int8"]
+
+
+def test_other_libraries_make_artifacts_and_measurements_anew(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo.main()
     monkeypatch.setattr(demo, "installed", lambda: {"onnxruntime": "0"})
     demo.main()
-    assert (run.exports, run.measures) == (2, 2)
+    assert run.made == (8, 2, 2)
 
 
 def test_another_processor_measures_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.main()
     monkeypatch.setattr(demo, "hardware", lambda: "another x3")
     demo.main()
-    assert (run.exports, run.measures) == (1, 2)
+    assert run.made == (4, 2, 2)
 
 
-def test_another_way_to_measure_measures_anew(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("source", "made"), [("speed.py", (4, 1, 2)), ("retrieve.py", (4, 2, 1))])
+def test_another_way_to_measure_measures_that_anew(
+    source: str, made: tuple[int, int, int], run: Run, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    folder = Path(shutil.copytree(Path(demo.__file__).parent, tmp_path / "demo"))
+    monkeypatch.setattr(demo, "__file__", str(folder / "__main__.py"))
     demo.main()
-    (tmp_path / "speed.py").write_text("ROUNDS = 3")
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "__main__.py"))
+    (folder / source).write_text("ROUNDS = 3")
     demo.main()
-    assert (run.exports, run.measures) == (1, 2)
+    assert run.made == made
 
 
 def test_failed_export_ends_the_run_and_shows_no_result(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.code = 1
+    run.failing = "int8"
     with pytest.raises(SystemExit) as ended:
         demo.main()
     assert ended.value.code == 1 and capsys.readouterr().out == ""
-    assert not (tmp_path / "out" / "artifact").exists()
+    assert run.exported == ["fp32", "fp8", "int8"]
+    assert not (tmp_path / "out" / "artifact-int8").exists()
+
+
+def test_artifacts_made_before_a_failed_export_are_reused(run: Run) -> None:
+    run.failing = "int8"
+    with pytest.raises(SystemExit):
+        demo.main()
+    run.failing = ""
+    demo.main()
+    assert run.exported == ["fp32", "fp8", "int8", "int8", "int4"]
