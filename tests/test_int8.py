@@ -184,7 +184,7 @@ def test_weights_are_stored_once_for_both_graphs(
     int8: Artifact, graphs: dict[str, ir.Model], checkpoint: Checkpoint
 ) -> None:
     modules = checkpoint.spec.linear_modules()
-    places: list[dict[str, tuple[str, int | None]]] = []
+    places: list[dict[str, tuple[object, int | None]]] = []
     for graph in graphs.values():
         tensors = {name: value.const_value for name, value in graph.graph.initializers.items()}
         places.append(
@@ -311,12 +311,12 @@ def test_each_layer_of_the_cpu_graph_is_that_of_the_canonical_graph(
     # a pass may have moved the last factor of an up_proj elsewhere
     assert outputs[1].keys() >= {name for name in outputs[0] if "up_proj" not in name}
     real = torch.from_numpy(batch.mask).bool()
-    for name, found in outputs[1].items():
+    for name, output in outputs[1].items():
         truth = outputs[0][name]
-        if found.shape[1] == batch.width:
-            found, truth = found[real], truth[real]
+        if output.shape[1] == batch.width:
+            output, truth = output[real], truth[real]
         # a sum in another order turns the odd rounding over, by a step of 1/127 of the largest
-        assert (found - truth).norm() <= 1e-3 * truth.norm(), name
+        assert (output - truth).norm() <= 1e-3 * truth.norm(), name
 
 
 # -- from end to end --
