@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from anna_export import hardware
 from anna_export.artifact import Artifact
 from anna_export.backends import ort
 from anna_export.data_file import DATA_FILE
-from anna_export.errors import AnnaError, DamagedError, InputError
+from anna_export.errors import AnnaError, DamagedError, InputError, UnsupportedError
 from anna_export.graph.builder import IR_DTYPES
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -119,3 +120,25 @@ def test_arithmetic_says_what_is_computed_in_and_from_what(
     backend = ort.open_backend(make_artifact(base, precision))
     twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
     assert backend.arithmetic == f"fp32 on CPU{twin}"
+
+
+def test_int8_on_a_processor_whose_products_overflow_is_refused(
+    base: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = make_artifact(base, Precision.INT8)
+    ort.open_backend(artifact, device="cpu")
+    monkeypatch.setattr(ort, "multiplies_int8_exactly", lambda: False)
+    with pytest.raises(UnsupportedError, match=r"expected a processor with VNNI .* --int4"):
+        ort.open_backend(artifact, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"), [("fpu avx2 avx512f", False), ("avx2 avx512_vnni", True), ("", True)]
+)
+def test_exact_products_are_read_off_the_processors_flags(
+    monkeypatch: pytest.MonkeyPatch, flags: str, exact: bool
+) -> None:
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    found = [flags] if flags else []
+    monkeypatch.setattr(hardware, "_of_each_core", lambda field: found)
+    assert hardware.multiplies_int8_exactly() is exact
