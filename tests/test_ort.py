@@ -1,6 +1,7 @@
 """ONNX Runtime's own part of a backend: what it refuses, and what it is told."""
 
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_int8_on_a_processor_whose_products_overflow_is_refused(
 def test_exact_products_are_read_off_the_processors_flags(
     monkeypatch: pytest.MonkeyPatch, flags: str, exact: bool
 ) -> None:
-    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     found = [flags] if flags else []
     monkeypatch.setattr(hardware, "_of_each_core", lambda field: found)
     assert hardware.multiplies_int8_exactly() is exact
