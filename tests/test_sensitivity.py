@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact import CARD_FILE, Artifact, open_artifact
 from anna_export.backends.pytorch import PytorchBackend, open_reference
 from anna_export.calibrate.sensitivity import effects, layers_to_keep
 from anna_export.calibrate.walk import Walk
-from anna_export.card import CARD_FILE
 from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
 from anna_export.cli.shown import stage
