@@ -22,6 +22,9 @@ Ask = Callable[..., dict[str, Any]]
 MOMENTS = 12
 # Called late: when all is written, when it takes its place, when the old one goes.
 LATE = ("_sync", "replace_folder", "_exchange", "rmtree")
+# What lies beside the output in the middle: weights are being written, or layers calibrated.
+WRITING = ".*.partial-*/model.onnx.data"
+CALIBRATING = ".*.calibration"
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,7 @@ def _serve() -> None:
             child.join(what["after"])
             child.kill()
         if "signal" in what:
-            # the middle: weights are being written
-            while not list(Path(what["out"]).parent.glob(".*.partial-*/model.onnx.data")):
+            while not list(Path(what["out"]).parent.glob(what["when"])):
                 time.sleep(0.001)
             assert child.pid is not None
             os.kill(child.pid, what["signal"])
@@ -178,13 +180,38 @@ def test_interrupted_export_says_so_in_one_line_and_leaves_nothing(
     if more:
         shutil.copytree(artifact.folder, out)
     before = names(tmp_path)
-    assert ask(model=base, out=out, more=more, signal=sent, log=log)["code"] == 130
+    asked = {"model": base, "out": out, "more": more, "log": log}
+    assert ask(**asked, signal=sent, when=WRITING)["code"] == 130
     assert log.read_text() == "anna-export: interrupted\n"
     # not even the folder that was made for it
     assert names(tmp_path) == before | {"log"}
     if more:
         assert open_artifact(out, check=True).manifest == artifact.manifest
         assert names(out.parent) == {"out"}
+
+
+@pytest.fixture(scope="module")
+def deep(make_model: Callable[..., Path]) -> Path:
+    """A model that takes a while to calibrate."""
+    return make_model(num_hidden_layers=8)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_export_stopped_while_it_calibrates_leaves_only_what_the_next_one_goes_on_with(
+    ask: Ask, deep: Path, few_texts: Path, tmp_path: Path, sent: int
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    more = ["--int8", "--no-verify", "--calibration", str(few_texts)]
+    asked = {"model": deep, "out": out, "more": more, "log": log}
+    code = ask(**asked, signal=sent, when=CALIBRATING)["code"]
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    assert not out.exists() and ".out.calibration" in names(tmp_path)
+    if sent != signal.SIGKILL:
+        assert log.read_text() == "anna-export: interrupted\n"
+        # what was being written aside is gone, and only finished layers stay
+        assert names(tmp_path) == {"log", ".out.calibration"}
+    log.unlink()
+    require_clean_end(ask, deep, out, *more)
 
 
 if __name__ == "__main__":
