@@ -15,7 +15,7 @@ from pathlib import Path
 
 from record import RESULTS, Figure, print_table
 
-BENCHMARKS = ("startup", "lowering", "int8_forms", "latency", "quantised", "scale")
+BENCHMARKS = ("startup", "lowering", "int8_forms", "precision", "latency", "quantised", "scale")
 
 
 def main() -> int:
