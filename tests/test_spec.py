@@ -10,7 +10,7 @@ import transformers
 
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.prompts import PROMPTS_FILE, Prompts, find_prompts, read_prompts
-from anna_export.spec import EmbeddingSpec, Precision, read_json, read_spec
+from anna_export.spec import EmbeddingSpec, read_json, read_spec
 
 Configure = Callable[..., Path]
 ABSENT = object()
