@@ -188,7 +188,8 @@ def test_trap_7_fp16_overflow(
     assert (found * expected).sum(axis=1).min() >= 0.9999
 
 
-@pytest.mark.parametrize("precision", Precision)
+# int4 rounds activations to 8 bits in the kernel, and its emulation and its bound say so
+@pytest.mark.parametrize("precision", sorted(set(Precision) - {Precision.INT4}))
 def test_trap_8_no_reduced_accuracy_level(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:
