@@ -102,7 +102,9 @@ def test_storing_leaves_the_weight_as_it_was() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-38, -1e30])
 def test_weight_of_one_value_comes_back(value: float) -> None:
     weight = torch.full((3, 64), value)
-    restored = FORMAT.restore(FORMAT.store(weight, seen_of(torch.rand(64))))
+    stored = FORMAT.store(weight, seen_of(torch.rand(64)))
+    assert (stored["_scale"] > 0).all()
+    restored = FORMAT.restore(stored)
     # what is smaller than the smallest scale is zero
     torch.testing.assert_close(restored, weight, rtol=1e-5, atol=1e-30)
 
@@ -141,7 +143,7 @@ def errors(
 @given(
     scale=st.floats(-6, 6),
     tail=st.floats(0, 3),
-    shift=st.floats(-2, 2),
+    shift=st.floats(-30, 30),
     unlike=st.floats(0, 4),
     block=st.sampled_from([32, 128]),
     seed=st.integers(0, 2**31),
@@ -283,6 +285,12 @@ def test_both_graphs_read_the_same_bytes_of_the_data_file(int4: Artifact, model:
     stored = sum(value.const_value.nbytes for value in canonical.values() if value.const_value)
     size = (int4.folder / DATA_FILE).stat().st_size
     assert size <= stored + 4096 * 2 * len(spec.weight_shapes())
+
+
+def test_embedding_table_is_stored_in_8_bits(int4: Artifact) -> None:
+    for target in (CANONICAL, CPU):
+        stored = ir.load(int4.graph(target)).graph.initializers["embed_tokens.weight"]
+        assert stored.dtype is ir.DataType.INT8
 
 
 def test_quantised_weight_takes_little_more_than_5_bits() -> None:
