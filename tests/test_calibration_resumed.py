@@ -224,8 +224,8 @@ def test_work_is_kept_beside_where_the_output_really_is(
     begin: Begin, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    begin(recipe(out=tmp_path / "link" / "out"), 1)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    begin(recipe(out=tmp_path / "link"), 1)
     assert names(tmp_path / "disk") == {WORK}
     assert begin(recipe(out=tmp_path / "disk" / "out"), 2) == [2]
 
