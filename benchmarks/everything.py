@@ -15,7 +15,16 @@ from pathlib import Path
 
 from record import RESULTS, Figure, print_table
 
-BENCHMARKS = ("startup", "lowering", "int8_forms", "precision", "latency", "quantised", "scale")
+BENCHMARKS = (
+    "startup",
+    "lowering",
+    "int8_forms",
+    "int4",
+    "precision",
+    "latency",
+    "quantised",
+    "scale",
+)
 
 
 def main() -> int:
