@@ -11,7 +11,7 @@ import torch
 
 from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
 from anna_export.safetensors_files import StoredTensor, read_header
-from anna_export.spec import read_json
+from anna_export.spec import EMBEDDING_WEIGHT, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -85,7 +85,7 @@ class Adapter:
 
     def changed(self) -> int:
         """How many of the base's weights it changes."""
-        rows = {"embed_tokens.weight"} if self.token_rows else set()
+        rows = {EMBEDDING_WEIGHT} if self.token_rows else set()
         return len(set(self.deltas) | set(self.replaced) | rows)
 
 

@@ -18,7 +18,7 @@ from anna_export.adapter import (
 )
 from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
 from anna_export.safetensors_files import StoredTensor, read_header
-from anna_export.spec import EmbeddingSpec, Precision, read_json, read_spec
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_json, read_spec
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -27,7 +27,6 @@ TORCH_DTYPES: Final = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
-_EMBEDDING = "embed_tokens.weight"
 # Numbers worked on at once in fp32 while a tensor is merged: 4 MiB, so that it stays in cache.
 _CHUNK_NUMBERS = 1 << 20
 
@@ -62,7 +61,7 @@ class Checkpoint:
             tensor for path in _weight_files(model) for tensor in read_header(path).values()
         )
         lora = read_adapter(adapter) if adapter is not None else None
-        embedding = lora.replaced.get(_EMBEDDING) if lora is not None else None
+        embedding = lora.replaced.get(EMBEDDING_WEIGHT) if lora is not None else None
         if embedding is not None and len(embedding.shape) == 2:
             # an adapter trained with added tokens brings its own, larger embedding
             spec = replace(spec, vocab_size=embedding.shape[0])
@@ -93,7 +92,7 @@ class Checkpoint:
         if self.adapter is not None:
             source = self.adapter.replaced.get(name, source)
             delta = self.adapter.deltas.get(name) if merge else None
-            rows = self.adapter.token_rows if name == _EMBEDDING else None
+            rows = self.adapter.token_rows if name == EMBEDDING_WEIGHT else None
         weight = source.read()
         if delta is not None or (transpose and weight.ndim == 2):
             weight = _merge(weight, delta, dtype, transpose)
@@ -233,7 +232,7 @@ def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
                 f"{_another_base(adapter)}"
             )
     rows = adapter.token_rows
-    vocab_size, dim = shapes["embed_tokens.weight"]
+    vocab_size, dim = shapes[EMBEDDING_WEIGHT]
     if rows and (rows.rows.shape[1] != dim or max(rows.indices) >= vocab_size):
         raise ShapeError(
             f"expected trained rows of length {dim} below {vocab_size}, found "

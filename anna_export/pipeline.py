@@ -181,7 +181,9 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
                 calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
             graphs = scheme.graphs(checkpoint, contract.max_tokens, calibration)
-            artifact = _write(folder, recipe, checkpoint, contract, graphs, calibration, progress)
+            artifact = _write(
+                folder, recipe, checkpoint, contract, prompts, graphs, calibration, progress
+            )
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
@@ -203,12 +205,12 @@ def _write(
     recipe: Recipe,
     checkpoint: Checkpoint,
     contract: TokenContract,
+    prompts: Prompts,
     graphs: Mapping[str, ir.Model],
     calibration: Calibration | None,
     progress: Progress | None,
 ) -> Artifact:
     """Write everything that embeds, then the manifest that names it."""
-    prompts = find_prompts(recipe.model, recipe.adapter)
     for name in TOKENIZER_FILES:
         if (recipe.tokenizer / name).exists():
             shutil.copyfile(recipe.tokenizer / name, folder / name)

@@ -18,10 +18,9 @@ from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import SpaceError
 from anna_export.graph.builder import IR_DTYPES
 from anna_export.quantise.calibration import Seen
-from anna_export.quantise.embedding import EMBEDDING
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme
-from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
 from anna_export.tokenise import TokenContract
 
 # Measured on 2 cores at two sizes (benchmarks/results, scale).
@@ -77,7 +76,7 @@ class Forecast:
 def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Forecast:
     """Forecast one precision from the model's numbers alone, no layer kept in a wider one."""
     tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
-    stored = {name: _stored_bytes(spec, scheme, name) for name in spec.weight_shapes()}
+    stored = _stored_bytes(spec, scheme)
     weights = sum(stored.values()) + tables
     artifact = weights + len(stored) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
     return Forecast(
@@ -100,23 +99,32 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
     matrices = spec.parameters - spec.vocab_size * spec.dim
     if scheme.served_as_stored:
         # packed copies of the matrices; the embedding stays in the mapped file
-        return sum(stored.values()) - stored[EMBEDDING]
+        return sum(stored.values()) - stored[EMBEDDING_WEIGHT]
     if scheme.linear is not None:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
     narrow = scheme.arithmetic is not Precision.FP32
-    return matrices * 4 + (sum(stored.values()) if narrow else stored[EMBEDDING])
+    return matrices * 4 + (sum(stored.values()) if narrow else stored[EMBEDDING_WEIGHT])
 
 
-def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme, name: str) -> int:
-    """Return the bytes of one weight as a scheme stores it."""
-    shape = spec.weight_shapes()[name]
-    layout: Layout = {"": (IR_DTYPES[scheme.arithmetic], shape)}
-    if scheme.linear is not None and name.removesuffix(".weight") in spec.linear_modules():
-        layout = scheme.linear.layout(*shape)
-    elif scheme.embedding is not None and name == EMBEDDING:
-        layout = scheme.embedding.layout(*shape)
-    return sum(math.ceil(math.prod(size) * dtype.bitwidth / 8) for dtype, size in layout.values())
+def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
+    """Return the bytes of every weight as a scheme stores it."""
+    modules = spec.linear_modules()
+
+    def layout(name: str, shape: tuple[int, ...]) -> Layout:
+        if scheme.linear is not None and name.removesuffix(".weight") in modules:
+            return scheme.linear.layout(*shape)
+        if scheme.embedding is not None and name == EMBEDDING_WEIGHT:
+            return scheme.embedding.layout(*shape)
+        return {"": (IR_DTYPES[scheme.arithmetic], shape)}
+
+    return {
+        name: sum(
+            math.ceil(math.prod(size) * dtype.bitwidth / 8)
+            for dtype, size in layout(name, shape).values()
+        )
+        for name, shape in spec.weight_shapes().items()
+    }
 
 
 def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
@@ -127,7 +135,7 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
     # in four fp32 copies while it is quantised; the embedding is not turned
     held = item + 8 if scheme.linear is None else 16
     largest = sorted(
-        math.prod(shape) * (item + 4 if name == EMBEDDING else held)
+        math.prod(shape) * (item + 4 if name == EMBEDDING_WEIGHT else held)
         for name, shape in shapes.items()
     )
     writing = sum(largest[-2:])
@@ -138,13 +146,10 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
 
 def calibration_bytes(spec: EmbeddingSpec) -> int:
     """Return what calibrating takes: one layer, quantised in place, and all tokens' activations."""
-    shapes = spec.weight_shapes()
-    layer = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0."))
-    largest = max(
-        math.prod(shape) for name, shape in shapes.items() if name.startswith("layers.0.")
-    )
+    shapes = spec.weight_shapes().items()
+    layer = [math.prod(shape) for name, shape in shapes if name.startswith("layers.0.")]
     captured = 2 * spec.dim + spec.q_dim + spec.ffn_dim
-    numbers = layer + 3 * largest + _CALIBRATION_TOKENS * (captured + spec.ffn_dim)
+    numbers = sum(layer) + 3 * max(layer) + _CALIBRATION_TOKENS * (captured + spec.ffn_dim)
     return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 

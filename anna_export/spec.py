@@ -30,6 +30,7 @@ class Precision(StrEnum):
     INT4 = "int4"
 
 
+EMBEDDING_WEIGHT: Final = "embed_tokens.weight"
 # What a layer's linear modules read: those that share an input are quantised together.
 LINEAR_INPUTS: Final = {
     "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -85,7 +86,7 @@ class EmbeddingSpec:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight's name, as in a MistralModel's state dict, and its (out, in) shape."""
-        shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, self.dim)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING_WEIGHT: (self.vocab_size, self.dim)}
         for layer in range(self.layers):
             prefix = f"layers.{layer}."
             shapes |= {

@@ -18,10 +18,10 @@ from anna_export.data_file import DATA_FILE
 from anna_export.graph import pooling
 from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
 from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
-from anna_export.quantise.embedding import EMBEDDING, Int8PerRow, QuantiseEmbedding
+from anna_export.quantise.embedding import Int8PerRow, QuantiseEmbedding
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.quantise.scheme import CANONICAL, CPU
-from anna_export.spec import LINEAR_INPUTS, Precision
+from anna_export.spec import EMBEDDING_WEIGHT, LINEAR_INPUTS, Precision
 from anna_export.tokenise import TokenBatch
 
 MakeModel = Callable[..., Path]
@@ -175,7 +175,7 @@ def test_layers_that_share_an_input_share_its_rounding(
 
 def test_embedding_is_looked_up_before_it_is_widened(graphs: dict[str, ir.Model]) -> None:
     for graph in graphs.values():
-        table = graph.graph.initializers[EMBEDDING]
+        table = graph.graph.initializers[EMBEDDING_WEIGHT]
         assert table.dtype is ir.DataType.INT8
         assert [use.node.op_type for use in table.uses()] == ["Gather"]
 
@@ -195,11 +195,11 @@ def test_weights_are_stored_once_for_both_graphs(
             }
         )
     assert places[0] == places[1]
-    assert places[0].keys() >= {EMBEDDING, *(f"{name}.weight" for name in modules)}
+    assert places[0].keys() >= {EMBEDDING_WEIGHT, *(f"{name}.weight" for name in modules)}
     stored = 0
     for name, shape in checkpoint.spec.weight_shapes().items():
         # a byte a number, four for each output's scale; norms are fp32
-        quantised = name == EMBEDDING or name.removesuffix(".weight") in modules
+        quantised = name == EMBEDDING_WEIGHT or name.removesuffix(".weight") in modules
         stored += int(np.prod(shape)) + 4 * shape[0] if quantised else 4 * shape[0]
     stored += 64 * 16 * 4  # cosines and sines
     size = (int8.folder / DATA_FILE).stat().st_size
@@ -331,7 +331,7 @@ def emulated(int8: Artifact, checkpoint: Checkpoint) -> Callable[[TokenBatch], n
     for name in checkpoint.spec.weight_shapes():
         weight = checkpoint.read(name, torch.float32)
         module = theirs.get_submodule(name.removesuffix(".weight"))
-        if name == EMBEDDING:
+        if name == EMBEDDING_WEIGHT:
             weight = TABLE.restore(TABLE.store(weight))
         elif isinstance(module, torch.nn.Linear):
             weight = FORMAT.restore(FORMAT.store(weight))
@@ -385,7 +385,9 @@ def test_token_of_zeros_gives_a_finite_vector(
     model = make_model(initializer_range=0.2, seed=3)
     weights = load_file(model / "model.safetensors")
     batch = make_batch(5, 5)
-    weights[EMBEDDING][batch.ids[0]] = 0  # a whole text of them: every input of layer 0 is zero
+    weights[EMBEDDING_WEIGHT][batch.ids[0]] = (
+        0  # a whole text of them: every input of layer 0 is zero
+    )
     weights["layers.1.self_attn.v_proj.weight"].zero_()
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     artifact = make_artifact(model, Precision.INT8, max_loss=1)
@@ -400,7 +402,7 @@ def test_stored_numbers_are_those_of_the_format(int8: Artifact, checkpoint: Chec
     read = stored_model(int8).read
     for name in checkpoint.spec.weight_shapes():
         weight = checkpoint.read(name, torch.float32)
-        if name == EMBEDDING:
+        if name == EMBEDDING_WEIGHT:
             weight = TABLE.restore(TABLE.store(weight))
         elif weight.ndim == 2:
             weight = FORMAT.restore(FORMAT.store(weight))

@@ -14,11 +14,10 @@ from anna_export.artifact import Artifact
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError
 from anna_export.quantise.calibration import read_calibration
-from anna_export.quantise.embedding import EMBEDDING
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.safetensors_files import StoredTensor
-from anna_export.spec import EmbeddingSpec
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 
 # name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
 ReadWeight = Callable[[str], torch.Tensor]
@@ -72,20 +71,16 @@ def stored_model(artifact: Artifact) -> StoredModel:
     scheme = quantise.scheme_of(manifest)
     linear, table = scheme.linear, scheme.embedding
     calibration = read_calibration(artifact)
-    inputs = {
-        module: name
-        for module, name in manifest.spec.linear_modules().items()
-        if calibration is not None and name not in calibration.kept
-    }
+    inputs = {} if calibration is None else calibration.quantised_modules(manifest.spec)
     shapes = manifest.spec.weight_shapes()
 
     def read(name: str) -> torch.Tensor:
         if linear is not None and name.removesuffix(".weight") in inputs:
             return linear.restore(tensors.parts(name, linear.layout(*shapes[name])))
-        if table is not None and name == EMBEDDING:
+        if table is not None and name == EMBEDDING_WEIGHT:
             return table.restore(tensors.parts(name, table.layout(*shapes[name])))
         weight = tensors.read(name)
-        turned = weight.ndim == 2 and name != EMBEDDING
+        turned = weight.ndim == 2 and name != EMBEDDING_WEIGHT
         return (weight.T if turned else weight).float()
 
     roundings: dict[str, Rounding] = {}

@@ -87,7 +87,8 @@ def calibrate(
             work,
             progress,
         )
-    found = _spare(walk, found, others, tokeniser, request, stage)
+    few = _batches(sorted(others, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
+    found = _spare(walk, found, few, other_batches, request, stage)
     return Calibration(
         texts_sha256=texts.sha256,
         texts=len(texts.rows),
@@ -103,18 +104,26 @@ def calibrate(
 def _spare(
     walk: Walk,
     found: Observed,
-    others: list[list[int]],
-    tokeniser: Tokeniser,
+    few: Sequence[TokenBatch],
+    others: Sequence[TokenBatch],
     request: Request,
     stage: Stage,
 ) -> Observed:
-    """Keep the most sensitive layers in high precision, until the loss is what is allowed."""
+    """Keep the most sensitive layers in high precision, until the loss is what is allowed.
+
+    Args:
+        walk: The model.
+        found: What was found when all layers were quantised.
+        few: What each layer's own effect is measured on.
+        others: What the loss is measured on.
+        request: What to calibrate for.
+        stage: Shows how far it is.
+    """
     if found.loss <= request.allowed:
         return found
-    few = _batches(sorted(others, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
     with stage("find sensitive layers", "layers") as progress:
         effect = effects(walk, request.linear, found.inputs, found.kept, few, progress)
-    spared = found
+    spared, input_of = found, walk.spec.linear_modules()
     for attempt in range(_ROUNDS):
         chosen = layers_to_keep(effect, found.loss, request.allowed / 2**attempt)
         kept = found.kept | {
@@ -130,14 +139,12 @@ def _spare(
                 request.linear,
                 found.inputs,
                 kept,
-                _batches(others, tokeniser),
+                others,
                 progress,
                 request.embedding,
             )
         snr_db = {
-            module: value
-            for module, value in found.snr_db.items()
-            if walk.spec.linear_modules()[module] not in kept
+            module: value for module, value in found.snr_db.items() if input_of[module] not in kept
         }
         spared = replace(found, kept=kept, snr_db=snr_db, loss=loss)
         if loss <= request.allowed:

@@ -7,7 +7,7 @@ the format makes of them.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -88,14 +88,16 @@ def observe(
             seen = state.seen[prefix + name] = see(x, ranges, linear.round_input)
             if (why := linear.reason_to_keep(x.shape[1], seen)) is not None:
                 state.kept[prefix + name] = why
-        quantise_layer(layer, linear, prefix, state.seen, state.kept, inputs, state.snr_db)
-        round_inputs = rounding(linear, prefix, state.seen, state.kept)
+        round_inputs = quantise_layer(
+            layer, linear, prefix, state.seen, state.kept, inputs, state.snr_db
+        )
         state.candidate = [walk.step(layer, at, round_inputs) for at in state.candidate]
         state.layer = index + 1
         work.save(state.layer, *_to_save(state))
         if progress is not None:
             progress(index + 1, walk.spec.layers)
-    loss = mean_loss(walk, state.reference[len(calibration) :], state.candidate)
+    truth = walk.finish(state.reference[len(calibration) :])
+    loss = mean_loss(truth, walk.finish(state.candidate))
     return Observed(state.seen, state.kept, state.snr_db, loss)
 
 
@@ -107,8 +109,8 @@ def quantise_layer(
     kept: Mapping[str, str],
     inputs: Mapping[str, torch.Tensor] | None = None,
     snr_db: dict[str, float] | None = None,
-) -> None:
-    """Replace a layer's weights by their quantised values.
+) -> OnInput:
+    """Replace a layer's weights by their quantised values; return what rounds their inputs.
 
     Args:
         layer: Its linear weights are replaced, but for those whose input is kept.
@@ -131,12 +133,6 @@ def quantise_layer(
             snr_db[prefix + module] = _decibel(truth, noise)
         found.weight = torch.nn.Parameter(weight, requires_grad=False)
 
-
-def rounding(
-    linear: LinearFormat, prefix: str, seen: Mapping[str, Seen], kept: Mapping[str, str]
-) -> OnInput:
-    """Return a listener that rounds what quantised layers read."""
-
     def on_input(module: str, x: torch.Tensor) -> torch.Tensor | None:
         name = prefix + _INPUT_OF[module]
         return None if name in kept else linear.round_input(x, seen[name])
@@ -144,13 +140,9 @@ def rounding(
     return on_input
 
 
-def mean_loss(walk: Walk, references: Sequence[Walked], candidates: Sequence[Walked]) -> float:
-    """Return the mean 1 - cosine between two streams of the same batches."""
-    cosines = [
-        (walk.finish(truth).double() * walk.finish(found).double()).sum(dim=1)
-        for truth, found in zip(references, candidates, strict=True)
-    ]
-    return float(1 - torch.cat(cosines).mean())
+def mean_loss(truth: torch.Tensor, found: torch.Tensor) -> float:
+    """Return the mean 1 - cosine between the (N, D) unit vectors of two streams."""
+    return float(1 - (truth.double() * found.double()).sum(dim=1).mean())
 
 
 def _advance_reference(
@@ -188,10 +180,7 @@ def _decibel(truth: torch.Tensor, noise: torch.Tensor) -> float:
 
 def _to_save(state: _State) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     values = {
-        "seen": {
-            name: {key: value for key, value in asdict(seen).items() if key != "mean_square"}
-            for name, seen in state.seen.items()
-        },
+        "seen": {name: seen.to_json() for name, seen in state.seen.items()},
         "kept": state.kept,
         "snr_db": state.snr_db,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from anna_export.calibrate.observe import mean_loss, quantise_layer, rounding
+from anna_export.calibrate.observe import mean_loss, quantise_layer
 from anna_export.calibrate.walk import Walk, Walked
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
@@ -37,14 +37,14 @@ def effects(
         prefix = f"layers.{index}."
         before = reference
         reference = [walk.step(layer, at) for at in reference]
-        for name, streams in variants.items():
-            variants[name] = [walk.step(layer, at) for at in streams]
-        quantise_layer(layer, linear, prefix, seen, kept)
-        round_inputs = rounding(linear, prefix, seen, kept)
+        for name, stream in variants.items():
+            variants[name] = [walk.step(layer, at) for at in stream]
+        round_inputs = quantise_layer(layer, linear, prefix, seen, kept)
         variants[prefix] = [walk.step(layer, at, round_inputs) for at in before]
         if progress is not None:
             progress(index + 1, walk.spec.layers)
-    return {name: mean_loss(walk, reference, streams) for name, streams in variants.items()}
+    truth = walk.finish(reference)
+    return {name: mean_loss(truth, walk.finish(stream)) for name, stream in variants.items()}
 
 
 def measure_loss(
@@ -61,12 +61,11 @@ def measure_loss(
     for index, layer in walk.layers():
         prefix = f"layers.{index}."
         reference = [walk.step(layer, at) for at in reference]
-        quantise_layer(layer, linear, prefix, seen, kept)
-        round_inputs = rounding(linear, prefix, seen, kept)
+        round_inputs = quantise_layer(layer, linear, prefix, seen, kept)
         candidate = [walk.step(layer, at, round_inputs) for at in candidate]
         if progress is not None:
             progress(index + 1, walk.spec.layers)
-    return mean_loss(walk, reference, candidate)
+    return mean_loss(walk.finish(reference), walk.finish(candidate))
 
 
 def layers_to_keep(effect: Mapping[str, float], loss: float, allowed: float) -> list[str]:

@@ -3,7 +3,7 @@
 Modules and their forward pass are transformers' own; only where weights come from is ours.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from anna_export.backends.pytorch import quiet
 from anna_export.backends.stored import empty_model
 from anna_export.checkpoint import Checkpoint
-from anna_export.quantise.embedding import EMBEDDING, EmbeddingFormat
+from anna_export.quantise.embedding import EmbeddingFormat
+from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.tokenise import TokenBatch
 
 # a linear module's name in its layer ("mlp.up_proj"), and its input (B, S, in)
@@ -50,7 +51,7 @@ class Walk:
 
     def start(self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None) -> list[Walked]:
         """Look up the token embeddings, (B, S, D), as they are or as a format stores them."""
-        table = self._read(EMBEDDING, "cpu")
+        table = self._read(EMBEDDING_WEIGHT, "cpu")
         if embedding is not None:
             table = embedding.restore(embedding.store(table))
         return [
@@ -82,11 +83,12 @@ class Walk:
         return Walked(at.batch, hidden)
 
     @torch.inference_mode()
-    def finish(self, at: Walked) -> torch.Tensor:
-        """Return (B, D) vectors of unit length: final norm, last token."""
+    def finish(self, stream: Sequence[Walked]) -> torch.Tensor:
+        """Return (N, D) vectors of unit length, of all batches: final norm, last token."""
         norm = self._model.norm
         norm.weight = _parameter(self._read("norm.weight", self.device))
-        return torch.nn.functional.normalize(norm(at.hidden[at.last()]), dim=-1).cpu()
+        last = torch.cat([at.hidden[at.last()] for at in stream])
+        return torch.nn.functional.normalize(norm(last), dim=-1).cpu()
 
     def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
         """Return the causal mask as MistralModel makes it; padding stands on the right."""
@@ -127,9 +129,7 @@ def _listening(layer: torch.nn.Module, on_input: OnInput | None) -> Iterator[Non
         return see
 
     handles = [
-        module.register_forward_pre_hook(hook(name))
-        for name, module in layer.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        module.register_forward_pre_hook(hook(name)) for name, module in linears(layer).items()
     ]
     try:
         yield

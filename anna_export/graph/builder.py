@@ -14,7 +14,7 @@ import torch
 
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.graph import pooling
-from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
 
 OPSET: Final = 23
 IR_VERSION: Final = 11
@@ -161,7 +161,7 @@ class _Graph:
         last_layer = spec.layers - 1
         last = self.last_index()
         everywhere = self.every_position()
-        embedding = self.weight("embed_tokens.weight", self.precision)
+        embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
         x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
             x = self.layer(layer, x, everywhere)

@@ -8,7 +8,7 @@ import torch
 from anna_export.artifact import CALIBRATION_FILE, Artifact
 from anna_export.choices import Ranges
 from anna_export.errors import DamagedError
-from anna_export.spec import read_json
+from anna_export.spec import EmbeddingSpec, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,10 @@ class Seen:
     median: float
     clip: float
     mean_square: torch.Tensor | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain values; the mean square is spent once weights are quantised."""
+        return {"amax": self.amax, "median": self.median, "clip": self.clip}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,15 @@ class Calibration:
     snr_db: dict[str, float]
     loss: float | None
 
+    def quantised_modules(self, spec: EmbeddingSpec) -> dict[str, str]:
+        """Return every linear module that is not kept, and its input."""
+        modules = spec.linear_modules().items()
+        return {module: name for module, name in modules if name not in self.kept}
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; a channel's mean square is spent once weights are quantised."""
+        """Return plain values."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        values["inputs"] = {
-            name: {"amax": seen.amax, "median": seen.median, "clip": seen.clip}
-            for name, seen in self.inputs.items()
-        }
+        values["inputs"] = {name: seen.to_json() for name, seen in self.inputs.items()}
         return values
 
     @classmethod

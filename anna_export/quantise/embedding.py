@@ -1,17 +1,16 @@
 """The embedding table in 8 bits: one scale a token."""
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
 import torch
 
 from anna_export.checkpoint import Checkpoint
-from anna_export.quantise.linear import Emitter, Layout, Stored, register
-
-EMBEDDING: Final = "embed_tokens.weight"
-_LARGEST: Final = 127
-_SMALLEST: Final = 1e-30
+from anna_export.graph.emitter import Emitter
+from anna_export.quantise.int8_rows import round_rows
+from anna_export.quantise.linear import Layout, Stored, register
+from anna_export.spec import EMBEDDING_WEIGHT
 
 
 class EmbeddingFormat(Protocol):
@@ -40,8 +39,8 @@ class Int8PerRow:
 
     def store(self, table: torch.Tensor) -> Stored:
         """Round to nearest."""
-        scale = table.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST) / _LARGEST
-        return {"": (table / scale).round_().to(torch.int8), "_scale": scale}
+        codes, scale = round_rows(table)
+        return {"": codes.to(torch.int8), "_scale": scale}
 
     def restore(self, stored: Stored) -> torch.Tensor:
         """Return (tokens, dim) fp32."""
@@ -61,25 +60,26 @@ class QuantiseEmbedding(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a graph without an fp32 embedding table that is looked up once."""
-        table = model.graph.initializers.get(EMBEDDING)
+        table = model.graph.initializers.get(EMBEDDING_WEIGHT)
         if table is None or table.dtype is not ir.DataType.FLOAT or len(list(table.uses())) != 1:
             raise ir.passes.PreconditionError(
-                f"expected one look-up in an fp32 {EMBEDDING}; build with build_graph in fp32"
+                f"expected one look-up in an fp32 {EMBEDDING_WEIGHT}; build with build_graph in "
+                "fp32"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the look-up."""
         graph = model.graph
-        (use,) = graph.initializers[EMBEDDING].uses()
+        (use,) = graph.initializers[EMBEDDING_WEIGHT].uses()
         lookup = use.node
         ids = lookup.inputs[1]
-        graph.initializers.pop(EMBEDDING)
-        layout = self._table.layout(*self._checkpoint.spec.weight_shapes()[EMBEDDING])
+        graph.initializers.pop(EMBEDDING_WEIGHT)
+        layout = self._table.layout(*self._checkpoint.spec.weight_shapes()[EMBEDDING_WEIGHT])
         stored = register(
             graph,
-            EMBEDDING,
+            EMBEDDING_WEIGHT,
             layout,
-            lambda: self._table.store(self._checkpoint.read(EMBEDDING, torch.float32)),
+            lambda: self._table.store(self._checkpoint.read(EMBEDDING_WEIGHT, torch.float32)),
         )
         into = Emitter(graph, lookup)
         codes = into.op("Gather", stored[""], ids, axis=0)

@@ -15,8 +15,9 @@ import torch
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import InputError
 from anna_export.graph.builder import IR_DTYPES, as_ir
+from anna_export.graph.emitter import Emitter
 from anna_export.quantise.calibration import Seen
-from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import WIDENED, Limits, Scheme
 from anna_export.spec import Precision
 

@@ -11,11 +11,12 @@ from typing import Final
 import onnx_ir as ir
 import torch
 
+from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.group_query import GroupQueryAttention
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import Int8PerRow
-from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import Limits, Scheme
 from anna_export.spec import Precision
 

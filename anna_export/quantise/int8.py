@@ -1,7 +1,7 @@
 """int8 for CPUs: weights in one scale an output, activations in one scale a token.
 
-A scale a token, taken from the token itself, costs no more than one for the whole batch, and keeps
-a text's vector independent of its neighbours.
+A scale a token, taken from the token itself, keeps a text's vector independent of its neighbours,
+and costs as much as one fixed scale (benchmarks/int8_forms.py).
 """
 
 from collections.abc import Mapping
@@ -12,19 +12,18 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.group_query import GroupQueryAttention
 from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import Int8PerRow
-from anna_export.quantise.linear import Emitter, Layout, LinearInput, Stored
+from anna_export.quantise.int8_rows import LARGEST, SMALLEST, round_rows
+from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import Limits, Scheme
 from anna_export.spec import Precision
 
-_LARGEST: Final = 127
 # ONNX Runtime's fast kernels take unsigned activations and signed weights
 _ZERO: Final = 128
-# A row of zeros has no scale of its own.
-_SMALLEST: Final = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,8 @@ class Int8PerToken:
 
     def store(self, weight: torch.Tensor, seen: Seen | None = None) -> Stored:
         """Round to nearest; no calibration is needed."""
-        scale = weight.abs().amax(dim=1).clamp_(min=_SMALLEST) / _LARGEST
-        codes = (weight / scale[:, None]).round_().to(torch.int8)
-        return {"": codes.T, "_scale": scale}
+        codes, scale = round_rows(weight)
+        return {"": codes.to(torch.int8).T, "_scale": scale[:, 0]}
 
     def restore(self, stored: Stored) -> torch.Tensor:
         """Return (out, in) fp32."""
@@ -50,8 +48,8 @@ class Int8PerToken:
 
     def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
         """Round each token in its own scale."""
-        scale = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST) / _LARGEST
-        return (x / scale).round_() * scale
+        codes, scale = round_rows(x)
+        return codes * scale
 
     def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
         """Every input can be quantised."""
@@ -62,8 +60,8 @@ class Int8PerToken:
         last = into.constant("axis_last", ir.tensor(np.array([-1])))
         highest = into.op("ReduceMax", x.value, last, keepdims=1)
         lowest = into.op("Neg", into.op("ReduceMin", x.value, last, keepdims=1))
-        smallest = into.constant("smallest", ir.tensor(np.float32(_SMALLEST)))
-        step = into.constant("int8_step", ir.tensor(np.float32(1 / _LARGEST)))
+        smallest = into.constant("smallest", ir.tensor(np.float32(SMALLEST)))
+        step = into.constant("int8_step", ir.tensor(np.float32(1 / LARGEST)))
         scale = into.op("Mul", into.op("Max", highest, lowest, smallest), step)
         # QuantizeLinear takes one scale a row of a matrix
         shape = into.constant(f"rows_of_{x.channels}", ir.tensor(np.array([-1, x.channels])))

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
 import torch
 
 from anna_export.checkpoint import Checkpoint
 from anna_export.graph.builder import as_ir
+from anna_export.graph.emitter import Emitter
 from anna_export.quantise.calibration import Calibration, Seen
 
 # What is stored of a weight: a suffix to its name ("", "_scale") → type and shape.
@@ -51,37 +52,15 @@ class LinearFormat(Protocol):
         """Say why layers with this input cannot be quantised, if they cannot."""
         ...
 
-    def emit_input(self, into: "Emitter", x: "LinearInput") -> list[ir.Value]:
+    def emit_input(self, into: Emitter, x: LinearInput) -> list[ir.Value]:
         """Add the nodes that round an input; each layer that reads it is given their outputs."""
         ...
 
     def emit_linear(
-        self, into: "Emitter", x: list[ir.Value], weight: Mapping[str, ir.Value]
+        self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
     ) -> ir.Value:
         """Add the nodes of one layer over its stored tensors, and return its output."""
         ...
-
-
-class Emitter:
-    """Adds nodes in front of one node of a graph."""
-
-    def __init__(self, graph: ir.Graph, at: ir.Node) -> None:
-        self._graph = graph
-        self._at = at
-
-    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add a standard node of one output."""
-        node = ir.node(kind, list(inputs), attributes)
-        self._graph.insert_before(self._at, node)
-        return node.outputs[0]
-
-    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """Return the graph's constant of this name, made where it is not there yet."""
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        value = ir.val(name, const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
 
 
 class QuantiseLinear(ir.passes.InPlacePass):
@@ -100,12 +79,14 @@ class QuantiseLinear(ir.passes.InPlacePass):
         self._linear = linear
         self._checkpoint = checkpoint
         self._calibration = calibration
+        self._modules = calibration.quantised_modules(checkpoint.spec)
+        self._shapes = checkpoint.spec.weight_shapes()
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a graph without one of the layers that are to be quantised."""
         products = (node for node in model.graph if node.op_type == "MatMul")
         unquantised = {node.name for node in products if _is_stored(node.inputs[1])}
-        if missing := self._modules().keys() - unquantised:
+        if missing := self._modules.keys() - unquantised:
             raise ir.passes.PreconditionError(
                 f"expected a MatMul by a stored weight named {min(missing)}, found none; build "
                 "with build_graph"
@@ -113,7 +94,7 @@ class QuantiseLinear(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that rule 1 names."""
-        graph, modules = model.graph, self._modules()
+        graph, modules = model.graph, self._modules
         rounded: dict[ir.Value, list[ir.Value]] = {}
         for node in [node for node in graph if node.name in modules]:
             x, name = node.inputs[0], modules[node.name or ""]
@@ -121,7 +102,7 @@ class QuantiseLinear(ir.passes.InPlacePass):
             seen = self._calibration.inputs[name]
             into = Emitter(graph, node)
             if x not in rounded:
-                channels = self._checkpoint.spec.weight_shapes()[f"{node.name}.weight"][1]
+                channels = self._shapes[f"{node.name}.weight"][1]
                 found = LinearInput(x, name, channels, seen)
                 rounded[x] = self._linear.emit_input(into, found)
             weight = self._store(graph, node, seen)
@@ -134,21 +115,14 @@ class QuantiseLinear(ir.passes.InPlacePass):
             graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=bool(rounded))
 
-    def _modules(self) -> dict[str, str]:
-        modules = self._checkpoint.spec.linear_modules()
-        return {
-            module: name for module, name in modules.items() if name not in self._calibration.kept
-        }
-
     def _store(self, graph: ir.Graph, node: ir.Node, seen: Seen) -> dict[str, ir.Value]:
         """Put a layer's stored tensors, as yet uncomputed, in the place of its weight."""
         name = f"{node.name}.weight"
-        shape = self._checkpoint.spec.weight_shapes()[name]
         graph.initializers.pop(name)
         return register(
             graph,
             name,
-            self._linear.layout(*shape),
+            self._linear.layout(*self._shapes[name]),
             lambda: self._linear.store(self._checkpoint.read(name, torch.float32), seen),
         )
 

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.group_query import DOMAIN
 
 
@@ -16,14 +17,14 @@ class MatMulIntegerToFloat(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every chain that rule 1 allows."""
-        graph = model.graph
+        graph, one = model.graph, ir.tensor(np.float32(1), name="scale_one")
         chains = [chain for node in graph if (chain := _chain(node)) is not None]
         for product, cast, scaled, scale in chains:
             graph.opset_imports[DOMAIN] = 1
             codes, weight, zero = product.inputs
             new = ir.node(
                 "MatMulIntegerToFloat",
-                [codes, weight, _one(graph), scale, zero],
+                [codes, weight, Emitter(graph, product).constant("scale_one", one), scale, zero],
                 domain=DOMAIN,
                 name=product.name,
             )
@@ -55,11 +56,3 @@ def _chain(product: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Value] | Non
 def _only_user(node: ir.Node) -> ir.Node | None:
     uses = list(node.outputs[0].uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 else None
-
-
-def _one(graph: ir.Graph) -> ir.Value:
-    name = "scale_one"
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.float32(1), name=name)
-        graph.register_initializer(ir.val(name, const_value=tensor))
-    return graph.initializers[name]

@@ -1,0 +1,27 @@
+"""Adding nodes and constants to a graph that is there already."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+
+class Emitter:
+    """Adds nodes in front of one node of a graph."""
+
+    def __init__(self, graph: ir.Graph, at: ir.Node) -> None:
+        self._graph = graph
+        self._at = at
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add a standard node of one output."""
+        node = ir.node(kind, list(inputs), attributes)
+        self._graph.insert_before(self._at, node)
+        return node.outputs[0]
+
+    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Return the graph's constant of this name, made where it is not there yet."""
+        if name in self._graph.initializers:
+            return self._graph.initializers[name]
+        value = ir.val(name, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
