@@ -6,11 +6,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import peft
 import pytest
@@ -24,6 +25,7 @@ from anna_export.backends.pytorch import open_reference
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
+from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -51,6 +53,8 @@ MakeAdapter = Callable[..., Path]
 MakeArtifact = Callable[..., Artifact]
 RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 MakeBatch = Callable[..., TokenBatch]
+Fp8 = Callable[[Precision], Artifact]
+Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 Refused = Callable[..., str]
 
 
@@ -148,6 +152,77 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
         return export(recipe, stage).artifact
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sharp(make_model: MakeModel) -> Path:
+    """A model whose attention is far from uniform, so that whatever it sees and where, shows."""
+    return make_model(initializer_range=0.2)
+
+
+@pytest.fixture(scope="session")
+def fp8(sharp: Path, make_artifact: MakeArtifact) -> Fp8:
+    """That model in fp8 with a high-precision type; so small a model is far off, and may be."""
+    return lambda arithmetic: make_artifact(
+        sharp, Precision.FP8, max_tokens=256, high_precision=arithmetic, max_loss=1
+    )
+
+
+@pytest.fixture(scope="session")
+def sharp_adapter(sharp: Path, make_adapter: MakeAdapter) -> Path:
+    return make_adapter(sharp)
+
+
+@pytest.fixture(scope="session")
+def int8(sharp: Path, sharp_adapter: Path, make_artifact: MakeArtifact) -> Artifact:
+    return make_artifact(sharp, Precision.INT8, sharp_adapter, max_loss=1)
+
+
+@pytest.fixture(scope="session")
+def uneven(make_model: MakeModel) -> Path:
+    """Inputs of two blocks, of an odd number of blocks (down_proj), and of none (o_proj: 80)."""
+    return make_model(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        initializer_range=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def int4(uneven: Path, make_artifact: MakeArtifact) -> Artifact:
+    """That model in int4; so small a model is far off, and may be."""
+    return make_artifact(uneven, Precision.INT4, max_tokens=256, max_loss=1)
+
+
+@pytest.fixture(scope="session")
+def probe() -> Probe:
+    """Runs a loaded graph of an artifact with these values, of one type, as further outputs."""
+
+    def run(
+        artifact: Artifact,
+        model: ir.Model,
+        values: Iterable[ir.Value],
+        batch: TokenBatch,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> dict[ir.Value, torch.Tensor]:
+        wanted = list(dict.fromkeys(values))
+        for value in wanted:
+            value.dtype = dtype
+        model.graph.outputs.extend(wanted)
+        # beside the weights, and gone before anything counts the artifact's files
+        path = artifact.folder / "probed.onnx"
+        try:
+            ir.save(model, path)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        finally:
+            path.unlink()
+        feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
+        found = session.run([value.name for value in wanted], feeds)
+        return dict(zip(wanted, map(torch.from_numpy, found), strict=True))
+
+    return run
 
 
 @pytest.fixture(scope="session")

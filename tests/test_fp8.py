@@ -32,19 +32,6 @@ E4M3 = ir.DataType.FLOAT8E4M3FN
 
 
 @pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> Path:
-    return make_model(initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def fp8(model: Path, make_artifact: MakeArtifact) -> Fp8:
-    """The model in fp8 with a high-precision type; so small a model is far off, and may be."""
-    return lambda arithmetic: make_artifact(
-        model, Precision.FP8, max_tokens=256, high_precision=arithmetic, max_loss=1
-    )
-
-
-@pytest.fixture(scope="module")
 def graph(fp8: Fp8) -> OpenGraph:
     def load(arithmetic: Precision = Precision.BF16, target: str = CANONICAL) -> ir.Model:
         return ir.load(fp8(arithmetic).graph(target))
@@ -81,11 +68,11 @@ def quantised(model: ir.Model) -> list[ir.Node]:
 @pytest.mark.parametrize("target", [CANONICAL, CPU])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_every_linear_layer_is_quantised(
-    graph: OpenGraph, model: Path, arithmetic: Precision, target: str
+    graph: OpenGraph, sharp: Path, arithmetic: Precision, target: str
 ) -> None:
     found = graph(arithmetic, target)
     modules = [node.name or "" for node in quantised(found)]
-    assert sorted(modules) == sorted(read_spec(model).linear_modules())
+    assert sorted(modules) == sorted(read_spec(sharp).linear_modules())
     assert len(nodes(found, "MatMul")) == len(modules)
 
 
@@ -169,11 +156,11 @@ def test_attention_stays_in_high_precision(graph: OpenGraph) -> None:
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_nothing_but_the_linear_layers_differs_from_the_plain_graph(
-    graph: OpenGraph, model: Path, arithmetic: Precision
+    graph: OpenGraph, sharp: Path, arithmetic: Precision
 ) -> None:
     found = kinds(graph(arithmetic))
     del found["QuantizeLinear"], found["DequantizeLinear"]
-    assert found == kinds(build_graph(Checkpoint.open(model), arithmetic, 64))
+    assert found == kinds(build_graph(Checkpoint.open(sharp), arithmetic, 64))
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
@@ -196,20 +183,20 @@ def test_twin_computes_in_fp32_alone(graph: OpenGraph, arithmetic: Precision) ->
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_pass_applied_twice_changes_nothing(fp8: Fp8, model: Path, arithmetic: Precision) -> None:
+def test_pass_applied_twice_changes_nothing(fp8: Fp8, sharp: Path, arithmetic: Precision) -> None:
     scheme, calibration = (
         quantise.load(Precision.FP8, arithmetic),
         read_calibration(fp8(arithmetic)),
     )
-    twin = scheme.graphs(Checkpoint.open(model), 64, calibration)[CPU]
+    twin = scheme.graphs(Checkpoint.open(sharp), 64, calibration)[CPU]
     before = str(twin.graph)
     for rewrite in scheme.cpu_passes:
         assert not rewrite(twin).modified
     assert str(twin.graph) == before
 
 
-def test_graph_that_is_quantised_already_is_refused(fp8: Fp8, model: Path) -> None:
-    calibration, checkpoint = read_calibration(fp8(Precision.BF16)), Checkpoint.open(model)
+def test_graph_that_is_quantised_already_is_refused(fp8: Fp8, sharp: Path) -> None:
+    calibration, checkpoint = read_calibration(fp8(Precision.BF16)), Checkpoint.open(sharp)
     assert calibration is not None
     quantised_once = quantise.load(Precision.FP8).graphs(checkpoint, 64, calibration)[CANONICAL]
     again = QuantiseLinear(Fp8Static(Precision.BF16), checkpoint, calibration)
@@ -222,11 +209,11 @@ def test_graph_that_is_quantised_already_is_refused(fp8: Fp8, model: Path) -> No
 
 @pytest.fixture(scope="module")
 def massive(
-    model: Path, make_artifact: MakeArtifact, tmp_path_factory: pytest.TempPathFactory
+    sharp: Path, make_artifact: MakeArtifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     """The model with one enormous channel in front of a down_proj, which takes it back."""
     folder = tmp_path_factory.mktemp("massive") / "base"
-    shutil.copytree(model, folder)
+    shutil.copytree(sharp, folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights["layers.1.mlp.up_proj.weight"][5] *= 2e6
     weights["layers.1.mlp.down_proj.weight"][:, 5] /= 2e6
@@ -246,11 +233,11 @@ def test_massive_activation_is_found_and_its_figures_are_named(massive: Artifact
     assert "layers.0.mlp.down_proj" in calibration.snr_db
 
 
-def test_kept_layers_product_stays_as_it_was(model: Path, massive: Artifact) -> None:
+def test_kept_layers_product_stays_as_it_was(sharp: Path, massive: Artifact) -> None:
     found = ir.load(massive.graph(CANONICAL))
-    plain = build_graph(Checkpoint.open(model), Precision.BF16, 64)
+    plain = build_graph(Checkpoint.open(sharp), Precision.BF16, 64)
     name = "layers.1.mlp.down_proj"
-    expected = read_spec(model).linear_modules().keys() - {name}
+    expected = read_spec(sharp).linear_modules().keys() - {name}
     assert {node.name for node in quantised(found)} == expected
     kept, before = (
         next(node for node in graph.graph if node.name == name) for graph in (found, plain)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from anna_export.backends.pytorch import open_reference
 from anna_export.calibrate.sensitivity import measure_loss
 from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, IR_DTYPES
+from anna_export.graph.builder import IR_DTYPES
 from anna_export.quantise.calibration import Calibration, read_calibration
 from anna_export.quantise.fp8 import Fp8Static
 from anna_export.quantise.scheme import CANONICAL, CPU
@@ -28,20 +27,8 @@ MakeArtifact = Callable[..., Artifact]
 MakeBatch = Callable[..., TokenBatch]
 RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 Fp8 = Callable[[Precision], Artifact]
+Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 ARITHMETICS = tuple(IR_DTYPES)
-
-
-@pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> Path:
-    return make_model(initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def fp8(model: Path, make_artifact: MakeArtifact) -> Fp8:
-    """The model in fp8 with a high-precision type; so small a model is far off, and may be."""
-    return lambda arithmetic: make_artifact(
-        model, Precision.FP8, max_tokens=256, high_precision=arithmetic, max_loss=1
-    )
 
 
 def calibration_of(artifact: Artifact) -> Calibration:
@@ -76,42 +63,31 @@ def layers_of(graph: ir.Graph) -> Iterator[tuple[str, list[ir.Value]]]:
             yield product.name, [quantize.inputs[0], weight, product.outputs[0]]
 
 
-def run_probed(artifact: Artifact, target: str, batch: TokenBatch) -> list[Layer]:
+def run_probed(probe: Probe, artifact: Artifact, target: str, batch: TokenBatch) -> list[Layer]:
     """Run a graph with every layer's values as outputs."""
     model = ir.load(artifact.graph(target))
     layers = dict(layers_of(model.graph))
     made = artifact.manifest.quantised
     assert made is not None and len(layers) == 3 * 7
-    wanted = dict.fromkeys(value for values in layers.values() for value in values)
-    for value in wanted:
-        value.dtype = IR_DTYPES[made.arithmetic if target == CANONICAL else Precision.FP32]
-        model.graph.outputs.append(value)
-    # beside the weights, and gone before anything counts the artifact's files
-    path = artifact.folder / "probed.onnx"
-    try:
-        ir.save(model, path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    finally:
-        path.unlink()
-    names = [value.name for value in wanted]
-    feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
-    found = dict(zip(wanted, map(torch.from_numpy, session.run(names, feeds)), strict=True))
+    values = [value for three in layers.values() for value in three]
+    dtype = IR_DTYPES[made.arithmetic if target == CANONICAL else Precision.FP32]
+    found = probe(artifact, model, values, batch, dtype)
     return [Layer(name, *(found[v] for v in values)) for name, values in layers.items()]
 
 
 @pytest.fixture(scope="module")
 def compare(
-    fp8: Fp8, model: Path, make_batch: MakeBatch
+    fp8: Fp8, sharp: Path, probe: Probe, make_batch: MakeBatch
 ) -> Callable[[Precision, str], dict[str, float]]:
     """Each layer's distance, relative to its largest output, from its emulation on its input."""
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(sharp)
     names = checkpoint.spec.linear_modules()
 
     def compare(arithmetic: Precision, target: str) -> dict[str, float]:
         artifact, linear = fp8(arithmetic), Fp8Static(arithmetic)
         inputs = calibration_of(artifact).inputs
         distances = {}
-        for layer in run_probed(artifact, target, make_batch(1, 33, 2, 64)):
+        for layer in run_probed(probe, artifact, target, make_batch(1, 33, 2, 64)):
             weight = checkpoint.read(f"{layer.module}.weight", torch.float32)
             restored = linear.restore(linear.store(weight))
             assert torch.equal(layer.weight, restored.T.to(layer.weight.dtype)), layer.module
@@ -150,22 +126,22 @@ def batches(make_batch: MakeBatch) -> list[TokenBatch]:
 
 
 @pytest.fixture(scope="module")
-def truths(model: Path, batches: list[TokenBatch]) -> list[np.ndarray]:
-    reference = open_reference(model).backend
+def truths(sharp: Path, batches: list[TokenBatch]) -> list[np.ndarray]:
+    reference = open_reference(sharp).backend
     return [reference.run(batch).astype(np.float64) for batch in batches]
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_twin_is_no_farther_from_the_reference_than_the_emulation(
     fp8: Fp8,
-    model: Path,
+    sharp: Path,
     run_graph: RunGraph,
     batches: list[TokenBatch],
     truths: list[np.ndarray],
     arithmetic: Precision,
 ) -> None:
     artifact = fp8(arithmetic)
-    walk, linear = Walk(Checkpoint.open(model)), Fp8Static(arithmetic)
+    walk, linear = Walk(Checkpoint.open(sharp)), Fp8Static(arithmetic)
     emulated = measure_loss(walk, linear, calibration_of(artifact).inputs, {}, batches)
     found = [run_graph(artifact, CPU, batch) for batch in batches]
     cosines = [(a * b).sum(axis=1) for a, b in zip(found, truths, strict=True)]

@@ -37,12 +37,6 @@ HEADS, KV_HEADS, HEAD_DIM, DIM, LAYERS = 6, 2, 16, 40, 3
 
 
 @pytest.fixture(scope="module")
-def sharp(make_model: MakeModel) -> Path:
-    """A model whose attention is far from uniform, so that whatever it sees and where, shows."""
-    return make_model(initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
 def exported(sharp: Path, make_artifact: MakeArtifact) -> Artifact:
     return make_artifact(sharp)
 

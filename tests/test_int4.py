@@ -193,32 +193,14 @@ def test_inputs_that_are_no_blocks_are_kept_and_why_is_one_line(inputs: int, kep
     assert why == (f"{inputs} inputs are no multiple of 32, the block of int4" if kept else None)
 
 
-@pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> Path:
-    """Inputs of two blocks, of an odd number of blocks (down_proj), and of none (o_proj: 80)."""
-    return make_model(
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=5,
-        num_key_value_heads=1,
-        initializer_range=0.2,
-    )
-
-
-@pytest.fixture(scope="module")
-def int4(model: Path, make_artifact: MakeArtifact) -> Artifact:
-    """The model in int4; so small a model is far off, and may be."""
-    return make_artifact(model, Precision.INT4, max_tokens=256, max_loss=1)
-
-
 def kinds(graph: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in graph.graph)
 
 
 def test_layers_that_do_not_divide_stay_as_they_were_and_the_artifact_says_why(
-    int4: Artifact, model: Path
+    int4: Artifact, uneven: Path
 ) -> None:
-    calibration, checkpoint = read_calibration(int4), Checkpoint.open(model)
+    calibration, checkpoint = read_calibration(int4), Checkpoint.open(uneven)
     assert calibration is not None
     assert set(calibration.kept) == {f"layers.{layer}.attention_output" for layer in range(3)}
     for target in (CANONICAL, CPU):
@@ -265,7 +247,7 @@ def test_every_quantised_layer_is_lowered_and_nothing_is_left_of_it(int4: Artifa
             ]
 
 
-def test_both_graphs_read_the_same_bytes_of_the_data_file(int4: Artifact, model: Path) -> None:
+def test_both_graphs_read_the_same_bytes_of_the_data_file(int4: Artifact, uneven: Path) -> None:
     canonical, cpu = (ir.load(int4.graph(t)).graph.initializers for t in (CANONICAL, CPU))
     shared = {name for name, value in canonical.items() if value.dtype is ir.DataType.UINT4}
     assert len(shared) == 2 * 3 * 6
@@ -281,7 +263,7 @@ def test_both_graphs_read_the_same_bytes_of_the_data_file(int4: Artifact, model:
         placed == 3 * 4
     )  # 1,024 bytes of key and value codes, and zero points, stay in the graphs
     # once on disk: were they there twice, it would be a half more
-    spec = read_spec(model)
+    spec = read_spec(uneven)
     stored = sum(value.const_value.nbytes for value in canonical.values() if value.const_value)
     size = (int4.folder / DATA_FILE).stat().st_size
     assert size <= stored + 4096 * 2 * len(spec.weight_shapes())
@@ -299,9 +281,9 @@ def test_quantised_weight_takes_little_more_than_5_bits() -> None:
     assert bits / (4096 * 14336) == 5.125
 
 
-def test_pass_applied_twice_changes_nothing(int4: Artifact, model: Path) -> None:
+def test_pass_applied_twice_changes_nothing(int4: Artifact, uneven: Path) -> None:
     calibration = read_calibration(int4)
-    twin = SCHEME.graphs(Checkpoint.open(model), 64, calibration)[CPU]
+    twin = SCHEME.graphs(Checkpoint.open(uneven), 64, calibration)[CPU]
     before = str(twin.graph)
     for rewrite in SCHEME.cpu_passes:
         assert not rewrite(twin).modified

@@ -12,19 +12,18 @@ import torch
 from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import open_backend, open_reference
 from anna_export.backends.stored import stored_model
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.int4 import Int4Blocks
 from anna_export.quantise.linear import LinearInput, register
 from anna_export.quantise.scheme import CANONICAL, CPU
-from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 
 MakeModel = Callable[..., Path]
 MakeArtifact = Callable[..., Artifact]
 MakeBatch = Callable[..., TokenBatch]
+Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FORMAT = Int4Blocks()
 
@@ -103,24 +102,6 @@ def test_lowered_layer_rounds_inputs_as_the_emulation_does(
 # -- all layers of a model --
 
 
-@pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> Path:
-    """Inputs of two blocks, of an odd number of blocks (down_proj), and of none (o_proj: 80)."""
-    return make_model(
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=5,
-        num_key_value_heads=1,
-        initializer_range=0.2,
-    )
-
-
-@pytest.fixture(scope="module")
-def int4(model: Path, make_artifact: MakeArtifact) -> Artifact:
-    """The model in int4; so small a model is far off, and may be."""
-    return make_artifact(model, Precision.INT4, max_tokens=256, max_loss=1)
-
-
 def layers_of(graph: ir.Graph, kind: str) -> Iterator[tuple[str, ir.Value, ir.Value]]:
     """Yield each quantised module's name, its input and its output."""
     for product in graph:
@@ -133,25 +114,13 @@ def layers_of(graph: ir.Graph, kind: str) -> Iterator[tuple[str, ir.Value, ir.Va
 
 @pytest.mark.parametrize(("target", "kind"), [(CANONICAL, "MatMul"), (CPU, "MatMulNBits")])
 def test_each_layer_is_its_emulation(
-    int4: Artifact, make_batch: MakeBatch, target: str, kind: str
+    int4: Artifact, probe: Probe, make_batch: MakeBatch, target: str, kind: str
 ) -> None:
     graph = ir.load(int4.graph(target))
     layers, read = list(layers_of(graph.graph, kind)), stored_model(int4).read
     assert len(layers) == 3 * 6
-    wanted = dict.fromkeys(value for _, *values in layers for value in values)
-    for value in wanted:
-        value.dtype = ir.DataType.FLOAT
-        graph.graph.outputs.append(value)
-    path = int4.folder / "probed.onnx"  # beside the weights
-    try:
-        ir.save(graph, path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    finally:
-        path.unlink()
-    batch = make_batch(1, 33, 2, 64)
-    feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
-    names = [value.name for value in wanted]
-    found = dict(zip(wanted, map(torch.from_numpy, session.run(names, feeds)), strict=True))
+    values = [value for _, *both in layers for value in both]
+    found = probe(int4, graph, values, make_batch(1, 33, 2, 64))
     for module, x, y in layers:
         rounded = FORMAT.round_input(found[x]) if target == CPU else found[x]
         # only the order of sums differs
@@ -167,9 +136,9 @@ def batches(make_batch: MakeBatch) -> list[TokenBatch]:
 
 
 def test_lowered_graph_is_as_far_from_the_reference_as_its_emulation(
-    int4: Artifact, model: Path, run_graph: RunGraph, batches: list[TokenBatch]
+    int4: Artifact, uneven: Path, run_graph: RunGraph, batches: list[TokenBatch]
 ) -> None:
-    emulation, reference = open_backend(int4), open_reference(model).backend
+    emulation, reference = open_backend(int4), open_reference(uneven).backend
     losses: dict[str, list[np.ndarray]] = {"emulated": [], "found": []}
     for batch in batches:
         truth = reference.run(batch).astype(np.float64)
