@@ -1,5 +1,6 @@
 """A Mistral-7B of the real v0.1 shape with random weights, and a LoRA over its linear layers."""
 
+import argparse
 import json
 import math
 import random
@@ -22,6 +23,21 @@ RANK, ALPHA = 64, 32
 # ones for copying, merging and spot checks, and a hundred times quicker to make.
 _POOL_NUMBERS = (1 << 24) + 43
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the options of every benchmark of this model, parse, and make the folder it goes to."""
+    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build"),
+        help="Where models go; removed at the end (default: build).",
+    )
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    return arguments
 
 
 def mistral_v01(layers: int = 32) -> EmbeddingSpec:

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 from anna_train.corpus import collect_pairs, source_files, source_folders
 from peaks import Peaks, least_int8_seconds
-from record import Figure, record
+from record import Figure, record, say
 from rivals import environments
 from rivals.contender import Contender, ContenderError, Ready, make, run
 from rivals.job import Job, Rows
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _compare(folder: Path, quick: bool, results: Path | None) -> int:
-    _say("writing the model")
+    say("writing the model")
     write_small_model(folder / "base")
     spec = Checkpoint.open(folder / "base").spec
     job = _draw_job(folder, spec, quick)
@@ -149,7 +149,7 @@ def _make_all(
         try:
             if contender.environment is not None and quick:
                 raise ContenderError("--quick takes rivals of this environment only")
-            ready[contender.name] = make(contender, job, folder, _say)
+            ready[contender.name] = make(contender, job, folder, say)
         except ContenderError as error:
             _skip(contender.name, error, not_run)
     ready.pop(TRACED.name, None)
@@ -185,7 +185,7 @@ def _measure_all(
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in ready}
     for index in range(rounds):
         for name in list(seconds):
-            _say(f"round {index + 1} of {rounds}: {name}")
+            say(f"round {index + 1} of {rounds}: {name}")
             try:
                 answer = ready[name].ask("measure")
             except ContenderError as error:
@@ -201,7 +201,7 @@ def _skip(name: str, error: ContenderError, not_run: list[dict[str, str]]) -> No
     """Go on without a contender, if that is possible."""
     if name in (OURS.name, REFERENCE.name):
         sys.exit(f"expected {name} to run, found: {error}")
-    _say(f"not run: {name}: {error}")
+    say(f"not run: {name}: {error}")
     not_run.append({"name": name, "why": str(error)})
 
 
@@ -275,12 +275,12 @@ def _busy_percent() -> float:
     """Return how busy others keep the machine; threads that wait by spinning suffer most."""
     percent = psutil.cpu_percent(interval=3)
     if percent > MOST_BUSY_PERCENT:
-        _say(f"the machine is {percent:.0f} % busy with other work: these figures are no record")
+        say(f"the machine is {percent:.0f} % busy with other work: these figures are no record")
     return percent
 
 
 def _peaks() -> Peaks:
-    _say("measuring the machine's peaks")
+    say("measuring the machine's peaks")
     output = run([sys.executable, str(Path(__file__).with_name("peaks.py"))], {})
     return Peaks(**json.loads(output))
 
@@ -292,7 +292,7 @@ def _folder_bytes(folder: Path) -> int:
 def _say_check(name: str, check: dict[str, Any]) -> None:
     kept = check["worst_cosine_alone_to_batch"] >= MIN_COSINE_IN_BATCH
     verdict = "" if kept else f" (BELOW {MIN_COSINE_IN_BATCH})"
-    _say(
+    say(
         f"{name}: worst cosine {check['worst_cosine']:.6f} to {REFERENCE.name}, "
         f"{check['worst_cosine_alone_to_batch']:.6f} alone to batch{verdict}; "
         f"{check['served_bytes'] / 1e6:.0f} MB stored, {check['peak_bytes'] / 1e6:.0f} MB at work"
@@ -300,19 +300,15 @@ def _say_check(name: str, check: dict[str, Any]) -> None:
 
 
 def _say_milliseconds(seconds: dict[str, dict[str, list[float]]], least: dict[str, float]) -> None:
-    _say("\nmilliseconds, median of the rounds; int8 bound: no int8 program here takes less")
-    _say(f"{'':24}" + "".join(f"{shape:>10}" for shape in least))
+    say("\nmilliseconds, median of the rounds; int8 bound: no int8 program here takes less")
+    say(f"{'':24}" + "".join(f"{shape:>10}" for shape in least))
     rows = {
         name: {shape: statistics.median(found) for shape, found in shapes.items()}
         for name, shapes in seconds.items()
     }
     for name, row in {**rows, "int8 bound": least}.items():
-        _say(f"{name:24}" + "".join(f"{row[shape] * 1e3:10.1f}" for shape in least))
-    _say("")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        say(f"{name:24}" + "".join(f"{row[shape] * 1e3:10.1f}" for shape in least))
+    say("")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from big_model import mistral_v01, write_adapter, write_base
-from record import Figure, record
+from big_model import mistral_v01, parse_arguments, write_adapter, write_base
+from record import Figure, record, say
 from watched import Run, run_watched
 
 from anna_export.verify.texts import ordinary_texts
@@ -43,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="anna-quantised-", dir=arguments.folder) as name:
         folder = Path(name)
         spec = mistral_v01(layers)
-        _say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
+        say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
         write_base(folder / "base", spec)
         write_adapter(folder / "adapter", spec)
         os.sync()
@@ -63,7 +63,7 @@ def _measure(
     out = folder / precision
     plans = json.loads(_checked([str(TOOL), "plan", *source, "--json"]).output)["plans"]
     (plan,) = (one for one in plans if one["precision"] == precision)
-    _say(f"{precision}: exporting")
+    say(f"{precision}: exporting")
     # random weights say nothing about the loss of trained ones
     command = [str(TOOL), *source, "--out", str(out), f"--{precision}", "--max-loss", "1"]
     if texts is not None:
@@ -113,7 +113,7 @@ def _measure(
     else:
         why = "its fp32 twin does not fit in this memory"
         not_run.append({"name": f"{precision}: loaded and embedding", "why": why})
-    _say(f"{precision}: proving")
+    say(f"{precision}: proving")
     verify = [str(TOOL), "verify", str(out), "--reference", *source[1:], "--json"]
     proof = _checked(verify)
     parity = json.loads(proof.output)
@@ -160,26 +160,12 @@ def _checked(command: list[str]) -> Run:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
     parser.add_argument(
         "--precision", choices=PRECISIONS, action="append", help="What to export (default: each)."
     )
     parser.add_argument("--texts", type=int, help="Calibration texts (default: the export's own).")
     parser.add_argument("--quick", action="store_true", help="Two layers.")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("build"),
-        help="Where models go; removed at the end (default: build).",
-    )
-    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    return arguments
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return parse_arguments(parser)
 
 
 if __name__ == "__main__":

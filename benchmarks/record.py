@@ -99,3 +99,8 @@ def print_table(figures: list[Figure], not_run: list[dict[str, str]]) -> None:
         )
     for skipped in not_run:
         print(f"{skipped['name']:56} not run: {skipped['why']}")
+
+
+def say(text: str) -> None:
+    """Print a line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from big_model import ALPHA, RANK, mistral_v01, write_adapter, write_base
-from record import Figure, record
+from big_model import ALPHA, RANK, mistral_v01, parse_arguments, write_adapter, write_base
+from record import Figure, record, say
 from safetensors import safe_open
 from watched import Run, run_watched
 
@@ -71,7 +71,7 @@ def _measure(
 ) -> int:
     spec = mistral_v01(layers)
     base, adapter, out = folder / "base", folder / "adapter", folder / "artifact"
-    _say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
+    say(f"writing a model of {layers} layers, {spec.parameters / 1e9:.2f} G parameters")
     weights_bytes = write_base(base, spec)
     write_adapter(adapter, spec)
     os.sync()
@@ -91,18 +91,16 @@ def _measure(
             shutil.rmtree(out)
         else:
             out.rename(folder / "kept")
-        _say(
-            f"round {index + 1}: export {exports[-1].seconds:.1f} s, cp {copies[-1].seconds:.1f} s"
-        )
+        say(f"round {index + 1}: export {exports[-1].seconds:.1f} s, cp {copies[-1].seconds:.1f} s")
     worst_ulp = _spot_check(base, adapter, folder / "kept", layers, precision)
-    _say("proving it layer by layer against base and adapter, under 3 GiB too")
+    say("proving it layer by layer against base and adapter, under 3 GiB too")
     prove = [str(TOOL), "verify", str(folder / "kept"), "--reference", str(base)]
     prove += ["--adapter", str(adapter), "--json"]
     proof = run_watched(prove, address_space_bytes=ADDRESS_SPACE_BYTES)
     shutil.rmtree(folder / "kept")
-    _say("the same with exact sums, rounded once")
+    say("the same with exact sums, rounded once")
     bound = _one_rounding(base, adapter, precision)
-    _say("exporting under an address-space limit of 3 GiB")
+    say("exporting under an address-space limit of 3 GiB")
     limited = run_watched([*command, "--no-verify"], address_space_bytes=ADDRESS_SPACE_BYTES)
     ratios = [made.seconds / copied.seconds for made, copied in zip(exports, copies, strict=True)]
     peak = max(run.peak_anon_bytes for run in exports) / GIB
@@ -167,7 +165,6 @@ def _measure(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
     parser.add_argument(
         "--rounds", type=int, default=3, help="Pairs of export and cp (default: 3)."
     )
@@ -175,16 +172,7 @@ def _arguments() -> argparse.Namespace:
         "--precision", choices=["bf16", "fp16"], default="bf16", help="What to export (bf16)."
     )
     parser.add_argument("--quick", action="store_true", help="Two layers, one round.")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("build"),
-        help="Where models go; removed at the end (default: build).",
-    )
-    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    return arguments
+    return parse_arguments(parser)
 
 
 def _copy(base: Path, target: Path) -> Run:
@@ -263,10 +251,6 @@ def _spot_check(
 def _require(run: Run) -> None:
     if run.code != 0:
         sys.exit(f"expected the export to succeed, found exit code {run.code}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
