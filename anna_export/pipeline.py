@@ -18,14 +18,15 @@ import onnx_ir as ir
 from anna_export import artifact as artifacts
 from anna_export import quantise
 from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Quantised, Source
-from anna_export.calibrate import Request, calibrate
+from anna_export.calibrate import calibrate
+from anna_export.calibrate.request import Request
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.errors import InputError, ParityError
-from anna_export.plan import forecast
+from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.progress import Progress, Stage
 from anna_export.prompts import Prompts, find_prompts
 from anna_export.quantise.calibration import Calibration
@@ -114,7 +115,7 @@ class Recipe:
 
     @property
     def work(self) -> Path:
-        """Where unfinished calibration is kept: an interrupted export goes on with it."""
+        """The folder of unfinished calibration: an interrupted export goes on with it."""
         out = self.out.resolve()
         return out.with_name(f".{out.name}.calibration")
 
@@ -175,7 +176,9 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     calibration, parity = None, None
     with staged(recipe.out, overwrite=recipe.overwrite, holding=artifacts.MANIFEST_FILE) as folder:
         # only now: what a killed export had left here is gone
-        require_disk(recipe.out, forecast(checkpoint.spec, contract, scheme).disk_bytes)
+        tokens = DEFAULT_TOKENS if texts is None else texts.tokens
+        needed = forecast(checkpoint.spec, contract, scheme, tokens)
+        require_disk(recipe.out, needed.disk_bytes)
         if texts is not None:
             with _timed(seconds, "calibrate"):
                 calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)
@@ -188,7 +191,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
         exported = Exported(add_proof(artifact, parity), parity, seconds)
-        recipe.work.unlink(missing_ok=True)
+        shutil.rmtree(recipe.work, ignore_errors=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))

@@ -32,10 +32,11 @@ _PAGE_BYTES: Final = 4096
 _DEQUANTISED_BYTES: Final = 2.6
 _DISK_MARGIN_BYTES: Final = 8 << 20
 _PROBE_BYTES: Final = 64 << 20
-_CALIBRATION_TOKENS: Final = 4096
+# Tokens of the texts that an export calibrates on if it is given none.
+DEFAULT_TOKENS: Final = 4096
 # Tokens that pass through a layer: the reference's, a fifth of them as the candidate, and 512 twice
 # for its signal-to-noise ratio.
-_CALIBRATION_PRODUCTS: Final = 1.2 * _CALIBRATION_TOKENS + 2 * 512
+_CALIBRATION_PRODUCTS: Final = 1.2 * DEFAULT_TOKENS + 2 * 512
 _MERGED_NUMBERS_PER_SECOND: Final = 200e6
 _PRODUCTS: Final = 12
 _QUANTISED_ROWS: Final = 512
@@ -73,8 +74,20 @@ class Forecast:
     reference_bytes: int
 
 
-def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Forecast:
-    """Forecast one precision from the model's numbers alone, no layer kept in a wider one."""
+def forecast(
+    spec: EmbeddingSpec,
+    contract: TokenContract,
+    scheme: Scheme,
+    tokens: int = DEFAULT_TOKENS,
+) -> Forecast:
+    """Forecast one precision from the model's numbers alone, no layer kept in a wider one.
+
+    Args:
+        spec: The model's numbers.
+        contract: How long a sequence may be.
+        scheme: The precision.
+        tokens: Those that it is calibrated on, if it is.
+    """
     tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
     stored = _stored_bytes(spec, scheme)
     weights = sum(stored.values()) + tables
@@ -82,24 +95,24 @@ def forecast(spec: EmbeddingSpec, contract: TokenContract, scheme: Scheme) -> Fo
     return Forecast(
         precision=scheme.precision,
         artifact_bytes=artifact,
-        disk_bytes=artifact + _DISK_MARGIN_BYTES + _kept_work_bytes(spec, scheme),
-        export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme),
+        disk_bytes=artifact + _DISK_MARGIN_BYTES + _kept_work_bytes(spec, scheme, tokens),
+        export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme, tokens),
         serve_bytes=_LIBRARIES_BYTES + _serve_bytes(spec, scheme, stored),
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
     )
 
 
-def _kept_work_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
+def _kept_work_bytes(spec: EmbeddingSpec, scheme: Scheme, tokens: int) -> int:
     """Return what calibration keeps beside the artifact: hidden states, the candidate's too."""
-    return 0 if scheme.linear is None else round(1.2 * _CALIBRATION_TOKENS) * spec.dim * 4
+    return 0 if scheme.linear is None else round(1.2 * tokens) * spec.dim * 4
 
 
 def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int]) -> int:
     """Return what the artifact takes in ONNX Runtime's CPU provider, beyond what it maps."""
     matrices = spec.parameters - spec.vocab_size * spec.dim
-    if scheme.served_as_stored:
+    if scheme.served_bytes is not None:
         # packed copies of the matrices; the embedding stays in the mapped file
-        return sum(stored.values()) - stored[EMBEDDING_WEIGHT]
+        return round(matrices * scheme.served_bytes)
     if scheme.linear is not None:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
@@ -127,7 +140,7 @@ def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
     }
 
 
-def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
+def _export_bytes(spec: EmbeddingSpec, scheme: Scheme, tokens: int) -> int:
     """Return the most memory that making a scheme's weights takes, libraries apart."""
     shapes = spec.weight_shapes()
     item = TORCH_DTYPES[scheme.arithmetic].itemsize if scheme.linear is None else 4
@@ -141,15 +154,15 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme) -> int:
     writing = sum(largest[-2:])
     if scheme.linear is None:
         return writing
-    return max(writing, calibration_bytes(spec))
+    return max(writing, calibration_bytes(spec, tokens))
 
 
-def calibration_bytes(spec: EmbeddingSpec) -> int:
+def calibration_bytes(spec: EmbeddingSpec, tokens: int) -> int:
     """Return what calibrating takes: one layer, quantised in place, and all tokens' activations."""
     shapes = spec.weight_shapes().items()
     layer = [math.prod(shape) for name, shape in shapes if name.startswith("layers.0.")]
     captured = 2 * spec.dim + spec.q_dim + spec.ffn_dim
-    numbers = sum(layer) + 3 * max(layer) + _CALIBRATION_TOKENS * (captured + spec.ffn_dim)
+    numbers = sum(layer) + 3 * max(layer) + tokens * (captured + spec.ffn_dim)
     return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 
@@ -208,7 +221,7 @@ def proof_that_fits(needed: Forecast, scheme: Scheme) -> Proof:
     """Say how an artifact can be compared with its reference in this memory."""
     if fits_in_memory(needed.reference_bytes + needed.serve_bytes):
         return Proof.EVERY_TEXT
-    if scheme.served_as_stored and fits_in_memory(needed.serve_bytes):
+    if scheme.served_bytes is not None and fits_in_memory(needed.serve_bytes):
         return Proof.FEW_TEXTS
     return Proof.WEIGHTS
 

@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,16 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 # a disk, a quota, or a limit on the size of files
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# a disk that has no locks, as some network disks
-_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# a disk that has no locks, or none of folders, as some network disks
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+
+
+class Lock(Enum):
+    """What came of asking for a lock."""
+
+    OURS = "held by this process"
+    ANOTHERS = "held by another"
+    NONE = "this disk has no locks"
 
 
 @contextmanager
@@ -37,7 +46,7 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
         holding: A file that marks what may be replaced.
 
     Raises:
-        ExistsError: If `out` exists and may not be overwritten.
+        ExistsError: If `out` exists and may not be overwritten, or another process is making it.
         SpaceError: If the disk fills up.
     """
     require_absent(out, overwrite=overwrite, holding=holding)
@@ -219,41 +228,43 @@ def sole_writer(folder: Path, out: Path) -> Iterator[None]:
     Raises:
         ExistsError: If another process is making `out` in it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExistsError(
-                f"expected to be the only process that makes {out}, found another at it; wait for "
-                "it, or choose another --out"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    with locked(folder) as lock:
+        _require_not_anothers(lock, out)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a file's or folder's lock, and say whether it is held; it goes with the process."""
+def locked(path: Path, *, wait: bool = False) -> Iterator[Lock]:
+    """Ask for a file's or folder's lock, and say what came of it; it goes with the process."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        held = False
-        with suppress(OSError):  # another has it, or this disk has no locks
+        lock = Lock.OURS
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        yield held
+        except BlockingIOError:
+            lock = Lock.ANOTHERS
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            lock = Lock.NONE
+        yield lock
     finally:
         os.close(descriptor)
+
+
+def _require_not_anothers(lock: Lock, out: Path) -> None:
+    if lock is Lock.ANOTHERS:
+        raise ExistsError(
+            f"expected to be the only process that makes {out}, found another at it; wait for "
+            "it, or choose another --out"
+        )
 
 
 def _remove_leftovers(out: Path) -> None:
     for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        with suppress(FileNotFoundError), locked(path) as abandoned:
-            if abandoned:
+        with suppress(FileNotFoundError), locked(path) as lock:
+            _require_not_anothers(lock, out)
+            if lock is Lock.OURS:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -24,6 +24,7 @@ from record import Figure, record
 
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import observe
+from anna_export.calibrate.request import Request
 from anna_export.calibrate.sensitivity import measure_loss
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.calibrate.walk import OnInput, Walk, Walked
@@ -150,8 +151,8 @@ def _task(model: Path, adapter: Path) -> Task:
     batches, others = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))
     walk = Walk(checkpoint)
     with tempfile.TemporaryDirectory(prefix="anna-int4-") as folder:
-        work = KeptWork(Path(folder) / "work", "int4")
-        inputs = observe(walk, Int4Blocks(), None, Ranges.MAX, batches, others, work).inputs
+        request = Request(Int4Blocks(), None, Ranges.MAX, allowed=1, work=Path(folder))
+        inputs = observe(walk, request, batches, others, KeptWork(request.work, "int4")).inputs
     moments = _moments(walk, batches)
     return Task(walk, inputs, others, {id(inputs[name]): moments[name] for name in inputs})
 

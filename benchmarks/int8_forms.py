@@ -83,10 +83,10 @@ def per_token(form: Form) -> ir.Value:
     lowest = tape.op("Neg", [tape.op("ReduceMin", [form.x, last])])
     step = form.constant(1 / 127, np.float32)
     scale = tape.op("Mul", [tape.op("Max", [highest, lowest]), step])
-    scales = tape.op("Reshape", [scale, last])
     zero = ir.tensor(np.array([128], dtype=np.uint8), name="zero")
-    zeros = tape.op("ConstantOfShape", [tape.op("Shape", [scales])], {"value": zero})
-    codes = tape.op("QuantizeLinear", [form.x, scales, zeros], {"axis": 0})
+    zeros = tape.op("ConstantOfShape", [tape.op("Shape", [scale])], {"value": zero})
+    block = {"axis": -1, "block_size": form.inputs}
+    codes = tape.op("QuantizeLinear", [form.x, scale, zeros], block)
     product = form.multiply(codes, form.constant(1, np.float32), form.constant(128, np.uint8))
     return tape.op("Mul", [product, scale])
 

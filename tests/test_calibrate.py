@@ -13,6 +13,7 @@ import torch
 from anna_export.backends.pytorch import open_reference
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
+from anna_export.calibrate.request import Request
 from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
@@ -41,7 +42,8 @@ class Case:
     def observe(self, work: Path) -> Observed:
         walk = Walk(self.checkpoint)
         kept = KeptWork(work, "task")
-        return observe(walk, LINEAR, TABLE, Ranges.MAX, self.calibration, self.others, kept)
+        request = Request(LINEAR, TABLE, Ranges.MAX, allowed=1, work=work)
+        return observe(walk, request, self.calibration, self.others, kept)
 
 
 @pytest.fixture(scope="module", params=[4096, WINDOW], ids=["no window", "window"])

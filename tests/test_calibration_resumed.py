@@ -1,5 +1,6 @@
 """Interrupted calibration goes on where it was, only with its own work, and leaves none behind."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from anna_export.calibrate.texts import calibration_texts
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
 from anna_export.cli.shown import stage
+from anna_export.errors import SpaceError
 from anna_export.pipeline import Recipe, RejectedError, export
 from anna_export.progress import Progress
 from anna_export.prompts import Prompts
@@ -189,7 +191,7 @@ def test_damaged_work_is_not_gone_on_with(
     begin: Begin, recipe: Callable[..., Recipe], tmp_path: Path, damage: str
 ) -> None:
     begin(recipe(), 2)
-    work = tmp_path / WORK
+    work = tmp_path / WORK / "walk.safetensors"
     size = work.stat().st_size
     if damage == "header":
         work.write_bytes(work.read_bytes().replace(b"next_layer", b"next_later"))
@@ -197,7 +199,7 @@ def test_damaged_work_is_not_gone_on_with(
         os.truncate(work, {"empty": 0, "short": 100, "shorter by a byte": size - 1}[damage])
     assert begin(recipe(), 1) == [1]
     assert begin(recipe(), 2) == [2]  # what was damaged has been replaced
-    assert names(tmp_path) == {WORK}
+    assert names(tmp_path) == {WORK} and names(tmp_path / WORK) == {work.name}
 
 
 # -- nothing is left --
@@ -239,4 +241,15 @@ def test_what_is_kept_is_read_back_to_the_bit(tmp_path: Path) -> None:
     assert found is not None and (found.next_layer, found.values) == (4, values)
     assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
     assert KeptWork(tmp_path / "work", "other task").load() is None
-    assert names(tmp_path) == {"work"}
+
+
+def test_work_that_finds_no_room_is_refused_in_one_line_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(SpaceError, match="expected room for"):
+        KeptWork(tmp_path / "work", "task").save(1, {}, {})
+    assert names(tmp_path) == set()

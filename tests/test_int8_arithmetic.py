@@ -37,7 +37,7 @@ def checkpoint(sharp: Path, sharp_adapter: Path) -> Checkpoint:
 def input_of(module: ir.Node) -> ir.Value:
     """Return what a layer of the canonical graph reads, before it is rounded."""
     value = module.inputs[0]
-    for kind in ("Mul", "Cast", "MatMulInteger", "Reshape", "QuantizeLinear", "Reshape"):
+    for kind in ("Mul", "Cast", "MatMulInteger", "QuantizeLinear"):
         assert value is not None
         node = value.producer()
         assert node is not None and node.op_type == kind, node

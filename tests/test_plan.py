@@ -16,7 +16,14 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.pipeline import Recipe, export
-from anna_export.plan import Forecast, Proof, available_memory_bytes, forecast, proof_that_fits
+from anna_export.plan import (
+    DEFAULT_TOKENS,
+    Forecast,
+    Proof,
+    available_memory_bytes,
+    forecast,
+    proof_that_fits,
+)
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenContract, read_contract
 from anna_export.verify import prove
@@ -237,6 +244,17 @@ def test_plan_says_how_an_export_will_prove(
     assert expected is (Whole if spare > 1.1 else Streamed)
     with pytest.raises(expected):
         prove.prove(artifact, base)
+
+
+def test_longer_calibration_needs_more_disk_and_memory() -> None:
+    scheme = quantise.load(Precision.INT8)
+    usual, twice = (
+        forecast(MISTRAL_7B, CONTRACT, scheme, tokens) for tokens in (DEFAULT_TOKENS, 8192)
+    )
+    # hidden states of the reference, and of a fifth of the texts as the candidate
+    assert twice.disk_bytes - usual.disk_bytes == round(1.2 * 4096) * 4096 * 4
+    assert twice.export_bytes - usual.export_bytes == 4096 * (3 * 4096 + 2 * 14336) * 4
+    assert twice.artifact_bytes == usual.artifact_bytes
 
 
 @pytest.mark.parametrize("precision", Precision)

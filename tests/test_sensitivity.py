@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,23 @@ def test_effect_of_a_layer_is_that_of_a_model_with_it_alone_quantised(
         assert found[f"layers.{layer}."] == pytest.approx(expected, rel=0.02, abs=1e-6), layer
     worst = max(found, key=found.__getitem__)
     assert (worst == f"layers.{BAD}." and found[worst] > 0.02) == (not kept)
+
+
+def test_unproved_artifact_that_lost_too_much_is_said_to_be(
+    spoilt: Path, few_texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--model", spoilt, "--out", tmp_path / "out", "--int8", "--calibration", few_texts]
+    said = {}
+    for allowed in ("1e-9", "1"):
+        more = ["--no-verify", "--overwrite", "--max-loss", allowed]
+        assert run([str(arg) for arg in (*args, *more)]) == 0
+        said[allowed] = capsys.readouterr().out
+    assert re.search(
+        r"not verified \(--no-verify\); calibration found a mean loss \(1 - cosine\) of "
+        r"\d\.\d\de-\d\d, above 1e-09",
+        said["1e-9"],
+    )
+    assert "not verified (--no-verify)\n" in said["1"]
 
 
 # -- which to keep --

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all, and replace only what may be replaced."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -118,16 +119,41 @@ def test_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 def test_only_abandoned_leftovers_are_removed(tmp_path: Path) -> None:
     out = tmp_path / "o[u]t*"
-    dead, alive = (tmp_path / f".{out.name}.partial-{kind}" for kind in ("dead", "alive"))
-    other = tmp_path / ".out.partial-1"
-    for folder in (dead, alive, other):
+    dead, other = tmp_path / f".{out.name}.partial-dead", tmp_path / ".out.partial-1"
+    for folder in (dead, other):
         folder.mkdir()
         (folder / "weights").write_text("")
-    descriptor = os.open(alive, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        with staged(out, overwrite=False, holding="mark") as folder:
-            (folder / "mark").write_text("")
-        assert names(tmp_path) == {out.name, alive.name, other.name}
-    finally:
-        os.close(descriptor)
+    with staged(out, overwrite=False, holding="mark") as folder:
+        (folder / "mark").write_text("")
+    assert names(tmp_path) == {out.name, other.name}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_output_that_another_is_making_is_refused_at_once(tmp_path: Path, overwrite: bool) -> None:
+    out = tmp_path / "out"
+    with staged(out, overwrite=overwrite, holding="mark") as first:
+        (first / "mark").write_text("first")
+        with (
+            pytest.raises(ExistsError, match=r"only process that makes .*out, found"),
+            staged(out, overwrite=overwrite, holding="mark"),
+        ):
+            pytest.fail("nothing may be made twice at once")
+        assert names(tmp_path) == {first.name}
+    assert (out / "mark").read_text() == "first" and names(tmp_path) == {"out"}
+
+
+def test_disk_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    out = tmp_path / "out"
+    with (
+        staged(out, overwrite=True, holding="mark") as first,
+        staged(out, overwrite=True, holding="mark") as second,
+    ):
+        for folder in (first, second):
+            (folder / "mark").write_text(folder.name)
+    assert (out / "mark").read_text() == first.name  # the last to finish

@@ -68,6 +68,8 @@ def open_backend(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
+    # a plan of one shape's allocations is kept beside the memory that other shapes have taken
+    options.enable_mem_pattern = False
     if device == "cuda":
         path, provider = artifact.graph(CANONICAL), _CUDA
         arithmetic = f"{manifest.precision} on CUDA"

@@ -3,24 +3,21 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
+from anna_export.calibrate.request import Request
 from anna_export.calibrate.sensitivity import effects, layers_to_keep, measure_loss
 from anna_export.calibrate.texts import CalibrationTexts
 from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
-from anna_export.choices import Ranges
 from anna_export.encoder import batches_by_length
 from anna_export.plan import calibration_bytes
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import Calibration
-from anna_export.quantise.embedding import EmbeddingFormat
-from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.tokenise import TokenBatch, Tokeniser
 from anna_export.versions import installed
@@ -34,25 +31,6 @@ _OTHERS_SHARE = 5
 _ROUNDS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to calibrate for.
-
-    Args:
-        linear: How linear layers are quantised.
-        embedding: How the embedding table is; None where it is not.
-        ranges: How ranges are chosen.
-        allowed: Largest loss (mean 1 - cosine); layers are kept in high precision to reach it.
-        work: File that keeps unfinished work.
-    """
-
-    linear: LinearFormat
-    embedding: EmbeddingFormat | None
-    ranges: Ranges
-    allowed: float
-    work: Path
-
-
 def calibrate(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
@@ -62,7 +40,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a checkpoint, one layer in memory at a time.
 
-    An interrupted run goes on at the layer it was at, from the file `request.work`, which stays
+    An interrupted run goes on at the layer it was at, from the folder `request.work`, which stays
     for its caller to remove.
 
     Args:
@@ -72,21 +50,12 @@ def calibrate(
         request: What to calibrate for.
         stage: Shows how far it is.
     """
-    walk = Walk(checkpoint, _device(checkpoint))
+    walk = Walk(checkpoint, _device(checkpoint, texts.tokens))
     calibration, others = _split(texts.rows)
     batches, other_batches = _batches(calibration, tokeniser), _batches(others, tokeniser)
     work = KeptWork(request.work, _task(checkpoint, texts, request))
     with stage("calibrate", "layers") as progress:
-        found = observe(
-            walk,
-            request.linear,
-            request.embedding,
-            request.ranges,
-            batches,
-            other_batches,
-            work,
-            progress,
-        )
+        found = observe(walk, request, batches, other_batches, work, progress)
     few = _batches(sorted(others, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
     found = _spare(walk, found, few, other_batches, request, stage)
     return Calibration(
@@ -152,9 +121,9 @@ def _spare(
     return spared
 
 
-def _device(checkpoint: Checkpoint) -> str:
+def _device(checkpoint: Checkpoint, tokens: int) -> str:
     """Return "cuda" where it holds one layer and the tokens' activations, else "cpu"."""
-    needed = calibration_bytes(checkpoint.spec)
+    needed = calibration_bytes(checkpoint.spec, tokens)
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
     return "cuda" if fits else "cpu"
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ class Work:
 
 
 class KeptWork:
-    """A file that holds the work on one task; that of another task is not read.
+    """A folder that holds the work on one task; that of another task is not read.
 
     Args:
-        path: The file.
+        folder: The folder; made when there is work to keep.
         task: Identifies what is worked on: model, texts, format, versions.
     """
 
-    def __init__(self, path: Path, task: str) -> None:
-        self._path = path
+    def __init__(self, folder: Path, task: str) -> None:
+        self._path = folder / "walk.safetensors"
         self._task = task
 
     def load(self) -> Work | None:
@@ -61,5 +62,12 @@ class KeptWork:
             "next_layer": str(next_layer),
             "values": json.dumps(values),
         }
-        with staged_file(self._path) as aside:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata)
+        folder = self._path.parent
+        folder.mkdir(exist_ok=True)
+        try:
+            with staged_file(self._path) as aside:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata)
+        except BaseException:
+            with suppress(OSError):  # it stays where it holds earlier work
+                folder.rmdir()
+            raise

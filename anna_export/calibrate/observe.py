@@ -14,11 +14,10 @@ import torch
 
 from anna_export.calibrate.kept_work import KeptWork, Work
 from anna_export.calibrate.ranges import see
+from anna_export.calibrate.request import Request
 from anna_export.calibrate.walk import OnInput, Walk, Walked, linears
-from anna_export.choices import Ranges
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
-from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.tokenise import TokenBatch
@@ -56,9 +55,7 @@ class _State:
 
 def observe(
     walk: Walk,
-    linear: LinearFormat,
-    embedding: EmbeddingFormat | None,
-    ranges: Ranges,
+    request: Request,
     calibration: Sequence[TokenBatch],
     others: Sequence[TokenBatch],
     work: KeptWork,
@@ -68,24 +65,23 @@ def observe(
 
     Args:
         walk: The model.
-        linear: How linear layers are quantised.
-        embedding: How the candidate's embedding table is; None where it is not.
-        ranges: How ranges are chosen.
+        request: What to calibrate for.
         calibration: What ranges are taken from.
         others: What the loss is measured on.
         work: Where unfinished work is kept.
         progress: Told how many layers are done.
     """
+    linear = request.linear
     state = _resume(work.load(), calibration, others, walk.device)
     if state is None:
         reference = walk.start(*calibration, *others)
-        candidate = walk.start(*others, embedding=embedding)
+        candidate = walk.start(*others, embedding=request.embedding)
         state = _State(0, {}, {}, {}, reference, candidate)
     for index, layer in walk.layers(state.layer):
         prefix = f"layers.{index}."
         inputs = _advance_reference(walk, layer, state, len(calibration), prefix)
         for name, x in inputs.items():
-            seen = state.seen[prefix + name] = see(x, ranges, linear.round_input)
+            seen = state.seen[prefix + name] = see(x, request.ranges, linear.round_input)
             if (why := linear.reason_to_keep(x.shape[1], seen)) is not None:
                 state.kept[prefix + name] = why
         round_inputs = quantise_layer(

@@ -10,6 +10,7 @@ from anna_export.cli import options, shown
 from anna_export.spec import Precision
 
 if TYPE_CHECKING:
+    from anna_export.artifact import Artifact
     from anna_export.pipeline import Exported
 
 
@@ -112,5 +113,20 @@ def _show(exported: "Exported", as_json: bool) -> None:
         "size": shown.size(artifact.size_bytes),
         "time": spent,
     }
-    rows |= shown.parity_rows(parity) if parity else {"proof": "not verified (--no-verify)"}
+    rows |= shown.parity_rows(parity) if parity else {"proof": _unproved(artifact)}
     shown.print_rows(rows)
+
+
+def _unproved(artifact: "Artifact") -> str:
+    """Say that there is no proof, and what calibration lets expect if that is too large a loss."""
+    from anna_export.quantise.calibration import read_calibration
+
+    unproved = "not verified (--no-verify)"
+    calibration, quantised = read_calibration(artifact), artifact.manifest.quantised
+    expected = calibration.loss if calibration else None
+    allowed = quantised.max_loss if quantised else None
+    if expected is None or allowed is None or expected <= allowed:
+        return unproved
+    return (
+        f"{unproved}; calibration found a mean loss (1 - cosine) of {expected:.2e}, above {allowed}"
+    )

@@ -46,7 +46,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             cell.ljust(width) if place in (0, len(heads) - 1) else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        print_line("  ".join([first, *middle, last.rstrip()]))
+        print_line("  ".join([first, *middle, last]).rstrip())
 
 
 def print_line(text: str) -> None:

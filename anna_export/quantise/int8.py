@@ -63,14 +63,11 @@ class Int8PerToken:
         smallest = into.constant("smallest", ir.tensor(np.float32(SMALLEST)))
         step = into.constant("int8_step", ir.tensor(np.float32(1 / LARGEST)))
         scale = into.op("Mul", into.op("Max", highest, lowest, smallest), step)
-        # QuantizeLinear takes one scale a row of a matrix
-        shape = into.constant(f"rows_of_{x.channels}", ir.tensor(np.array([-1, x.channels])))
-        rows = into.op("Reshape", x.value, shape)
-        scales = into.op("Reshape", scale, last)
         zero = ir.tensor(np.array([_ZERO], dtype=np.uint8))
-        zeros = into.op("ConstantOfShape", into.op("Shape", scales), value=zero)
-        codes = into.op("QuantizeLinear", rows, scales, zeros, axis=0)
-        return [into.op("Reshape", codes, into.op("Shape", x.value)), scale]
+        zeros = into.op("ConstantOfShape", into.op("Shape", scale), value=zero)
+        # a token is one block of its channels
+        codes = into.op("QuantizeLinear", x.value, scale, zeros, axis=-1, block_size=x.channels)
+        return [codes, scale]
 
     def emit_linear(
         self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
@@ -91,5 +88,5 @@ SCHEME = Scheme(
     limits=Limits(max_loss=0.01, alone_cosine=0.9999),
     linear=Int8PerToken(),
     embedding=Int8PerRow(),
-    served_as_stored=True,
+    served_bytes=1.0,
 )

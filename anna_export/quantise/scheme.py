@@ -50,8 +50,8 @@ class Scheme:
         limits: How close its vectors must stay.
         linear: How linear layers are quantised; None where they are not.
         embedding: How the embedding table is; None where it is not.
-        served_as_stored: Whether the CPU provider computes with the weights as they are stored,
-            not with fp32 copies of them.
+        served_bytes: Bytes that ONNX Runtime's CPU provider holds of a quantised number, packed
+            for its kernels; None where it computes with fp32 copies of the weights.
     """
 
     precision: Precision
@@ -61,7 +61,7 @@ class Scheme:
     limits: Limits
     linear: LinearFormat | None = None
     embedding: EmbeddingFormat | None = None
-    served_as_stored: bool = False
+    served_bytes: float | None = None
 
     def with_max_loss(self, max_loss: float | None) -> "Scheme":
         """Return the scheme with another bound on its loss; 1 turns it off.
