@@ -37,6 +37,8 @@ DEFAULT_TOKENS: Final = 4096
 # Tokens that pass through a layer: the reference's, a fifth of them as the candidate, and 512 twice
 # for its signal-to-noise ratio.
 _CALIBRATION_PRODUCTS: Final = 1.2 * DEFAULT_TOKENS + 2 * 512
+# What a layer takes over its matrix products: attention, norms, statistics of its inputs.
+_CALIBRATION_OVERHEAD: Final = 1.25
 _MERGED_NUMBERS_PER_SECOND: Final = 200e6
 _PRODUCTS: Final = 12
 _QUANTISED_ROWS: Final = 512
@@ -260,9 +262,11 @@ def quantise_seconds(scheme: Scheme) -> float:
         return 0.0
     weight = torch.randn(_QUANTISED_ROWS, 2048)
     seen = Seen(1.0, 1.0, 1.0, torch.ones(2048))
-    started = time.perf_counter()
-    scheme.linear.restore(scheme.linear.store(weight, seen))
-    return (time.perf_counter() - started) / weight.numel()
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        scheme.linear.restore(scheme.linear.store(weight, seen))
+        seconds = time.perf_counter() - started
+    return seconds / weight.numel()
 
 
 def export_seconds(
@@ -281,7 +285,7 @@ def export_seconds(
     if not per_number:
         return _START_SECONDS + writing
     numbers = spec.parameters - spec.vocab_size * spec.dim
-    products = 2 * numbers * _CALIBRATION_PRODUCTS / product_rate
+    products = 2 * numbers * _CALIBRATION_PRODUCTS * _CALIBRATION_OVERHEAD / product_rate
     # each weight is merged and quantised twice: to calibrate, and to be written
     making = numbers * (2 * per_number + 2 / _MERGED_NUMBERS_PER_SECOND)
     return _START_SECONDS + products + making + needed.artifact_bytes / write_rate
