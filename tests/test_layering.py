@@ -23,7 +23,7 @@ LAYERS = (
     {"calibrate"},
     {"verify"},
     {"card"},
-    {"pipeline", "merge", "embed", "st"},
+    {"pipeline", "merge", "embed", "prompt_edit", "st"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
