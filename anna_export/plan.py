@@ -116,7 +116,7 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
     if scheme.served_bytes is not None:
         # packed copies of the matrices; the embedding stays in the mapped file
         return round(matrices * scheme.served_bytes)
-    if scheme.linear is not None:
+    if scheme.dequantises:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
     narrow = scheme.arithmetic is not Precision.FP32
