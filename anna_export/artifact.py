@@ -194,7 +194,8 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
     return (
         identity(manifest.files, manifest.spec, manifest.contract) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
-        and read_prompts(folder) == manifest.prompts
+        and (told := read_prompts(folder)).fronts() == manifest.prompts.fronts()
+        and told.default == manifest.prompts.default
     )
 
 

@@ -21,7 +21,10 @@ def model_card(artifact: Artifact, parity: Parity | None) -> str:
     made_from = f"`{source.model}`" + (
         f" with the LoRA `{source.adapter}`" if source.adapter else ""
     )
-    prompts = "\n".join(f"- `{name}`: {text!r}" for name, text in manifest.prompts.texts.items())
+    prompts = "\n".join(
+        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
+        for name, prompt in manifest.prompts.by_name.items()
+    )
     return f"""---
 library_name: anna-export
 pipeline_tag: sentence-similarity

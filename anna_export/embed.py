@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -87,7 +87,7 @@ def embed_file(
         "artifact_id": artifact_id,
         "arithmetic": encoder.backend.arithmetic,
         "source_sha256": source.sha256,
-        "prompt": encoder.prompts.text(prompt),
+        "prompt": asdict(encoder.prompts.find(prompt)),
         "field": source.field,
         "shard_texts": shard_texts,
     }

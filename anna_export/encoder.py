@@ -85,7 +85,7 @@ class Encoder:
         first: dict[str, int] = {}
         for index, text in enumerate(texts):
             first.setdefault(text, index)
-        rows = self.tokeniser.ids(list(first), self.prompts.text(prompt))
+        rows = self.tokeniser.ids(list(first), self.prompts.find(prompt))
         vectors = self._encode(rows, list(first.values()), progress)
         if len(first) == len(texts):
             return vectors

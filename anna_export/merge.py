@@ -148,7 +148,8 @@ def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> 
     if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
         shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")
-    _copy_file(adapter if read_prompts(adapter).texts else checkpoint.folder, folder, PROMPTS_FILE)
+    tuned = bool(read_prompts(adapter).by_name)
+    _copy_file(adapter if tuned else checkpoint.folder, folder, PROMPTS_FILE)
 
 
 def _module_folders(source: Path) -> list[str]:

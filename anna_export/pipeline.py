@@ -28,6 +28,7 @@ from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.errors import InputError, ParityError
 from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.progress import Progress, Stage
+from anna_export.prompt_file import read_prompt_file
 from anna_export.prompts import Prompts, find_prompts
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.scheme import CANONICAL, Scheme
@@ -70,6 +71,7 @@ class Recipe:
         ranges: With fp8, how activation ranges are chosen; None for its default.
         max_loss: With fp8, int8 or int4, the largest mean 1 - cosine; None for the default.
         calibration: A file of texts for these; None for docstrings of the standard library.
+        prompts: A prompts.json; None for the prompts of the adapter, else of the model.
     """
 
     model: Path
@@ -83,6 +85,7 @@ class Recipe:
     ranges: Ranges | None = None
     max_loss: float | None = None
     calibration: Path | None = None
+    prompts: Path | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -167,7 +170,11 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
     contract = read_contract(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
     tokeniser = Tokeniser.open(recipe.tokenizer, contract)
-    prompts = find_prompts(recipe.model, recipe.adapter)
+    prompts = (
+        find_prompts(recipe.model, recipe.adapter)
+        if recipe.prompts is None
+        else read_prompt_file(recipe.prompts)
+    )
     _require_room_for_prompts(tokeniser, prompts)
     texts = None
     if scheme.linear is not None:
@@ -199,7 +206,7 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
 
 def _require_room_for_prompts(tokeniser: Tokeniser, prompts: Prompts) -> None:
     """Let a prompt that is too long be refused now, not when gigabytes are written."""
-    for prompt in prompts.texts.values():
+    for prompt in prompts.by_name.values():
         tokeniser.ids([""], prompt)
 
 

@@ -5,7 +5,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +41,7 @@ _CALIBRATION_PRODUCTS: Final = 1.2 * DEFAULT_TOKENS + 2 * 512
 _CALIBRATION_OVERHEAD: Final = 1.25
 _MERGED_NUMBERS_PER_SECOND: Final = 200e6
 _PRODUCTS: Final = 12
+_QUANTISED: Final = 4
 _QUANTISED_ROWS: Final = 512
 _START_SECONDS: Final = 3.0
 _MERGE_BYTES_PER_SECOND: Final = 400e6
@@ -115,7 +116,7 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
     if scheme.served_bytes is not None:
         # packed copies of the matrices; the embedding stays in the mapped file
         return round(matrices * scheme.served_bytes)
-    if scheme.linear is not None:
+    if scheme.dequantises:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
     narrow = scheme.arithmetic is not Precision.FP32
@@ -249,11 +250,7 @@ def products_per_second() -> float:
     """Measure how many fp32 multiplications and additions matrix products do a second here."""
     rows, columns = 256, 2048
     left, right = torch.randn(rows, columns), torch.randn(columns, columns)
-    left @ right
-    started = time.perf_counter()
-    for _ in range(_PRODUCTS):
-        left @ right
-    return 2 * _PRODUCTS * rows * columns**2 / (time.perf_counter() - started)
+    return 2 * rows * columns**2 / _least_seconds(lambda: left @ right, _PRODUCTS)
 
 
 def quantise_seconds(scheme: Scheme) -> float:
@@ -262,11 +259,19 @@ def quantise_seconds(scheme: Scheme) -> float:
         return 0.0
     weight = torch.randn(_QUANTISED_ROWS, 2048)
     seen = Seen(1.0, 1.0, 1.0, torch.ones(2048))
-    for _ in range(2):  # the first warms up
-        started = time.perf_counter()
-        scheme.linear.restore(scheme.linear.store(weight, seen))
-        seconds = time.perf_counter() - started
+    linear = scheme.linear
+    seconds = _least_seconds(lambda: linear.restore(linear.store(weight, seen)), _QUANTISED)
     return seconds / weight.numel()
+
+
+def _least_seconds(work: Callable[[], object], times: int) -> float:
+    """Return how long work takes once it is warm and nothing else is in the way."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def export_seconds(

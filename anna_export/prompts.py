@@ -1,54 +1,115 @@
-"""Prompts: the named texts that are put in front of what a user embeds."""
+"""Prompts: the named texts that are put around what a user embeds."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final, Self
 
 from anna_export.errors import InputError
 from anna_export.spec import read_json
 
-PROMPTS_FILE = "config_sentence_transformers.json"
+PROMPTS_FILE: Final = "config_sentence_transformers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is put around a text.
+
+    Special tokens written in a prompt are tokens, as its author meant them; in a text they are
+    plain text.
+
+    Args:
+        front: Put in front of the text.
+        back: Put behind it; it stays where a long text is cut.
+    """
+
+    front: str = ""
+    back: str = ""
+
+
+NO_PROMPT: Final = Prompt()
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompt texts by name, and the name used where none is given (None: no prompt)."""
+    """Prompts by name.
 
-    texts: Mapping[str, str] = field(default_factory=dict)
+    Args:
+        by_name: Each prompt.
+        default: The one used where none is named; None: no prompt.
+        documents: By the name of a prompt for queries, that of the prompt for their documents;
+            none there, or "", means documents as they are.
+    """
+
+    by_name: Mapping[str, Prompt] = field(default_factory=dict)
     default: str | None = None
+    documents: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, text in self.texts.items():
-            if not name or not isinstance(text, str):
-                raise InputError(f"expected prompts as name and text, found {name!r}: {text!r}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+        fronts: dict[str, str] = {}
+        for name, prompt in self.by_name.items():
+            if not name:
+                raise InputError(f"expected a name for every prompt, found none for {prompt!r}")
+            if any("\ud800" <= character <= "\udfff" for character in prompt.front + prompt.back):
                 raise InputError(f"expected valid Unicode, found a lone surrogate in {name!r}")
-        if self.default is not None and self.default not in self.texts:
-            raise InputError(
-                f"expected the default prompt to be one of {sorted(self.texts)}, "
-                f"found {self.default!r}"
-            )
+            # sentence-transformers hands over what stands in front, and no name
+            if fronts.setdefault(prompt.front, prompt.back) != prompt.back:
+                raise InputError(
+                    f"expected prompts that differ in front of the text, found {name!r}, which "
+                    "differs from another only behind it"
+                )
+        if self.default is not None:
+            self._require(self.default, "the default prompt")
+        for name, documents in self.documents.items():
+            self._require(name, "a prompt with documents")
+            if documents:
+                self._require(documents, f"the prompt for the documents of {name!r}")
 
-    def text(self, name: str | None) -> str:
-        """Return the named prompt's text; the default's, or none, for None; none for "".
+    @classmethod
+    def of_fronts(cls, texts: Mapping[str, str], default: str | None = None) -> Self:
+        """Return prompts that stand in front of a text alone."""
+        return cls({name: Prompt(text) for name, text in texts.items()}, default)
+
+    def find(self, name: str | None) -> Prompt:
+        """Return the named prompt; the default, or none, for None; none for "".
 
         Raises:
             InputError: If there is no prompt of that name.
         """
         name = self.default if name is None else name
         if not name:
-            return ""
-        if name not in self.texts:
-            known = ", ".join(sorted(self.texts)) or "none"
+            return NO_PROMPT
+        if name not in self.by_name:
+            known = ", ".join(sorted(self.by_name)) or "none"
             raise InputError(f"expected a known prompt ({known}), found {name!r}")
-        return self.texts[name]
+        return self.by_name[name]
+
+    def for_front(self, front: str) -> Prompt:
+        """Return the prompt with this front; one of it alone, if there is none."""
+        found = (prompt for prompt in self.by_name.values() if prompt.front == front)
+        return next(found, Prompt(front))
+
+    def fronts(self) -> dict[str, str]:
+        """Return what stands in front of a text, by name: all that sentence-transformers knows."""
+        return {name: prompt.front for name, prompt in self.by_name.items()}
+
+    def distinct(self) -> list[Prompt]:
+        """Return each different prompt once, no prompt among them, in a fixed order."""
+        found = {NO_PROMPT, *self.by_name.values()}
+        return sorted(found, key=lambda prompt: (prompt.front, prompt.back))
 
     def hashes(self) -> dict[str, str]:
         """Return each prompt's sha256, by name."""
         return {
-            name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.texts.items()
+            name: hashlib.sha256(json.dumps(asdict(prompt)).encode()).hexdigest()
+            for name, prompt in self.by_name.items()
         }
+
+    def _require(self, name: str, what: str) -> None:
+        if name not in self.by_name:
+            raise InputError(f"expected {what} to be one of {sorted(self.by_name)}, found {name!r}")
 
 
 def read_prompts(folder: Path) -> Prompts:
@@ -62,15 +123,19 @@ def read_prompts(folder: Path) -> Prompts:
         return Prompts()
     config = read_json(path)
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
-    if not isinstance(texts, dict) or not isinstance(default, str | None):
+    if (
+        not isinstance(texts, dict)
+        or not all(isinstance(text, str) for text in texts.values())
+        or not isinstance(default, str | None)
+    ):
         raise InputError(
             f"expected prompts by name, and the default's name, in {path}, found {texts!r} and "
             f"{default!r}"
         )
-    return Prompts(texts, default)
+    return Prompts.of_fronts(texts, default)
 
 
 def find_prompts(model: Path, adapter: Path | None) -> Prompts:
     """Read the adapter's prompts, if it brings some, else the model's."""
     tuned = read_prompts(adapter) if adapter is not None else Prompts()
-    return tuned if tuned.texts else read_prompts(model)
+    return tuned if tuned.by_name else read_prompts(model)

@@ -50,10 +50,11 @@ class AnnaEncoder(torch.nn.Module):
     def preprocess(
         self, inputs: list[Any], prompt: str | None = None, **_: Any
     ) -> dict[str, torch.Tensor]:
-        """Turn texts into padded token ids, the prompt in front of each."""
+        """Turn texts into padded token ids, the prompt, given by its front, around each."""
         if not all(isinstance(text, str) for text in inputs):
             raise InputError("expected texts as str, found something else in a batch")
-        batch = self.encoder.tokeniser.batch(self.encoder.tokeniser.ids(inputs, prompt or ""))
+        tokeniser, found = self.encoder.tokeniser, self.encoder.prompts.for_front(prompt or "")
+        batch = tokeniser.batch(tokeniser.ids(inputs, found))
         return {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),
@@ -90,7 +91,7 @@ def sentence_transformer(artifact: str | Path) -> "sentence_transformers.Sentenc
     prompts = module.encoder.prompts
     return sentence_transformers.SentenceTransformer(
         modules=[module],
-        prompts=dict(prompts.texts),
+        prompts=prompts.fronts(),
         default_prompt_name=prompts.default,
         similarity_fn_name="cosine",
         device="cpu",

@@ -16,7 +16,7 @@ def write_st_files(folder: Path, prompts: Prompts) -> None:
     modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE_CLASS}]
     write_text(folder / MODULES_FILE, json.dumps(modules, indent=2) + "\n")
     config = {
-        "prompts": dict(prompts.texts),
+        "prompts": prompts.fronts(),
         "default_prompt_name": prompts.default,
         "similarity_fn_name": "cosine",
     }

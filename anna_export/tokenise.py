@@ -1,11 +1,13 @@
 """Tokenising, in one place: text to token ids to right-padded batches.
 
-The contract: `<s>` where the model has it, the prompt, the text, cut at the end to fit, and `</s>`
-exactly once and last. Special tokens written in a text are plain text.
+The contract: `<s>` where the model has it, the prompt's front, the text, cut at its end to fit, the
+prompt's back, and `</s>` exactly once and last. Special tokens written in a text are plain text.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from anna_export.errors import InputError, MissingError, ShapeError
+from anna_export.prompts import NO_PROMPT, Prompt
 from anna_export.spec import EmbeddingSpec, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -127,6 +130,7 @@ class Tokeniser:
     def __init__(self, tokenizer: tokenizers.Tokenizer, contract: TokenContract) -> None:
         self._tokenizer = tokenizer
         self.contract = contract
+        self._twins = _add_twins(tokenizer, contract)
 
     @classmethod
     def open(cls, folder: Path, contract: TokenContract) -> Self:
@@ -138,23 +142,30 @@ class Tokeniser:
         """
         return cls(_load(folder), contract)
 
-    def ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
+    def ids(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
         """Return each text's token ids, framed by the contract and cut to max_tokens.
 
         Raises:
             InputError: If a text is not valid Unicode text, or the prompt leaves no room.
         """
-        contract = self.contract
+        room = self.contract.room
         require_text(texts)
-        require_text([prompt], "prompt")
-        if prompt and (length := len(self._encode([prompt])[0])) >= contract.room:
+        require_text([prompt.front, prompt.back], "prompt")
+        front, back = self._as_tokens(prompt.front), self._as_tokens(prompt.back)
+        if prompt != NO_PROMPT and (length := len(self._encode([front + back])[0])) >= room:
             raise InputError(
-                f"expected a prompt shorter than {contract.room} tokens, found {length}; "
-                "shorten it or export with a larger --max-tokens"
+                f"expected a prompt shorter than {room} tokens, found {length}; shorten it or "
+                "export with a larger --max-tokens"
             )
-        head = [] if contract.bos_id is None else [contract.bos_id]
-        bodies = self._encode([prompt + text for text in texts])
-        return [[*head, *body[: contract.room], contract.eos_id] for body in bodies]
+        bodies = self._encode([f"{front}{text}{back}" for text in texts])
+        long = [place for place, body in enumerate(bodies) if len(body) > room]
+        if back and long:
+            end = self._continuation(front, back)
+            uncut = self._encode([front + texts[place] for place in long])
+            for place, body in zip(long, uncut, strict=True):
+                bodies[place] = [*body[: room - len(end)], *end]
+        head = [] if self.contract.bos_id is None else [self.contract.bos_id]
+        return [[*head, *body[:room], self.contract.eos_id] for body in bodies]
 
     def batch(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
         """Pad token id rows on the right."""
@@ -164,9 +175,62 @@ class Tokeniser:
             target[: len(row)] = row
         return TokenBatch(ids, lengths)
 
+    def _as_tokens(self, text: str) -> str:
+        """Return a prompt's text with its special tokens written as their twins."""
+        for special, twin in self._twins.names.items():
+            text = text.replace(special, twin)
+        return text
+
+    def _continuation(self, front: str, back: str) -> list[int]:
+        """Return the ids of a back that some text precedes."""
+        before, whole = self._encode([f"{front}a", f"{front}a{back}"])
+        pairs = zip(before, whole, strict=False)
+        return whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        if not (own := self._twins.ids):
+            return [encoding.ids for encoding in found]
+        return [[own.get(token, token) for token in encoding.ids] for encoding in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Twins:
+    """What stands for special tokens in a prompt: names to write, and ids to read as theirs."""
+
+    names: dict[str, str]
+    ids: dict[int, int]
+
+
+def _add_twins(tokenizer: tokenizers.Tokenizer, contract: TokenContract) -> _Twins:
+    """Give each special token a twin of a name nobody can guess, which is a token in any text.
+
+    The tokenizer takes all special tokens for plain text, since a user's text may hold their names.
+    Those that frame a text have no twin: a prompt does not end it.
+    """
+    nonce = secrets.token_hex(8)
+    framing = {contract.bos_id, contract.eos_id, contract.pad_id}
+    specials = {
+        own: token
+        for own, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and own not in framing
+    }
+    names, ids = {}, {}
+    # longest first: a name may hold another
+    for own, token in sorted(specials.items(), key=lambda item: -len(item[1].content)):
+        twin = tokenizers.AddedToken(
+            f"<{nonce}.{own}>",
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=False,
+        )
+        tokenizer.add_tokens([twin])
+        added = tokenizer.token_to_id(twin.content)
+        assert added is not None
+        names[token.content], ids[added] = twin.content, own
+    return _Twins(names, ids)
 
 
 def require_text(texts: Sequence[str], what: str = "text") -> None:

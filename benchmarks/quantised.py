@@ -4,6 +4,7 @@
     python benchmarks/quantised.py --precision int8 --layers 4  a slice of it
     python benchmarks/quantised.py --texts 12                   calibrated on fewer texts, in less
                                                                 time and memory than plan forecasts
+    python benchmarks/quantised.py --export-only                neither embedded with nor proved
     python benchmarks/quantised.py --quick                      two layers of each precision
 
 The model is that of scale.py: the real v0.1 shape, random weights, a LoRA of rank 64. What random
@@ -48,19 +49,19 @@ def main() -> int:
         write_adapter(folder / "adapter", spec)
         os.sync()
         for precision in precisions:
-            samples[precision] = _measure(folder, precision, arguments.texts, figures, not_run)
+            samples[precision] = _measure(folder, precision, arguments, figures, not_run)
     return record(f"quantised-{layers}-layers", figures, samples, not_run, arguments.json)
 
 
 def _measure(
     folder: Path,
     precision: str,
-    texts: int | None,
+    arguments: argparse.Namespace,
     figures: list[Figure],
     not_run: list[dict[str, str]],
 ) -> dict[str, Any]:
     source = ["--model", str(folder / "base"), "--adapter", str(folder / "adapter")]
-    out = folder / precision
+    out, texts = folder / precision, arguments.texts
     plans = json.loads(_checked([str(TOOL), "plan", *source, "--json"]).output)["plans"]
     (plan,) = (one for one in plans if one["precision"] == precision)
     say(f"{precision}: exporting")
@@ -92,6 +93,12 @@ def _measure(
         why = f"calibrated on {texts} texts; forecast are the default's time and memory"
         not_run.append({"name": f"{precision}: plan's time and export's memory", "why": why})
     samples = {"plan": plan, "size_bytes": size_bytes, "export_seconds": exported.seconds}
+    samples["exported"] = json.loads(exported.output)
+    if arguments.export_only:
+        why = "--export-only"
+        not_run.append({"name": f"{precision}: embedding, its memory and the proof", "why": why})
+        shutil.rmtree(out)
+        return samples
     if plan["fits_serve"]:
         source_file, vectors = folder / "texts.txt", folder / "vectors.npy"
         source_file.write_text("\n".join(ordinary_texts(EMBEDDED_TEXTS)) + "\n")
@@ -135,7 +142,6 @@ def _measure(
         "proof": parity,
         "proof_seconds": proof.seconds,
         "proof_peak_anon_bytes": proof.peak_anon_bytes,
-        "exported": json.loads(exported.output),
     }
 
 
@@ -164,6 +170,9 @@ def _arguments() -> argparse.Namespace:
         "--precision", choices=PRECISIONS, action="append", help="What to export (default: each)."
     )
     parser.add_argument("--texts", type=int, help="Calibration texts (default: the export's own).")
+    parser.add_argument(
+        "--export-only", action="store_true", help="Neither embed with the artifact nor prove it."
+    )
     parser.add_argument("--quick", action="store_true", help="Two layers.")
     return parse_arguments(parser)
 

@@ -9,7 +9,7 @@ import pytest
 from anna_export.calibrate import texts
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.errors import InputError
-from anna_export.prompts import Prompts
+from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import read_spec
 from anna_export.tokenise import Tokeniser, read_contract
 from anna_export.verify.texts import long_text, ordinary_texts
@@ -47,11 +47,12 @@ def test_prompts_stand_in_front_in_turn_and_so_does_none(
     tokeniser: Tokeniser, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "t.txt", [f"text {number}" for number in range(7)])
-    prompts = Prompts({"query": "Query: ", "passage": "Passage: ", "same": "Query: "})
+    prompts = Prompts.of_fronts({"query": "Query: ", "passage": "Passage: ", "same": "Query: "})
     found = calibration_texts(source, tokeniser, prompts)
     fronts = ["", "Passage: ", "Query: "] * 3
     assert found.rows == [
-        tokeniser.ids([text], front)[0] for text, front in zip(found.texts, fronts, strict=False)
+        tokeniser.ids([text], Prompt(front))[0]
+        for text, front in zip(found.texts, fronts, strict=False)
     ]
 
 
@@ -78,7 +79,7 @@ def test_no_more_tokens_are_taken_than_memory_is_planned_for(
     asked: list[str] = []
     ids = Tokeniser.ids
 
-    def counted(self: Tokeniser, found: list[str], prompt: str = "") -> list[list[int]]:
+    def counted(self: Tokeniser, found: list[str], prompt: Prompt) -> list[list[int]]:
         asked.extend(found)
         return ids(self, found, prompt)
 

@@ -12,16 +12,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from anna_export.artifact import PARITY_FILE
 from anna_export.cli import cli, run
 from anna_export.cli.shown import stage
 from anna_export.pipeline import Recipe, export
+from anna_export.prompt_edit import add_prompts
+from anna_export.prompt_file import read_prompt_file
 from anna_export.spec import Precision
 
 TOOL = Path(sys.executable).with_name("anna-export")
-VERBS = ("export", "plan", "merge", "verify", "embed", "inspect")
+VERBS = (
+    "export",
+    "plan",
+    "merge",
+    "verify",
+    "embed",
+    "inspect",
+    "prompts list",
+    "prompts add",
+    "prompts remove",
+)
 HEAVY = (
     "torch numpy onnx onnx_ir onnxruntime tensorrt transformers tokenizers peft safetensors "
     "pyarrow pydantic psutil rich"
@@ -46,6 +59,10 @@ def copy(small: Path, tmp_path: Path) -> Path:
 def commands(base: Path, adapter: Path, copy: Path, tmp_path: Path) -> dict[str, list[str]]:
     """A command of every verb that succeeds."""
     (tmp_path / "texts.txt").write_text("a\nb c\n")
+    file, prompted = tmp_path / "prompts.json", tmp_path / "prompted"
+    file.write_text('{"tasks": {"sts": {"text": "Like: "}, "bare": {"text": ""}}}')
+    shutil.copytree(copy, prompted)
+    add_prompts(prompted, read_prompt_file(file), overwrite=False)
     model = ["--model", str(base), "--adapter", str(adapter)]
     return {
         "export": [*model, "--out", str(tmp_path / "out"), "--no-verify", "--bf16"],
@@ -54,7 +71,18 @@ def commands(base: Path, adapter: Path, copy: Path, tmp_path: Path) -> dict[str,
         "verify": [str(copy), "--reference", *model[1:]],
         "embed": [str(copy), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "v.npy")],
         "inspect": [str(copy), "--check"],
+        "prompts list": [str(prompted)],
+        "prompts add": [str(copy), str(file)],
+        "prompts remove": [str(prompted), "sts"],
     }
+
+
+def command_of(verb: str) -> click.Command:
+    found: click.Command = cli
+    for word in verb.split():
+        assert isinstance(found, click.Group)
+        found = found.commands[word]
+    return found
 
 
 def tool(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -66,12 +94,17 @@ def tool(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_verb_is_tested() -> None:
-    assert set(cli.commands) == set(VERBS)
+    leaves = {
+        f"{name} {below}" if below else name
+        for name, command in cli.commands.items()
+        for below in (command.commands if isinstance(command, click.Group) else [""])
+    }
+    assert leaves == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_has_a_sentence_and_an_example(verb: str, capsys: Output) -> None:
-    assert run([verb, "--help"]) == 0
+    assert run([*verb.split(), "--help"]) == 0
     text = capsys.readouterr().out
     usage, sentence = text.split("\n\n")[:2]
     assert usage.startswith(f"Usage: anna-export {verb} ") and sentence.rstrip().endswith(".")
@@ -81,7 +114,7 @@ def test_help_of_a_verb_has_a_sentence_and_an_example(verb: str, capsys: Output)
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
-    for parameter in cli.commands[verb].params:
+    for parameter in command_of(verb).params:
         if parameter.param_type_name == "option":
             help_text = getattr(parameter, "help", "") or ""
             assert len(help_text.split()) >= 4 and help_text.endswith("."), parameter.name
@@ -94,19 +127,21 @@ def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
 def test_example_of_a_verb_is_one_that_it_takes(
     verb: str, commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = getattr(cli.commands[verb], "example").split()[1:]  # noqa: B009
-    words = example if example[0] == verb else ["export", *example]
+    command, own = command_of(verb), verb.split()
+    example = getattr(command, "example").split()[1:]  # noqa: B009
+    words = example[len(own) :] if example[: len(own)] == own else example
+    assert words != example or verb == "export"
     for name in ("base", "lora", "artifact"):
         (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    context = cli.commands[verb].make_context(verb, words[1:])
+    context = command.make_context(verb, words)
     assert not context.args
 
 
 def test_help_shows_every_verb_and_exit_code(capsys: Output) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    assert all(f"\n  {verb.split()[0]} " in shown for verb in VERBS)
     assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|a\s+bug|interrupted)", shown) == [
         "0",
         "1",
@@ -163,7 +198,7 @@ def test_json_is_one_object_and_nothing_else(
     commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # capfd: what native libraries print counts too
-    assert run([verb, *commands[verb], "--json"]) == 0
+    assert run([*verb.split(), *commands[verb], "--json"]) == 0
     found = capfd.readouterr()
     assert isinstance(json.loads(found.out), dict) and found.err == ""
 
@@ -172,7 +207,7 @@ def test_json_is_one_object_and_nothing_else(
 def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
     commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([verb, *commands[verb]]) == 0
+    assert run([*verb.split(), *commands[verb]]) == 0
     found = capfd.readouterr()
     assert found.err == "" and len(found.out.splitlines()) >= 2
 

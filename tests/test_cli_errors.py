@@ -217,7 +217,10 @@ def test_max_tokens_out_of_range_is_refused(
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["exprot"], "expected a command of export, plan, merge, verify, embed, inspect, found"),
+        (
+            ["exprot"],
+            "expected a command of export, plan, merge, verify, embed, inspect, prompts, found",
+        ),
         (["plan"], "expected --model, found none; see anna-export plan --help"),
         (["inspect"], "expected ARTIFACT, found none; see anna-export inspect --help"),
         (["--out", "x"], "expected --model, found none; see anna-export export --help"),

@@ -58,7 +58,9 @@ def counting(encoder: Encoder) -> Counting:
 def run(encoder: Encoder, counting: Counting, tmp_path: Path) -> Callable[..., Embedded]:
     """Embeds tmp_path/texts.txt, or another file, in shards of five."""
     counted = Encoder(
-        counting, encoder.tokeniser, Prompts({"query": "Query: ", "other": "Other: "})
+        counting,
+        encoder.tokeniser,
+        Prompts.of_fronts({"query": "Query: ", "other": "Other: "}),
     )
 
     def embed_texts(

@@ -252,7 +252,7 @@ def test_vectors_of_unlike_texts_differ(alone: np.ndarray) -> None:
 
 
 def test_prompt_stands_before_the_text(encoder: Encoder) -> None:
-    prompts = Prompts({"query": "Instruct: find\nQuery: ", "document": ""})
+    prompts = Prompts.of_fronts({"query": "Instruct: find\nQuery: ", "document": ""})
     prompted = Encoder(encoder.backend, encoder.tokeniser, prompts)
     found = prompted.encode(["a b", "c"], "query")
     expected = encoder.encode(["Instruct: find\nQuery: a b", "Instruct: find\nQuery: c"])
@@ -261,7 +261,7 @@ def test_prompt_stands_before_the_text(encoder: Encoder) -> None:
 
 
 def test_default_prompt_is_used_where_none_is_named(encoder: Encoder) -> None:
-    prompts = Prompts({"query": "Query: "}, default="query")
+    prompts = Prompts.of_fronts({"query": "Query: "}, default="query")
     found = Encoder(encoder.backend, encoder.tokeniser, prompts).encode("a b")
     assert (found == encoder.encode("Query: a b")).all()
 
@@ -269,7 +269,7 @@ def test_default_prompt_is_used_where_none_is_named(encoder: Encoder) -> None:
 def test_unknown_prompt_is_refused_with_the_known_ones(
     angles: Angles, tokeniser: Tokeniser
 ) -> None:
-    encoder = Encoder(angles, tokeniser, Prompts({"sts": "s", "query": "q"}))
+    encoder = Encoder(angles, tokeniser, Prompts.of_fronts({"sts": "s", "query": "q"}))
     with pytest.raises(InputError, match=r"known prompt \(query, sts\), found 'qurey'"):
         encoder.encode(["a"], "qurey")
     assert not angles.shapes

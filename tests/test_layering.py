@@ -11,7 +11,8 @@ LAYERS = (
     {"choices", "containment", "errors", "hardware", "progress", "versions"},
     {"staging"},
     {"spec"},
-    {"prompts", "tokenise", "safetensors_files", "text_file"},
+    {"prompts", "safetensors_files", "text_file"},
+    {"tokenise", "prompt_file"},
     {"encoder", "streaming"},
     {"artifact", "adapter"},
     {"checkpoint", "data_file", "st_files"},
@@ -22,7 +23,7 @@ LAYERS = (
     {"calibrate"},
     {"verify"},
     {"card"},
-    {"pipeline", "merge", "embed", "st"},
+    {"pipeline", "merge", "embed", "prompt_edit", "st"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -16,7 +16,7 @@ from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.pytorch import open_reference
 from anna_export.encoder import Encoder
-from anna_export.prompts import Prompts
+from anna_export.prompts import Prompt, Prompts
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -185,12 +185,12 @@ def test_prompt_counts_towards_the_window(
     length: int,
 ) -> None:
     opened = open_encoder(make_artifact(model).folder)
-    encoder = Encoder(opened.backend, opened.tokeniser, Prompts({"query": "Query: "}))
+    encoder = Encoder(opened.backend, opened.tokeniser, Prompts.of_fronts({"query": "Query: "}))
     bodies = (" a" * words for words in range(64))
     text, ids = next(
         (body, ids)
         for body in bodies
-        if len(ids := opened.tokeniser.ids([body], "Query: ")[0]) == length
+        if len(ids := opened.tokeniser.ids([body], Prompt("Query: "))[0]) == length
     )
     expected = truth(opened.tokeniser.batch([ids]))
     assert worst(encoder.encode([text], "query"), expected) <= CLOSE

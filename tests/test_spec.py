@@ -9,7 +9,14 @@ import pytest
 import transformers
 
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, UnsupportedError
-from anna_export.prompts import PROMPTS_FILE, Prompts, find_prompts, read_prompts
+from anna_export.prompts import (
+    NO_PROMPT,
+    PROMPTS_FILE,
+    Prompt,
+    Prompts,
+    find_prompts,
+    read_prompts,
+)
 from anna_export.spec import EmbeddingSpec, read_json, read_spec
 
 Configure = Callable[..., Path]
@@ -234,21 +241,20 @@ def write_prompts(folder: Path, **config: Any) -> Path:
 
 def test_folder_without_prompts_has_none(tmp_path: Path) -> None:
     assert read_prompts(tmp_path) == Prompts()
-    assert Prompts().text(None) == ""
+    assert Prompts().find(None) == NO_PROMPT
 
 
 def test_prompts_are_read_with_their_default(tmp_path: Path) -> None:
     texts = {"query": "find: ", "document": ""}
     prompts = read_prompts(write_prompts(tmp_path, prompts=texts, default_prompt_name="query"))
-    assert prompts.texts == texts
-    assert (
-        prompts.text(None) == prompts.text("query") == "find: " and prompts.text("document") == ""
-    )
+    assert prompts.fronts() == texts
+    assert prompts.find(None) == prompts.find("query") == Prompt("find: ")
+    assert prompts.find("document") == NO_PROMPT
 
 
 def test_empty_name_is_no_prompt_where_there_is_a_default() -> None:
-    prompts = Prompts({"query": "find: "}, default="query")
-    assert prompts.text("") == "" and prompts.text(None) == "find: "
+    prompts = Prompts.of_fronts({"query": "find: "}, default="query")
+    assert prompts.find("") == NO_PROMPT and prompts.find(None) == Prompt("find: ")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +275,9 @@ def test_prompts_of_the_wrong_form_are_refused(tmp_path: Path, config: dict[str,
 
 
 def test_unknown_prompt_is_refused_with_those_that_are_known() -> None:
-    message = refusal(InputError, lambda: Prompts({"query": "q", "code": "c"}).text("other"))
+    message = refusal(
+        InputError, lambda: Prompts.of_fronts({"query": "q", "code": "c"}).find("other")
+    )
     assert message == "expected a known prompt (code, query), found 'other'"
 
 
@@ -277,12 +285,14 @@ def test_adapters_prompts_win_where_it_brings_some(tmp_path: Path) -> None:
     model = write_prompts(tmp_path / "model", prompts={"query": "old"})
     tuned = write_prompts(tmp_path / "tuned", prompts={"query": "new"})
     bare = write_prompts(tmp_path / "bare", prompts={})
-    assert find_prompts(model, tuned).text("query") == "new"
-    assert (
-        find_prompts(model, bare).text("query") == find_prompts(model, None).text("query") == "old"
-    )
+    assert find_prompts(model, tuned).find("query") == Prompt("new")
+    for adapter in (bare, None):
+        assert find_prompts(model, adapter).find("query") == Prompt("old")
 
 
 def test_prompts_hash_changes_with_its_text_alone() -> None:
-    one, other = Prompts({"a": "x", "b": "y"}).hashes(), Prompts({"a": "x", "b": "z"}).hashes()
+    one, other = (
+        Prompts.of_fronts({"a": "x", "b": "y"}).hashes(),
+        Prompts.of_fronts({"a": "x", "b": "z"}).hashes(),
+    )
     assert one["a"] == other["a"] and one["b"] != other["b"]

@@ -12,12 +12,12 @@ import pytest
 import sentence_transformers
 import tokenizers
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
 from anna_export.errors import AnnaError, InputError, MissingError
-from anna_export.prompts import Prompts
+from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec, read_json, read_spec
 from anna_export.tokenise import (
     CONFIG_FILE,
@@ -76,15 +76,69 @@ def changed(base: Path, tmp_path: Path) -> Callable[..., Path]:
     return copy
 
 
+# -- special tokens of a prompt --
+
+ICL = Prompt("<instruct>Find it.\n<query>", "\n<response>")
+ICL_TOKENS = ("<instruct>", "<query>", "<response>")
+
+
+@pytest.fixture(scope="module")
+def icl(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with bge-en-icl's three tokens more."""
+    folder = tmp_path_factory.mktemp("icl")
+    theirs = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json"))
+    theirs.add_special_tokens(list(ICL_TOKENS))
+    theirs.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("text", [text for text in ordinary_texts(9)] + ["", " a", "\n", "漢字 b"])
+def test_prompt_with_special_tokens_has_the_tokenizers_own_ids(
+    icl: Path, contract: TokenContract, text: str
+) -> None:
+    roomy = Tokeniser.open(icl, replace(contract, max_tokens=4096))
+    theirs = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json"))
+    expected = theirs.encode(f"{ICL.front}{text}{ICL.back}", add_special_tokens=False)
+    assert roomy.ids([text], ICL) == [[BOS, *expected.ids, EOS]]
+    assert set(ICL_TOKENS) <= set(expected.tokens)
+
+
+@FAST
+@given(before=TEXT, after=TEXT, name=st.sampled_from([*ICL_TOKENS, "<s>", "</s>", "<unk>"]))
+def test_special_token_written_in_a_text_behind_a_prompt_that_has_some_is_plain_text(
+    icl: Path, contract: TokenContract, before: str, after: str, name: str
+) -> None:
+    roomy = Tokeniser.open(icl, replace(contract, max_tokens=4096))
+    own = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json")).token_to_id(name)
+    assert own is not None
+    (ids,) = roomy.ids([f"{before}{name}{after}"], ICL)
+    (plain,) = roomy.ids([f"{before}{after}"], ICL)
+    assert ids.count(own) == plain.count(own)
+
+
+@FAST
+@given(text=TEXT)
+def test_cut_text_keeps_what_stands_behind_it(
+    icl: Path, contract: TokenContract, text: str
+) -> None:
+    short, roomy = (Tokeniser.open(icl, replace(contract, max_tokens=n)) for n in (21, 4096))
+    (cut,), (whole,) = short.ids([text * 9], ICL), roomy.ids([text * 9], ICL)
+    assert len(cut) == min(len(whole), 21)
+    # the line's end, its token, and the end of all
+    assert cut[-3:] == whole[-3:]
+    assert cut[:-3] == whole[: len(cut) - 3]
+
+
 # -- framing --
 
 
 @FAST
-@given(text=TEXT, prompt=TEXT)
+@given(text=TEXT, prompt=TEXT, back=TEXT)
+@example(text="a</s>b<s>", prompt="<s>c</s>", back="d</s>")
 def test_bos_stands_first_and_eos_once_and_last_whatever_the_text(
-    roomy: Tokeniser, text: str, prompt: str
+    roomy: Tokeniser, text: str, prompt: str, back: str
 ) -> None:
-    (ids,) = roomy.ids([text], prompt)
+    (ids,) = roomy.ids([text], Prompt(prompt, back))
     assert ids[0] == BOS and ids[-1] == EOS
     assert ids.count(BOS) == 1 and ids.count(EOS) == 1
 
@@ -105,7 +159,7 @@ def test_cut_text_keeps_the_whole_prompt(tokeniser: Tokeniser, roomy: Tokeniser,
     prompt = "Instruct: find it\nQuery: "
     # without the prompt's last space, which joins the text's first word
     (framed,) = roomy.ids([prompt.rstrip()])
-    (ids,) = tokeniser.ids([text * 9], prompt)
+    (ids,) = tokeniser.ids([text * 9], Prompt(prompt))
     assert ids[: len(framed) - 1] == framed[:-1]
     assert len(ids) <= 21 and ids[-1] == EOS
 
@@ -170,7 +224,7 @@ def test_lone_surrogate_is_refused_by_its_index(roomy: Tokeniser, text: str) -> 
 
 def test_prompt_with_a_lone_surrogate_is_refused_by_name() -> None:
     with pytest.raises(InputError) as error:
-        Prompts({"query": "find \ud800"})
+        Prompts.of_fronts({"query": "find \ud800"})
     assert "lone surrogate in 'query'" in refusal(error)
 
 
@@ -183,17 +237,17 @@ def test_what_is_no_str_is_refused_by_type_and_index(roomy: Tokeniser, wrong: An
 
 def test_prompt_without_room_for_a_text_is_refused(tokeniser: Tokeniser) -> None:
     with pytest.raises(InputError) as error:
-        tokeniser.ids(["text"], "one two three four five six seven eight nine ten " * 3)
+        tokeniser.ids(["text"], Prompt("one two three four five six seven eight nine ten " * 3))
     assert "expected a prompt shorter than 19 tokens" in refusal(error)
 
 
 def test_longest_prompt_that_is_taken_leaves_room_for_a_token(tokeniser: Tokeniser) -> None:
-    prompt = " ".join(["a"] * 18)
+    prompt = Prompt(" ".join(["a"] * 18))
     (ids,), (other,) = tokeniser.ids([" b c d"], prompt), tokeniser.ids([" d c b"], prompt)
     assert len(ids) == len(other) == 21
     assert ids[:-2] == other[:-2] and ids[-2] != other[-2]
     with pytest.raises(InputError):
-        tokeniser.ids([" b"], prompt + " a")
+        tokeniser.ids([" b"], Prompt(prompt.front + " a"))
 
 
 @pytest.mark.parametrize("asked", [7, 0, -1, 8193])

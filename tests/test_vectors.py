@@ -201,7 +201,10 @@ def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeni
 def test_every_prompt_is_compared_and_none(
     parity: Callable[..., Parity], tokeniser: Tokeniser
 ) -> None:
-    prompts = Prompts({"query": "Query: ", "same": "Query: ", "sts": "Like: "}, default="sts")
+    prompts = Prompts.of_fronts(
+        {"query": "Query: ", "same": "Query: ", "sts": "Like: "},
+        default="sts",
+    )
 
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         vectors[row_of(tokeniser, batch, f"Like: {TEXTS[0]}")] *= -1
@@ -216,7 +219,7 @@ def test_every_prompt_is_compared_and_none(
 
 def test_progress_counts_every_embedding_once(spec: EmbeddingSpec, tokeniser: Tokeniser) -> None:
     seen: list[tuple[int, int]] = []
-    both = Encoder(Table(spec), tokeniser, Prompts({"query": "Query: "}))
+    both = Encoder(Table(spec), tokeniser, Prompts.of_fronts({"query": "Query: "}))
     compare(
         both,
         both,

@@ -70,6 +70,8 @@ def open_backend(
     options.log_severity_level = 3
     # a plan of one shape's allocations is kept beside the memory that other shapes have taken
     options.enable_mem_pattern = False
+    # the arena finds no room for widened weights where the last run's were, and grows
+    options.enable_cpu_mem_arena = not scheme.dequantises
     if device == "cuda":
         path, provider = artifact.graph(CANONICAL), _CUDA
         arithmetic = f"{manifest.precision} on CUDA"

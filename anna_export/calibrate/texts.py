@@ -91,9 +91,8 @@ def _prompted_rows(
     texts: Sequence[str], tokeniser: Tokeniser, prompts: Prompts
 ) -> Iterator[tuple[str, list[int]]]:
     """Yield each text and its ids behind one of the model's prompts, in turn."""
-    fronts = sorted({"", *prompts.texts.values()})
-    for text, front in zip(texts, cycle(fronts), strict=False):
-        yield text, tokeniser.ids([text], front)[0]
+    for text, prompt in zip(texts, cycle(prompts.distinct()), strict=False):
+        yield text, tokeniser.ids([text], prompt)[0]
 
 
 def _docstrings(count: int) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import click
 
-from anna_export.cli import embed, export, inspect, merge, plan, shown, verify
+from anna_export.cli import embed, export, inspect, merge, plan, prompts, shown, verify
 from anna_export.errors import AnnaError, InputError
 
 WRONG_USE = 2
@@ -73,6 +73,7 @@ for command in (
     verify.command,
     embed.command,
     inspect.command,
+    prompts.group,
 ):
     cli.add_command(command)
 

@@ -55,7 +55,7 @@ def command(
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)
-    opened.manifest.prompts.text(prompt)
+    opened.manifest.prompts.find(prompt)
     source = read_texts(texts, field)
     encoder = load_encoder(opened, backend=backend, device=device)
     with shown.stage("embed", "texts") as progress:

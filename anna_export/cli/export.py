@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     help="With --fp8, --int8 or --int4: largest mean of 1 - cosine to the reference; 1 turns it "
     "off. Default: 0.01, with --int4 0.05.",
 )
+@click.option(
+    "--prompts",
+    type=options.path,
+    help="A prompts.json: per task an instruction, worked examples, and how its documents are "
+    "prompted. Default: the prompts in the adapter's folder, else the model's.",
+)
 @options.max_tokens_option
 @options.overwrite_option
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")
@@ -59,6 +65,7 @@ def command(
     calibration: Path | None,
     ranges: str | None,
     max_loss: float | None,
+    prompts: Path | None,
     overwrite: bool,
     no_verify: bool,
     as_json: bool,
@@ -84,6 +91,7 @@ def command(
         ranges=Ranges(ranges) if ranges else None,
         max_loss=max_loss,
         calibration=calibration,
+        prompts=prompts,
     )
     try:
         _show(export(recipe, shown.stage), as_json)

@@ -63,6 +63,11 @@ class Scheme:
     embedding: EmbeddingFormat | None = None
     served_bytes: float | None = None
 
+    @property
+    def dequantises(self) -> bool:
+        """Whether the CPU provider widens quantised weights to fp32, anew for every run."""
+        return self.linear is not None and self.served_bytes is None
+
     def with_max_loss(self, max_loss: float | None) -> "Scheme":
         """Return the scheme with another bound on its loss; 1 turns it off.
 

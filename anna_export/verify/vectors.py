@@ -11,7 +11,7 @@ import numpy as np
 from anna_export.encoder import Encoder, batches_by_length
 from anna_export.hardware import hardware
 from anna_export.progress import Progress
-from anna_export.prompts import Prompts
+from anna_export.prompts import NO_PROMPT, Prompts
 from anna_export.quantise.scheme import Limits
 from anna_export.tokenise import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
@@ -123,7 +123,7 @@ def compare(
         _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
         limits=limits,
         texts=len(texts),
-        prompts=sorted(candidate.prompts.texts),
+        prompts=sorted(candidate.prompts.by_name),
         longest_tokens=max(len(row) for row in rows),
         method=method,
         reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
@@ -222,8 +222,8 @@ def _labelled_rows(
     encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
 ) -> tuple[list[str], list[list[int]]]:
     """Return a label and the token ids of every text, without and with every prompt, once each."""
-    names = {"": "no prompt"}
-    for name, prompt in sorted((prompts or encoder.prompts).texts.items()):
+    names = {NO_PROMPT: "no prompt"}
+    for name, prompt in sorted((prompts or encoder.prompts).by_name.items()):
         names.setdefault(prompt, name)
     labels, rows = [], []
     for prompt, name in names.items():

@@ -1,0 +1,88 @@
+"""anna-export prompts: list, add, remove."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from anna_export.cli import options, shown
+
+if TYPE_CHECKING:
+    from anna_export.artifact import Artifact
+
+
+@click.group("prompts")
+def group() -> None:
+    """Show or change the prompts of an artifact; its weights are not written again."""
+
+
+@group.command("list", cls=options.Verb, example="anna-export prompts list artifact")
+@options.artifact_argument
+@shown.json_option
+def list_command(artifact: Path, as_json: bool) -> None:
+    """Show an artifact's prompts: their length, and whether the stored proof covers them."""
+    from anna_export.artifact import open_artifact
+
+    _show(open_artifact(artifact), as_json)
+
+
+@group.command("add", cls=options.Verb, example="anna-export prompts add artifact prompts.json")
+@options.artifact_argument
+@click.argument("file", type=options.path)
+@click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
+@shown.json_option
+def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> None:
+    """Add the prompts of a prompts.json; the proof of other prompts stays valid."""
+    from anna_export.prompt_edit import add_prompts
+    from anna_export.prompt_file import read_prompt_file
+
+    _show(add_prompts(artifact, read_prompt_file(file), overwrite=overwrite), as_json)
+
+
+@group.command("remove", cls=options.Verb, example="anna-export prompts remove artifact sts query")
+@options.artifact_argument
+@click.argument("names", nargs=-1, required=True)
+@shown.json_option
+def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove prompts by name; the proof of other prompts stays valid."""
+    from anna_export.prompt_edit import remove_prompts
+
+    _show(remove_prompts(artifact, names), as_json)
+
+
+def _show(artifact: "Artifact", as_json: bool) -> None:
+    from anna_export.prompt_edit import proved_prompts
+
+    prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
+    tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
+    framing = len(tokeniser.ids([""])[0])
+    found = {
+        name: {
+            "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
+            "documents": prompts.documents.get(name, ""),
+            "proved": name in proved,
+            "sha256": hashes[name],
+            "front": prompt.front,
+            "back": prompt.back,
+        }
+        for name, prompt in prompts.by_name.items()
+    }
+    if as_json:
+        shown.print_json({"default": prompts.default, "prompts": found})
+        return
+    if not found:
+        shown.print_line("no prompts; add some with anna-export prompts add")
+        return
+    rows = [
+        (
+            name + (" (default)" if name == prompts.default else ""),
+            str(one["tokens"]),
+            "yes" if one["proved"] else "no",
+            str(one["documents"]) or "as they are",
+            f"{one['front']!r}" + (f" … {one['back']!r}" if one["back"] else ""),
+        )
+        for name, one in found.items()
+    ]
+    shown.print_table(("prompt", "tokens", "proved", "its documents", "text"), rows)
+    if not proved.issuperset(found):
+        shown.print_line("what is not proved: anna-export verify ARTIFACT --reference MODEL")

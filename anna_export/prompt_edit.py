@@ -1,0 +1,123 @@
+"""Change the prompts of a finished artifact; its weights and graphs are not written again."""
+
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from anna_export.artifact import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    PARITY_FILE,
+    Artifact,
+    add_evidence,
+    hash_file,
+    open_artifact,
+    read_evidence,
+    write_manifest,
+)
+from anna_export.card import model_card
+from anna_export.errors import ExistsError, InputError
+from anna_export.prompts import PROMPTS_FILE, Prompts
+from anna_export.st_files import write_st_files
+from anna_export.staging import staged
+from anna_export.verify.vectors import Parity
+
+
+def add_prompts(folder: Path, added: Prompts, *, overwrite: bool) -> Artifact:
+    """Add prompts to an artifact, which then is the old one or the new one at every moment.
+
+    Args:
+        folder: The artifact's.
+        added: What to add; its default, if it has one, becomes the artifact's.
+        overwrite: Replace prompts of the same names.
+
+    Raises:
+        ExistsError: If a name is taken by another prompt, and may not be replaced.
+        InputError: If a prompt leaves no room for a text.
+    """
+    artifact = open_artifact(folder)
+    known = artifact.manifest.prompts
+    taken = [
+        name for name, prompt in added.by_name.items() if known.by_name.get(name, prompt) != prompt
+    ]
+    if taken and not overwrite:
+        raise ExistsError(
+            f"expected new names, found {', '.join(taken)} with other prompts in {folder}; "
+            "--overwrite replaces them"
+        )
+    documents = {name: told for name, told in known.documents.items() if name not in added.by_name}
+    return _with_prompts(
+        artifact,
+        Prompts(
+            {**known.by_name, **added.by_name},
+            added.default or known.default,
+            {**documents, **added.documents},
+        ),
+    )
+
+
+def remove_prompts(folder: Path, names: Collection[str]) -> Artifact:
+    """Remove prompts from an artifact; where the default goes, there is none.
+
+    Raises:
+        InputError: If there is no prompt of a name, or documents of another use it.
+    """
+    artifact = open_artifact(folder)
+    known = artifact.manifest.prompts
+    for name in names:
+        if name not in known.by_name:
+            raise InputError(
+                f"expected known prompts ({', '.join(sorted(known.by_name)) or 'none'}), found "
+                f"{name!r}"
+            )
+    left = {name: told for name, told in known.documents.items() if name not in names}
+    if users := [name for name, told in left.items() if told in names]:
+        raise InputError(
+            f"expected prompts that no other needs, found the documents of {', '.join(users)} "
+            "prompted by one; remove them together"
+        )
+    return _with_prompts(
+        artifact,
+        Prompts(
+            {name: prompt for name, prompt in known.by_name.items() if name not in names},
+            None if known.default in names else known.default,
+            left,
+        ),
+    )
+
+
+def proved_prompts(artifact: Artifact) -> set[str]:
+    """Return the names of the prompts that the stored proof covers as they are now."""
+    entry, now = artifact.manifest.evidence.get(PARITY_FILE), artifact.manifest.prompts.hashes()
+    if entry is None or entry.covers != artifact.manifest.artifact_id:
+        return set()
+    return {name for name, digest in entry.prompts.items() if now.get(name) == digest}
+
+
+def _with_prompts(artifact: Artifact, prompts: Prompts) -> Artifact:
+    """Put a folder in the artifact's place that shares all files but those that tell prompts."""
+    tokeniser = artifact.tokeniser()
+    for prompt in prompts.by_name.values():
+        tokeniser.ids([""], prompt)
+    parity = read_evidence(artifact, PARITY_FILE)
+    with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
+        shutil.copytree(
+            artifact.folder, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True
+        )
+        write_st_files(folder, prompts)
+        files = {**artifact.manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
+        manifest = artifact.manifest.model_copy(update={"prompts": prompts, "files": files})
+        write_manifest(folder, manifest)
+        card = model_card(Artifact(folder, manifest), Parity(**parity) if parity else None)
+        changed = add_evidence(Artifact(folder, manifest), CARD_FILE, card)
+    return replace(changed, folder=artifact.folder)
+
+
+def _link(source: str, target: str) -> None:
+    """Share a file, which is never written in place; copy it where the disk shares none."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target)
