@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from anna_export.artifact import Artifact
 
 
-@click.group("prompts")
+@click.group("prompts", cls=options.Verbs)
 def group() -> None:
-    """Show or change the prompts of an artifact; its weights are not written again."""
+    """Show or change an artifact's prompts. Its weights are not written again."""
 
 
 @group.command("list", cls=options.Verb, example="anna-export prompts list artifact")
 @options.artifact_argument
 @shown.json_option
 def list_command(artifact: Path, as_json: bool) -> None:
-    """Show an artifact's prompts: their length, and whether the stored proof covers them."""
+    """Show an artifact's prompts, their lengths, and which are proved."""
     from anna_export.artifact import open_artifact
 
     _show(open_artifact(artifact), as_json)
@@ -32,7 +32,7 @@ def list_command(artifact: Path, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
 @shown.json_option
 def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> None:
-    """Add the prompts of a prompts.json; the proof of other prompts stays valid."""
+    """Add the prompts of a prompts.json. The proof of other prompts stays valid."""
     from anna_export.prompt_edit import add_prompts
     from anna_export.prompt_file import read_prompt_file
 
@@ -44,7 +44,7 @@ def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> N
 @click.argument("names", nargs=-1, required=True)
 @shown.json_option
 def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove prompts by name; the proof of other prompts stays valid."""
+    """Remove prompts by name. The proof of other prompts stays valid."""
     from anna_export.prompt_edit import remove_prompts
 
     _show(remove_prompts(artifact, names), as_json)
