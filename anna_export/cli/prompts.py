@@ -1,11 +1,13 @@
 """anna-export prompts: list, add, remove."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from anna_export.cli import options, shown
+
+_WIDTH: Final = 100
 
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
@@ -50,6 +52,12 @@ def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> Non
     _show(remove_prompts(artifact, names), as_json)
 
 
+def _shortened(front: str) -> str:
+    """Leave out the middle of a long one; --json shows it whole."""
+    text = repr(front)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 30]} … {text[-27:]}"
+
+
 def _show(artifact: "Artifact", as_json: bool) -> None:
     from anna_export.prompt_edit import proved_prompts
 
@@ -79,7 +87,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
             str(one["tokens"]),
             "yes" if one["proved"] else "no",
             str(one["documents"]) or "as they are",
-            f"{one['front']!r}" + (f" … {one['back']!r}" if one["back"] else ""),
+            _shortened(str(one["front"])) + (f" … {one['back']!r}" if one["back"] else ""),
         )
         for name, one in found.items()
     ]
