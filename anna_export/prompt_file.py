@@ -133,8 +133,7 @@ def _prompt(task: _Task) -> Prompt:
 def _require_one_kind(path: Path, name: str, task: _Task) -> None:
     if not NAME.fullmatch(name):
         raise InputError(
-            f"expected names of a-z, 0-9, _ and - in {path}, found {name!r}; a prompt's name "
-            "becomes a file's"
+            f"expected names of a-z, 0-9, _ and - in {path}, found {name!r}; rename it"
         )
     whole, composed = task.text is not None, task.format is not None
     if whole == composed:

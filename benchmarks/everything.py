@@ -19,6 +19,7 @@ BENCHMARKS = (
     "startup",
     "lowering",
     "int8_forms",
+    "prefix_forms",
     "int4",
     "precision",
     "latency",

@@ -9,7 +9,6 @@ heads of 64). Each measurement is a process of its own, the two graphs in turn.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from record import Figure, record
+from rivals.job import peak_bytes
 from small_model import write_small_model
 
 from anna_export.checkpoint import Checkpoint
@@ -103,8 +103,7 @@ def _time_once(graph: Path, batch: int, length: int) -> dict[str, float]:
     for _ in range(repeats):
         session.run(None, feeds)
     seconds = (time.perf_counter() - started) / repeats
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak_bytes": float(peak)}
+    return {"seconds": seconds, "peak_bytes": float(peak_bytes())}
 
 
 if __name__ == "__main__":

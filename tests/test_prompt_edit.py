@@ -194,6 +194,16 @@ def test_list_tells_length_default_documents_and_proof(
     assert lines[-1] == "what is not proved: anna-export verify ARTIFACT --reference MODEL"
 
 
+def test_long_prompt_is_shortened_on_a_line(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_prompts(artifact, Prompts.of_fronts({"long": f"start{' word' * 40}end"}), overwrite=True)
+    capsys.readouterr()
+    assert run(["prompts", "list", str(artifact)]) == 0
+    (line,) = (found for found in capsys.readouterr().out.splitlines() if found[:4] == "long")
+    assert len(line) < 150 and "'start word" in line and line.endswith(" wordend'")
+
+
 def test_mistakes_are_told_in_one_line(artifact: Path, refused: Refused, tmp_path: Path) -> None:
     assert "expected a file of prompts" in refused("prompts", "add", artifact, tmp_path / "no.json")
     assert "known prompts" in refused("prompts", "remove", artifact, "nobody")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import click
 
-from anna_export.cli import embed, export, inspect, merge, plan, prompts, shown, verify
-from anna_export.errors import AnnaError, InputError
+from anna_export.cli import embed, export, inspect, merge, options, plan, prompts, shown, verify
+from anna_export.errors import AnnaError
 
 WRONG_USE = 2
 BUG = 70
@@ -30,21 +30,13 @@ _EXAMPLES = (
 )
 
 
-class _DefaultsToExport(click.Group):
+class _DefaultsToExport(options.Verbs):
     """Takes `anna-export --bf16 …` for `anna-export export --bf16 …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name those there are."""
-        if args[0] not in self.commands:
-            raise InputError(f"expected a command of {', '.join(self.commands)}, found {args[0]!r}")
-        return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, unwrapped, so that they can be copied."""

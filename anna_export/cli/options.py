@@ -27,6 +27,18 @@ class Verb(click.Command):
             formatter.write(f"  {self.example}\n")
 
 
+class Verbs(click.Group):
+    """A group of commands, which are named where one is asked for that is not there."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name those there are."""
+        if args[0] not in self.commands:
+            raise InputError(f"expected a command of {', '.join(self.commands)}, found {args[0]!r}")
+        return super().resolve_command(ctx, args)
+
+
 class _Folder(click.Path):
     """A folder to read: that it is missing is said before libraries are loaded for seconds."""
 

@@ -1,26 +1,28 @@
 """anna-export prompts: list, add, remove."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from anna_export.cli import options, shown
 
+_WIDTH: Final = 100
+
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
 
 
-@click.group("prompts")
+@click.group("prompts", cls=options.Verbs)
 def group() -> None:
-    """Show or change the prompts of an artifact; its weights are not written again."""
+    """Show or change an artifact's prompts. Its weights are not written again."""
 
 
 @group.command("list", cls=options.Verb, example="anna-export prompts list artifact")
 @options.artifact_argument
 @shown.json_option
 def list_command(artifact: Path, as_json: bool) -> None:
-    """Show an artifact's prompts: their length, and whether the stored proof covers them."""
+    """Show an artifact's prompts, their lengths, and which are proved."""
     from anna_export.artifact import open_artifact
 
     _show(open_artifact(artifact), as_json)
@@ -32,7 +34,7 @@ def list_command(artifact: Path, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
 @shown.json_option
 def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> None:
-    """Add the prompts of a prompts.json; the proof of other prompts stays valid."""
+    """Add the prompts of a prompts.json. The proof of other prompts stays valid."""
     from anna_export.prompt_edit import add_prompts
     from anna_export.prompt_file import read_prompt_file
 
@@ -44,10 +46,16 @@ def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> N
 @click.argument("names", nargs=-1, required=True)
 @shown.json_option
 def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove prompts by name; the proof of other prompts stays valid."""
+    """Remove prompts by name. The proof of other prompts stays valid."""
     from anna_export.prompt_edit import remove_prompts
 
     _show(remove_prompts(artifact, names), as_json)
+
+
+def _shortened(front: str) -> str:
+    """Leave out the middle of a long one; --json shows it whole."""
+    text = repr(front)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 30]} … {text[-27:]}"
 
 
 def _show(artifact: "Artifact", as_json: bool) -> None:
@@ -79,7 +87,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
             str(one["tokens"]),
             "yes" if one["proved"] else "no",
             str(one["documents"]) or "as they are",
-            f"{one['front']!r}" + (f" … {one['back']!r}" if one["back"] else ""),
+            _shortened(str(one["front"])) + (f" … {one['back']!r}" if one["back"] else ""),
         )
         for name, one in found.items()
     ]

@@ -119,11 +119,11 @@ def answer(open_model: Callable[[Job], Model], convert: Callable[[Job], None]) -
             answered["seconds"] = {
                 name: _measure(model, rows, job.min_seconds) for name, rows in job.shapes.items()
             }
-    answered["peak_bytes"] = _peak_bytes()
+    answered["peak_bytes"] = peak_bytes()
     answer_path.write_text(json.dumps(answered), encoding="utf-8")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Return what this process had resident at most; ru_maxrss would count its parent too."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
