@@ -175,7 +175,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.prompts is None
         else read_prompt_file(recipe.prompts)
     )
-    _require_room_for_prompts(tokeniser, prompts)
+    # now, not when gigabytes are written
+    tokeniser.require_room(prompts.by_name.values())
     texts = None
     if scheme.linear is not None:
         texts = calibration_texts(recipe.calibration, tokeniser, prompts)
@@ -202,12 +203,6 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
-
-
-def _require_room_for_prompts(tokeniser: Tokeniser, prompts: Prompts) -> None:
-    """Let a prompt that is too long be refused now, not when gigabytes are written."""
-    for prompt in prompts.by_name.values():
-        tokeniser.ids([""], prompt)
 
 
 def _write(

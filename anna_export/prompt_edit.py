@@ -98,9 +98,7 @@ def proved_prompts(artifact: Artifact) -> set[str]:
 
 def _with_prompts(artifact: Artifact, prompts: Prompts) -> Artifact:
     """Put a folder in the artifact's place that shares all files but those that tell prompts."""
-    tokeniser = artifact.tokeniser()
-    for prompt in prompts.by_name.values():
-        tokeniser.ids([""], prompt)
+    artifact.tokeniser().require_room(prompts.by_name.values())
     parity = read_evidence(artifact, PARITY_FILE)
     with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
         shutil.copytree(

@@ -5,7 +5,7 @@ prompt's back, and `</s>` exactly once and last. Special tokens written in a tex
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -166,6 +166,15 @@ class Tokeniser:
                 bodies[place] = [*body[: room - len(end)], *end]
         head = [] if self.contract.bos_id is None else [self.contract.bos_id]
         return [[*head, *body[:room], self.contract.eos_id] for body in bodies]
+
+    def require_room(self, prompts: Iterable[Prompt]) -> None:
+        """Refuse a prompt that leaves no room for a text.
+
+        Raises:
+            InputError: If one of them does.
+        """
+        for prompt in prompts:
+            self.ids([""], prompt)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
         """Pad token id rows on the right."""

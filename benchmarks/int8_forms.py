@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from forms import load
 from record import Figure, record
 
-from anna_export.graph.builder import IR_VERSION, OPSET
 from anna_export.graph.passes.group_query import DOMAIN
 
 # (inputs, outputs) of Q/K/V together, gate and up together, and down
@@ -63,17 +63,7 @@ class Form:
 
     def session(self, output: ir.Value) -> onnxruntime.InferenceSession:
         """Load what was recorded."""
-        graph = ir.Graph(
-            [self.x],
-            [output],
-            nodes=self.tape.nodes,
-            initializers=self.tape.initializers,
-            opset_imports={"": OPSET, DOMAIN: 1},
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return load([self.x], output, self.tape)
 
 
 def per_token(form: Form) -> ir.Value:

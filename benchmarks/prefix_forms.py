@@ -20,9 +20,9 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from forms import load
 from record import Figure, record
 
-from anna_export.graph.builder import IR_VERSION, OPSET
 from anna_export.graph.passes.group_query import DOMAIN
 
 HEADS, GROUPS, WIDTH = 16, 4, 64
@@ -118,17 +118,8 @@ class Form:
     def session(self, output: ir.Value) -> onnxruntime.InferenceSession:
         """Load what was recorded."""
         output.dtype = ir.DataType.FLOAT
-        graph = ir.Graph(
-            [self.q, self.k, self.v, self.prefix_k, self.prefix_v],
-            [output],
-            nodes=self.tape.nodes,
-            initializers=self.tape.initializers,
-            opset_imports={"": OPSET, DOMAIN: 1},
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        inputs = [self.q, self.k, self.v, self.prefix_k, self.prefix_v]
+        return load(inputs, output, self.tape)
 
 
 def no_prefix(form: Form) -> ir.Value:
