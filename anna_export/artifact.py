@@ -25,7 +25,8 @@ MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
 CARD_FILE = "README.md"
 CALIBRATION_FILE = "calibration.json"
-SCHEMA_VERSION: Final = 1
+PREFIX_FOLDER: Final = "prefixes"
+SCHEMA_VERSION: Final = 2
 # Loading hashes files up to this many bytes in all; larger ones by size, with check=True by hash.
 HASHED_BYTES = 256 << 20
 
@@ -46,6 +47,14 @@ class Evidence(FileEntry):
 
     covers: str  # artifact_id
     prompts: dict[str, str]  # name → sha256 of the prompts it was made with
+
+
+class StoredPrefix(FileEntry):
+    """The file of a prompt's keys and values, and what they are of."""
+
+    file: str
+    prompt: str  # sha256 of the prompt
+    ids: list[int]  # their token ids
 
 
 class Golden(_Model):
@@ -78,13 +87,14 @@ class Quantised(_Model):
 class Manifest(_Model):
     """What manifest.json holds."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     artifact_id: str
     precision: Precision
     quantised: Quantised | None = None
     spec: EmbeddingSpec
     contract: TokenContract
     prompts: Prompts
+    prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
     graphs: dict[str, str]  # target → file
     files: dict[str, FileEntry]
@@ -104,7 +114,8 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Bytes of all files that embed."""
-        return sum(entry.size_bytes for entry in self.manifest.files.values())
+        entries = (*self.manifest.files.values(), *self.manifest.prefixes.values())
+        return sum(entry.size_bytes for entry in entries)
 
     def graph(self, target: str) -> Path:
         """Return the graph file for a target.
@@ -165,7 +176,9 @@ def open_artifact(folder: Path, *, check: bool = False) -> Artifact:
         DamagedError: Naming each file that is missing or not what the manifest says.
     """
     manifest = _read_manifest(folder)
-    listed: dict[str, FileEntry] = {**manifest.files, **manifest.evidence}
+    # these are hashed when they are first used
+    prefixes = {entry.file: entry for entry in manifest.prefixes.values()}
+    listed: dict[str, FileEntry] = {**manifest.files, **prefixes, **manifest.evidence}
     paths = {name: _inside(folder, name) for name in listed}
     wrong, hashed = [], 0
     for name, entry in sorted(listed.items(), key=lambda item: item[1].size_bytes):
@@ -176,7 +189,9 @@ def open_artifact(folder: Path, *, check: bool = False) -> Artifact:
             wrong.append(f"{name} (missing)")
         elif path.stat().st_size != entry.size_bytes:
             wrong.append(f"{name} ({path.stat().st_size} bytes, not {entry.size_bytes})")
-        elif check or (hashed := hashed + entry.size_bytes) <= HASHED_BYTES:
+        elif check or (
+            name not in prefixes and (hashed := hashed + entry.size_bytes) <= HASHED_BYTES
+        ):
             if hash_file(path).sha256 != entry.sha256:
                 wrong.append(f"{name} (other content)")
     if not wrong and not _consistent(folder, manifest):
@@ -191,11 +206,13 @@ def open_artifact(folder: Path, *, check: bool = False) -> Artifact:
 
 def _consistent(folder: Path, manifest: Manifest) -> bool:
     """Say whether what the manifest says twice, and sentence-transformers reads, agrees."""
+    hashes = manifest.prompts.hashes()
     return (
         identity(manifest.files, manifest.spec, manifest.contract) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
         and (told := read_prompts(folder)).fronts() == manifest.prompts.fronts()
         and told.default == manifest.prompts.default
+        and all(hashes.get(name) == entry.prompt for name, entry in manifest.prefixes.items())
     )
 
 
@@ -208,10 +225,10 @@ def _read_manifest(folder: Path) -> Manifest:
         )
     found = read_json(path)
     version = found.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version != SCHEMA_VERSION:
         raise DamagedError(
             f"expected manifest schema {SCHEMA_VERSION}, found {version} in {folder}; "
-            "update anna-export"
+            + ("update anna-export" if version > SCHEMA_VERSION else "export it again")
         )
     try:
         return Manifest.model_validate_json(json.dumps(found))
@@ -234,6 +251,13 @@ def _inside(folder: Path, name: str) -> Path:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put a manifest in place, whole or not at all."""
     write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def with_prefixes(artifact: Artifact, prefixes: Mapping[str, StoredPrefix]) -> Artifact:
+    """List the prefixes that were written into an artifact's folder, and no others."""
+    manifest = artifact.manifest.model_copy(update={"prefixes": dict(prefixes)})
+    write_manifest(artifact.folder, manifest)
+    return Artifact(artifact.folder, manifest)
 
 
 def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:

@@ -1,13 +1,16 @@
 """Texts in, vectors out: one encoder over any backend."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
 
 from anna_export.errors import DamagedError, InputError
+from anna_export.prefix import Prefix
 from anna_export.progress import Progress
-from anna_export.prompts import Prompts
+from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch, Tokeniser, require_text
 
@@ -16,6 +19,14 @@ MAX_WASTE = 0.05
 FREE_WASTE_TOKENS = 32
 # Prices of a batch in tokens: the dearer it is, the fewer there are. Free batches need no padding.
 _RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
+# Behind a prefix, a batch holds at most this many pairs of a token and one it attends to, which
+# bounds the memory of their scores; a text of more tokens than this goes alone, which is faster.
+MOST_PAIRS = 3 << 19
+ALONE_TOKENS = 256
+# A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer.
+_BORDER_TOKENS = 8
+# In front of a text this many times as long, computing a prefix again costs no more than using it.
+_WORTH = 16
 
 
 class Backend(Protocol):
@@ -30,6 +41,28 @@ class Backend(Protocol):
         ...
 
 
+class Prefixes(Protocol):
+    """Prefixes that are computed already, by their prompts."""
+
+    ids: Mapping[Prompt, list[int]]  # their token ids
+
+    def load(self, prompt: Prompt) -> Prefix:
+        """Return one of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A text's token ids, but for those of the prefix it stands behind, if it does."""
+
+    ids: Sequence[int]
+    prefix: Prefix | None = None
+
+    def whole(self) -> list[int]:
+        """Return all ids."""
+        return [*(self.prefix.ids if self.prefix is not None else ()), *self.ids]
+
+
 class Encoder:
     """Tokeniser, prompts and batching over a backend.
 
@@ -37,6 +70,7 @@ class Encoder:
         backend: What computes.
         tokeniser: The model's tokenizer under its contract.
         prompts: The model's named prompts.
+        prefixes: What is computed of prompts already; without, each is computed with every text.
         batch_tokens: Most tokens, padding included, that are computed at once; a single longer
             text still is.
     """
@@ -46,11 +80,13 @@ class Encoder:
         backend: Backend,
         tokeniser: Tokeniser,
         prompts: Prompts | None = None,
+        prefixes: Prefixes | None = None,
         batch_tokens: int = 4096,
     ) -> None:
         self.backend = backend
         self.tokeniser = tokeniser
         self.prompts = prompts or Prompts()
+        self.prefixes = prefixes
         self.batch_tokens = batch_tokens
 
     @property
@@ -61,7 +97,7 @@ class Encoder:
     def encode(
         self,
         texts: str | Sequence[str],
-        prompt: str | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         *,
         progress: Progress | None = None,
     ) -> np.ndarray:
@@ -69,7 +105,8 @@ class Encoder:
 
         Args:
             texts: One text, or N of them.
-            prompt: Name of a prompt of the model; None for its default, if it has one; "" for none.
+            prompt: Name of a prompt of the model, or N names, one a text; None for its default, if
+                it has one; "" for none.
             progress: Told after every batch how many distinct texts are done.
 
         Returns:
@@ -82,15 +119,24 @@ class Encoder:
         if isinstance(texts, str):
             return self.encode([texts], prompt, progress=progress)[0]
         require_text(texts)
-        first: dict[str, int] = {}
-        for index, text in enumerate(texts):
-            first.setdefault(text, index)
-        rows = self.tokeniser.ids(list(first), self.prompts.find(prompt))
-        vectors = self._encode(rows, list(first.values()), progress)
+        first: dict[tuple[str, Prompt], int] = {}
+        pairs = list(zip(texts, self._prompt_of_each(len(texts), prompt), strict=True))
+        for index, pair in enumerate(pairs):
+            first.setdefault(pair, index)
+        vectors = self._encode(self._rows(list(first)), list(first.values()), progress)
         if len(first) == len(texts):
             return vectors
-        place = {text: index for index, text in enumerate(first)}
-        return vectors[[place[text] for text in texts]]
+        place = {pair: index for index, pair in enumerate(first)}
+        return vectors[[place[pair] for pair in pairs]]
+
+    def rows(self, texts: Sequence[str], prompt: Prompt) -> list[Row]:
+        """Return the token ids of texts with a prompt, behind its prefix where there is one."""
+        return self._behind_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
+
+    def batch(self, rows: Sequence[Row]) -> TokenBatch:
+        """Pad rows behind one prefix, or behind none."""
+        (prefix,) = {id(row.prefix): row.prefix for row in rows}.values()
+        return self.tokeniser.batch([row.ids for row in rows], prefix)
 
     def encode_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Embed token id rows as they are; (N, D) float32 in the order given.
@@ -104,16 +150,66 @@ class Encoder:
                 f"expected at most {self.tokeniser.contract.max_tokens} tokens a row, found "
                 f"{longest}; cut them, or export with a larger --max-tokens"
             )
-        return self._encode(rows, range(len(rows)), None)
+        known = list(self.prefixes.ids) if self.prefixes is not None else []
+        return self._encode(self._behind_prefixes(rows, known), range(len(rows)), None)
+
+    def _prompt_of_each(
+        self, texts: int, prompt: str | Sequence[str | None] | None
+    ) -> list[Prompt]:
+        if prompt is None or isinstance(prompt, str):
+            return [self.prompts.find(prompt)] * texts
+        if len(prompt) != texts:
+            raise InputError(
+                f"expected one prompt, or one for each of {texts} texts, found {len(prompt)}"
+            )
+        return [self.prompts.find(name) for name in prompt]
+
+    def _rows(self, pairs: Sequence[tuple[str, Prompt]]) -> list[Row]:
+        """Return the rows of texts with prompts, in their order."""
+        places: dict[Prompt, list[int]] = {}
+        for place, (_, prompt) in enumerate(pairs):
+            places.setdefault(prompt, []).append(place)
+        rows = [Row(())] * len(pairs)
+        for prompt, members in places.items():
+            for place, row in zip(
+                members, self.rows([pairs[place][0] for place in members], prompt), strict=True
+            ):
+                rows[place] = row
+        return rows
+
+    def _behind_prefixes(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]
+    ) -> list[Row]:
+        """Put each row behind the prefix of one of these prompts that it shares most with."""
+        if self.prefixes is None:
+            return [Row(ids) for ids in rows]
+        ids_of = self.prefixes.ids
+        known = [(prompt, ids_of[prompt]) for prompt in prompts if prompt in ids_of]
+        cuts: dict[tuple[Prompt, int], Prefix] = {}
+        placed = []
+        for ids in rows:
+            shared, prompt = 0, None
+            for candidate, front in known:
+                found = _shared(ids, front)
+                if found > max(shared, len(front) - _BORDER_TOKENS - 1):
+                    shared, prompt = found, candidate
+            if prompt is None or shared * _WORTH < len(ids) - shared:
+                placed.append(Row(ids))
+                continue
+            if (prompt, shared) not in cuts:
+                loaded = self.prefixes.load(prompt)
+                cuts[prompt, shared] = loaded if shared == len(loaded) else loaded.first(shared)
+            placed.append(Row(ids[shared:], cuts[prompt, shared]))
+        return placed
 
     def _encode(
-        self, rows: Sequence[Sequence[int]], names: Sequence[int], progress: Progress | None
+        self, rows: Sequence[Row], names: Sequence[int], progress: Progress | None
     ) -> np.ndarray:
         """Embed rows; names are the indices they have for the caller."""
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         done = 0
-        for members in batches_by_length([len(row) for row in rows], self.batch_tokens):
-            found = self.backend.run(self.tokeniser.batch([rows[index] for index in members]))
+        for members in batches(rows, self.batch_tokens):
+            found = self.backend.run(self.batch([rows[index] for index in members]))
             finite = np.isfinite(found).all(axis=1)
             if not finite.all():
                 raise DamagedError(
@@ -128,7 +224,28 @@ class Encoder:
         return vectors
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def by_prefix(rows: Sequence[Row]) -> list[list[int]]:
+    """Group rows by what they stand behind; indices, each once."""
+    groups: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(id(row.prefix), []).append(place)
+    return list(groups.values())
+
+
+def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+    """Split rows into batches of one prefix and similar length; indices, each once."""
+    found = []
+    for members in by_prefix(rows):
+        prefix = rows[members[0]].prefix
+        lengths = [len(rows[place].ids) for place in members]
+        for batch in batches_by_length(lengths, batch_tokens, len(prefix) if prefix else 0):
+            found.append([members[place] for place in batch])
+    return found
+
+
+def batches_by_length(
+    lengths: Sequence[int], batch_tokens: int, prefix: int = 0
+) -> list[list[int]]:
     """Split texts into batches of similar length, longest first.
 
     As few batches as possible, as long as padding is at most MAX_WASTE of what is computed for
@@ -137,17 +254,27 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
     Args:
         lengths: Tokens of each text.
         batch_tokens: Most tokens of a batch, padding included; a longer text goes alone.
+        prefix: Tokens in front of every text that are not computed.
 
     Returns:
         Indices into lengths; each index once.
     """
+
+    def most(width: int) -> int:
+        by_tokens = batch_tokens // max(1, width)
+        if not prefix:
+            return max(1, by_tokens)
+        if width > ALONE_TOKENS:
+            return 1
+        return max(1, min(by_tokens, MOST_PAIRS // (max(1, width) * (prefix + width))))
+
     tokens = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-tokens, kind="stable")
     widths = tokens[order]
     starts: list[int] = []
     ends: list[int] = []
     for run_cost in _RUN_COSTS:
-        ends = _cheapest_ends(widths, batch_tokens, run_cost)
+        ends = _cheapest_ends(widths, most, run_cost)
         starts = [0, *ends[:-1]][: len(ends)]
         computed = (widths[starts] * np.subtract(ends, starts)).sum()
         if computed - widths.sum() <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
@@ -155,12 +282,12 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
     return [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
 
 
-def _cheapest_ends(widths: np.ndarray, batch_tokens: int, run_cost: int) -> list[int]:
+def _cheapest_ends(widths: np.ndarray, most: Callable[[int], int], run_cost: int) -> list[int]:
     """Return where batches end so that tokens computed plus run_cost a batch is least.
 
     Args:
         widths: (N,) tokens of each text, longest first.
-        batch_tokens: Most tokens of a batch, padding included.
+        most: Texts of a batch, at most, by its width.
         run_cost: What a batch costs by itself, in tokens.
     """
     count = len(widths)
@@ -169,9 +296,9 @@ def _cheapest_ends(widths: np.ndarray, batch_tokens: int, run_cost: int) -> list
     start_of = np.zeros(count + 1, dtype=np.int64)  # of the batch that ends at an index
     sizes = np.arange(1, count + 1)
     for start, width in enumerate(widths):
-        most = min(count - start, max(1, batch_tokens // max(1, int(width))))
-        reached = slice(start + 1, start + 1 + most)
-        through = cost[start] + run_cost + width * sizes[:most]
+        fitting = min(count - start, most(int(width)))
+        reached = slice(start + 1, start + 1 + fitting)
+        through = cost[start] + run_cost + width * sizes[:fitting]
         start_of[reached] = np.where(through < cost[reached], start, start_of[reached])
         cost[reached] = np.minimum(through, cost[reached])
     ends, end = [], count
@@ -179,3 +306,11 @@ def _cheapest_ends(widths: np.ndarray, batch_tokens: int, run_cost: int) -> list
         ends.append(end)
         end = int(start_of[end])
     return ends[::-1]
+
+
+def _shared(ids: Sequence[int], front: list[int]) -> int:
+    """Count the tokens that a row starts with as a prefix does; one of the row's is left over."""
+    if list(ids[: len(front)]) == front and len(ids) > len(front):
+        return len(front)
+    pairs = zip(ids[:-1], front, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,7 +1,7 @@
 """The main flow: a recipe becomes a proved artifact.
 
-Recipe → Checkpoint → Calibration (where the precision needs one) → graphs → staged folder → Parity
-→ Artifact
+Recipe → Checkpoint → Calibration (where the precision needs one) → graphs → staged folder →
+prefixes → Parity → Artifact
 """
 
 import json
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from anna_export import artifact as artifacts
 from anna_export import quantise
 from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Quantised, Source
+from anna_export.bake import bake
 from anna_export.calibrate import calibrate
 from anna_export.calibrate.request import Request
 from anna_export.calibrate.texts import calibration_texts
@@ -195,6 +196,10 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
             artifact = _write(
                 folder, recipe, checkpoint, contract, prompts, graphs, calibration, progress
             )
+        if prompts.by_name:
+            with _timed(seconds, "bake prompts"), stage("bake prompts", "tokens") as progress:
+                baked = bake(artifact, prompts.by_name, progress)
+            artifact = artifacts.with_prefixes(artifact, baked)
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
@@ -242,6 +247,7 @@ def _write(
         spec=checkpoint.spec,
         contract=contract,
         prompts=prompts,
+        prefixes={},
         golden=[
             Golden(text=text, ids=ids)
             for text, ids in zip(ODD_TEXTS, tokeniser.ids(ODD_TEXTS), strict=True)

@@ -15,23 +15,28 @@ from anna_export.artifact import (
     hash_file,
     open_artifact,
     read_evidence,
-    write_manifest,
+    with_prefixes,
 )
+from anna_export.bake import bake
 from anna_export.card import model_card
 from anna_export.errors import ExistsError, InputError
+from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, Prompts
 from anna_export.st_files import write_st_files
 from anna_export.staging import staged
 from anna_export.verify.vectors import Parity
 
 
-def add_prompts(folder: Path, added: Prompts, *, overwrite: bool) -> Artifact:
+def add_prompts(
+    folder: Path, added: Prompts, *, overwrite: bool, progress: Progress | None = None
+) -> Artifact:
     """Add prompts to an artifact, which then is the old one or the new one at every moment.
 
     Args:
         folder: The artifact's.
         added: What to add; its default, if it has one, becomes the artifact's.
         overwrite: Replace prompts of the same names.
+        progress: Told how many of their tokens are computed.
 
     Raises:
         ExistsError: If a name is taken by another prompt, and may not be replaced.
@@ -55,6 +60,8 @@ def add_prompts(folder: Path, added: Prompts, *, overwrite: bool) -> Artifact:
             added.default or known.default,
             {**documents, **added.documents},
         ),
+        added.by_name,
+        progress,
     )
 
 
@@ -96,8 +103,20 @@ def proved_prompts(artifact: Artifact) -> set[str]:
     return {name for name, digest in entry.prompts.items() if now.get(name) == digest}
 
 
-def _with_prompts(artifact: Artifact, prompts: Prompts) -> Artifact:
-    """Put a folder in the artifact's place that shares all files but those that tell prompts."""
+def _with_prompts(
+    artifact: Artifact,
+    prompts: Prompts,
+    to_bake: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Artifact:
+    """Put a folder in the artifact's place that shares all files but those that tell prompts.
+
+    Args:
+        artifact: What is replaced.
+        prompts: All that it is to have.
+        to_bake: Names of those whose prefixes are computed; the others keep theirs.
+        progress: Told how many tokens of these are done.
+    """
     artifact.tokeniser().require_room(prompts.by_name.values())
     parity = read_evidence(artifact, PARITY_FILE)
     with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
@@ -107,9 +126,17 @@ def _with_prompts(artifact: Artifact, prompts: Prompts) -> Artifact:
         write_st_files(folder, prompts)
         files = {**artifact.manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
         manifest = artifact.manifest.model_copy(update={"prompts": prompts, "files": files})
-        write_manifest(folder, manifest)
-        card = model_card(Artifact(folder, manifest), Parity(**parity) if parity else None)
-        changed = add_evidence(Artifact(folder, manifest), CARD_FILE, card)
+        changed = Artifact(folder, manifest)
+        kept = {
+            name: entry
+            for name, entry in manifest.prefixes.items()
+            if name in prompts.by_name and name not in to_bake
+        }
+        for name in manifest.prefixes.keys() - kept.keys():
+            (folder / manifest.prefixes[name].file).unlink()
+        changed = with_prefixes(changed, kept | bake(changed, to_bake, progress))
+        card = model_card(changed, Parity(**parity) if parity else None)
+        changed = add_evidence(changed, CARD_FILE, card)
     return replace(changed, folder=artifact.folder)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from anna_export.errors import InputError, MissingError, ShapeError
+from anna_export.prefix import Prefix
 from anna_export.prompts import NO_PROMPT, Prompt
 from anna_export.spec import EmbeddingSpec, read_json
 
@@ -32,6 +33,8 @@ TOKENIZER_FILES = (
 LIMIT_FILE = "sentence_bert_config.json"
 # below it, framing and a prompt leave no room for a text
 MIN_TOKENS = 8
+# How texts start: what merges with a prompt's end, and what does not.
+_STARTS = ("a", "The", " the", "7", ".", "\n", "\n\n", "  ", "(", "é", "漢", "<", "🙂", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class TokenContract:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Token ids padded on the right.
+    """Token ids padded on the right, all behind one prefix, if there is one.
 
     Raises:
         ShapeError: If the arrays do not fit together.
@@ -75,6 +78,7 @@ class TokenBatch:
 
     ids: np.ndarray  # (B, S) int64
     lengths: np.ndarray  # (B,) int64, each in 1..S
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.lengths.shape != self.ids.shape[:1]:
@@ -117,6 +121,14 @@ class TokenBatch:
     def width(self) -> int:
         """S, the padded length."""
         return int(self.ids.shape[1])
+
+    def whole(self) -> Self:
+        """Return the batch with the prefix's tokens among the ids, (B, P + S)."""
+        if self.prefix is None:
+            return self
+        front = np.broadcast_to(np.array(self.prefix.ids), (len(self.ids), len(self.prefix)))
+        ids = np.concatenate([front, self.ids], axis=1)
+        return type(self)(ids, self.lengths + len(self.prefix))
 
     @property
     def mask(self) -> np.ndarray:
@@ -176,13 +188,24 @@ class Tokeniser:
         for prompt in prompts:
             self.ids([""], prompt)
 
-    def batch(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
-        """Pad token id rows on the right."""
+    def prefix_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids with which every text behind a prompt starts, `<s>` included.
+
+        Where the prompt's end could merge with a text's start, they stop before it; a text that
+        merges even further is found out by its own ids.
+        """
+        rows = self.ids(_STARTS, prompt)
+        shared = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
+        found = [ids[0] for ids in shared]
+        return found[: min(map(len, rows)) - 1]  # something is left to compute
+
+    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
+        """Pad token id rows on the right; they stand behind the prefix, if one is given."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         ids = np.full((len(rows), lengths.max(initial=1)), self.contract.pad_id, dtype=np.int64)
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
-        return TokenBatch(ids, lengths)
+        return TokenBatch(ids, lengths, prefix)
 
     def _as_tokens(self, text: str) -> str:
         """Return a prompt's text with its special tokens written as their twins."""

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from anna_export.graph.builder import IR_VERSION, OPSET
-from anna_export.graph.passes.group_query import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN
 
 
 def load(

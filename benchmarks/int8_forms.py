@@ -23,7 +23,7 @@ import onnxruntime
 from forms import load
 from record import Figure, record
 
-from anna_export.graph.passes.group_query import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN
 
 # (inputs, outputs) of Q/K/V together, gate and up together, and down
 WIDTHS: Final = ((1024, 1536), (1024, 7168), (3584, 1024))

@@ -23,7 +23,7 @@ import onnxruntime
 from forms import load
 from record import Figure, record
 
-from anna_export.graph.passes.group_query import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN
 
 HEADS, GROUPS, WIDTH = 16, 4, 64
 SHARING: Final = HEADS // GROUPS

@@ -16,7 +16,7 @@ from anna_export.backends.pytorch import open_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.graph.builder import IR_DTYPES, OPSET, build_graph
 from anna_export.graph.passes.compute_in_fp32 import NARROW, ComputeInFp32
-from anna_export.graph.passes.group_query import DOMAIN, GroupQueryAttention
+from anna_export.graph.passes.cpu_attention import DOMAIN, GroupQueryAttention
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch

@@ -6,6 +6,7 @@ from anna_export.artifact import Artifact, open_artifact
 from anna_export.choices import BACKENDS
 from anna_export.encoder import Backend, Encoder
 from anna_export.errors import InputError
+from anna_export.prefix_files import StoredPrefixes
 
 
 def open_encoder(
@@ -43,13 +44,14 @@ def load_encoder(
     if backend not in BACKENDS:
         raise InputError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     runtime: Backend
+    tokeniser, prompts = artifact.tokeniser(), artifact.manifest.prompts
     # a runtime's library is loaded only where it is used
     if backend == "pytorch":
         from anna_export.backends import pytorch
 
         runtime = pytorch.open_backend(artifact, device=device)
-    else:
-        from anna_export.backends import ort
+        return Encoder(runtime, tokeniser, prompts)  # it computes whole prompts: it is the truth
+    from anna_export.backends import ort
 
-        runtime = ort.open_backend(artifact, device=device, threads=threads)
-    return Encoder(runtime, artifact.tokeniser(), artifact.manifest.prompts)
+    runtime = ort.open_backend(artifact, device=device, threads=threads)
+    return Encoder(runtime, tokeniser, prompts, StoredPrefixes(artifact))

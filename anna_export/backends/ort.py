@@ -9,6 +9,7 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
 from anna_export.errors import DamagedError, ExtraError, InputError, UnsupportedError
+from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
 from anna_export.hardware import multiplies_int8_exactly
 from anna_export.plan import forecast, require_memory
 from anna_export.quantise.scheme import CANONICAL, CPU, Scheme
@@ -44,7 +45,9 @@ class OrtBackend:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
         if not len(batch.ids):  # GroupQueryAttention divides by the batch size
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
+        if batch.prefix is not None:
+            feeds |= {PREFIX_KEYS: batch.prefix.keys, PREFIX_VALUES: batch.prefix.values}
         (vectors,) = self._session.run(None, feeds)
         return vectors
 

@@ -56,7 +56,8 @@ class PytorchBackend:
         self._device = device
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        """Return (B, spec.dim) float32 rows of unit L2 length; a prefix is computed again."""
+        batch = batch.whole()
         with torch.inference_mode():
             hidden = self.model(
                 input_ids=self._tensor(batch.ids),

@@ -2,9 +2,9 @@
 
 Built, not traced: tracing needs the whole model in memory and loses the grouped key/value heads.
 Inputs are right-padded, so causal attention alone keeps padding out of every real token's state.
+In front of them may stand a prefix, by its keys and values, which all texts of a batch share.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,12 +13,13 @@ import onnx_ir as ir
 import torch
 
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
-from anna_export.graph import pooling
+from anna_export.graph import attention, pooling
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
 
 OPSET: Final = 23
 IR_VERSION: Final = 11
 INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "sentence_embedding"
+PREFIX_KEYS, PREFIX_VALUES = "prefix_keys", "prefix_values"
 IR_DTYPES: Final = {
     Precision.FP32: ir.DataType.FLOAT,
     Precision.FP16: ir.DataType.FLOAT16,
@@ -33,15 +34,17 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
         checkpoint: Where the weights are.
         precision: Type of the weights and of the arithmetic. In fp16 the residual stream and the
             norms are fp32: real models have activations there that fp16 cannot hold.
-        max_tokens: Longest sequence; the length of the rotary tables.
+        max_tokens: Longest sequence, prefix included; the length of the rotary tables.
 
     Returns:
         A model of input_ids and attention_mask, int64 (B, S), padded on the right, to
-        sentence_embedding, float32 (B, D). Opset 23, plus the pooling function.
+        sentence_embedding, float32 (B, D). Optional inputs are prefix_keys and prefix_values,
+        float32 (L, K, P, head_dim); without them, P is 0. Opset 23, and functions for attention
+        and pooling.
     """
     graph = _Graph(checkpoint, precision, max_tokens)
     output = graph.embed()
-    inputs = [graph.input_ids, graph.attention_mask]
+    inputs = [graph.input_ids, graph.attention_mask, graph.prefix_keys, graph.prefix_values]
     model = ir.Model(
         ir.Graph(
             inputs,
@@ -53,7 +56,10 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
         ),
         ir_version=IR_VERSION,
         producer_name="anna-export",
-        functions=[pooling.pool_normalize_function(OPSET)],
+        functions=[
+            attention.prefix_attention_function(OPSET, checkpoint.spec),
+            pooling.pool_normalize_function(OPSET),
+        ],
     )
     return model
 
@@ -62,8 +68,8 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
 class _Positions:
     """Where queries stand and what they may see."""
 
-    ids: ir.Value  # (B, Q) int64
-    mask: ir.Value | None  # bool, broadcast to (B, H, Q, S); None: causal alone
+    ids: ir.Value  # (B, Q) int64, from P on
+    mask: ir.Value  # bool, broadcast to (B, H, Q, P + S)
 
 
 class _Graph:
@@ -81,6 +87,7 @@ class _Graph:
         self.attention_mask = ir.val(
             ATTENTION_MASK, dtype=ir.DataType.INT64, shape=["batch", "sequence"]
         )
+        self.prefix_keys, self.prefix_values = map(self.prefix, (PREFIX_KEYS, PREFIX_VALUES))
         self.cos, self.sin = self.rotary_tables()
 
     # -- small pieces --
@@ -98,6 +105,14 @@ class _Graph:
         if name in known:
             return known[name]
         return self.tape.initializer(ir.tensor(value, name=name))
+
+    def prefix(self, name: str) -> ir.Value:
+        """Return an input whose default is a prefix of no tokens; fp32 in every precision."""
+        spec = self.spec
+        absent = np.empty((spec.layers, spec.kv_heads, 0, spec.head_dim), dtype=np.float32)
+        value = self.tape.initializer(ir.tensor(absent, name=name))
+        value.shape = ir.Shape([spec.layers, spec.kv_heads, "prefix", spec.head_dim])
+        return value
 
     def weight(self, name: str, precision: Precision, *, transpose: bool = False) -> ir.Value:
         checkpoint, dtype = self.checkpoint, TORCH_DTYPES[precision]
@@ -159,13 +174,13 @@ class _Graph:
     def embed(self) -> ir.Value:
         spec = self.spec
         last_layer = spec.layers - 1
-        last = self.last_index()
-        everywhere = self.every_position()
+        last, known = self.last_index(), self.all_positions()
+        everywhere = self.every_position(known)
         embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
         x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
             x = self.layer(layer, x, everywhere)
-        x = self.layer_for_last_token(last_layer, x, last, everywhere)
+        x = self.layer_for_last_token(last_layer, x, last, everywhere, known)
         x = self.norm(x, "norm")
         # past the last layer there is one token a row, at index 0
         first = self.op(
@@ -186,18 +201,32 @@ class _Graph:
         axis, one = self.int64("axis_1", [1]), self.int64("one", 1)
         return self.op("Sub", self.op("ReduceSum", self.attention_mask, axis, keepdims=0), one)
 
-    def token_range(self) -> ir.Value:
-        """(S,) 0, 1, … S - 1."""
-        length = self.op("Squeeze", self.op("Shape", self.input_ids, start=1, end=2))
-        return self.op("Range", self.int64("zero", 0), length, self.int64("one", 1))
+    def prefix_length(self) -> ir.Value:
+        """P, a scalar."""
+        return self.op("Squeeze", self.op("Shape", self.prefix_keys, start=2, end=3))
 
-    def every_position(self) -> _Positions:
-        tokens = self.token_range()
+    def all_positions(self) -> ir.Value:
+        """(P + S,) 0, 1, … P + S - 1."""
+        length = self.op("Squeeze", self.op("Shape", self.input_ids, start=1, end=2))
+        end = self.op("Add", self.prefix_length(), length)
+        return self.op("Range", self.int64("zero", 0), end, self.int64("one", 1))
+
+    def every_position(self, known: ir.Value) -> _Positions:
+        """Place each token of the text behind the prefix; `known` are all positions, (P + S,)."""
+        start = self.op("Shape", self.prefix_keys, start=2, end=3)
+        end = self.op("Shape", known)
+        tokens = self.op("Slice", known, start, end)  # (S,)
         ids = self.op("Expand", tokens, self.op("Shape", self.input_ids))
+        return _Positions(ids, self.visible(tokens, known))
+
+    def visible(self, at: ir.Value, known: ir.Value) -> ir.Value:
+        """Say which of all positions, (P + S,), those at (…, Q) see: bool (…, Q, P + S)."""
+        at = self.op("Unsqueeze", at, self.int64("axis_last", [-1]))
+        seen = self.op("GreaterOrEqual", at, known)
         if self.window is None:
-            return _Positions(ids, None)
-        distance = self.op("Sub", self.op("Unsqueeze", tokens, self.int64("axis_1", [1])), tokens)
-        return _Positions(ids, self.op("Less", distance, self.int64("window", self.window)))
+            return seen
+        near = self.op("Less", self.op("Sub", at, known), self.int64("window", self.window))
+        return self.op("And", seen, near)
 
     @property
     def window(self) -> int | None:
@@ -208,27 +237,23 @@ class _Graph:
     def layer(self, layer: int, x: ir.Value, positions: _Positions) -> ir.Value:
         module = f"layers.{layer}"
         normed = self.norm(x, f"{module}.input_layernorm")
-        attended = self.attention(module, normed, normed, positions, positions, causal=True)
+        attended = self.attention(layer, normed, normed, positions, positions, causal=True)
         x = self.op("Add", x, self.widen(attended))
         return self.mlp(module, x)
 
     def layer_for_last_token(
-        self, layer: int, x: ir.Value, last: ir.Value, everywhere: _Positions
+        self, layer: int, x: ir.Value, last: ir.Value, everywhere: _Positions, known: ir.Value
     ) -> ir.Value:
         """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
         module = f"layers.{layer}"
-        at_last = self.op("Unsqueeze", last, self.int64("axis_1", [1]))  # (B, 1)
-        seen = self.op("Cast", self.attention_mask, to=ir.DataType.BOOL)
-        if self.window is not None:
-            distance = self.op("Sub", at_last, everywhere.ids)
-            near = self.op("Less", distance, self.int64("window", self.window))
-            seen = self.op("And", seen, near)
-        seen = self.op("Unsqueeze", seen, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1, S)
+        index = self.op("Unsqueeze", last, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1)
+        at_last = self.op("GatherND", everywhere.ids, index, batch_dims=1)  # (B, 1)
+        seen = self.visible(at_last, known)  # (B, 1, P + S)
+        seen = self.op("Unsqueeze", seen, self.int64("axis_1", [1]))
         normed = self.norm(x, f"{module}.input_layernorm")
-        index = self.op("Unsqueeze", at_last, self.int64("axis_1", [1]))  # (B, 1, 1)
         query = self.op("GatherND", normed, index, batch_dims=1)
         attended = self.attention(
-            module, query, normed, _Positions(at_last, seen), everywhere, causal=False
+            layer, query, normed, _Positions(at_last, seen), everywhere, causal=False
         )
         x = self.op("GatherND", x, index, batch_dims=1)
         x = self.op("Add", x, self.widen(attended))
@@ -236,7 +261,7 @@ class _Graph:
 
     def attention(
         self,
-        module: str,
+        layer: int,
         query: ir.Value,
         context: ir.Value,
         at: _Positions,
@@ -244,25 +269,30 @@ class _Graph:
         *,
         causal: bool,
     ) -> ir.Value:
-        spec, module = self.spec, f"{module}.self_attn"
+        spec, module = self.spec, f"layers.{layer}.self_attn"
         q = self.rotate(self.linear(query, f"{module}.q_proj"), at, spec.heads)
         k = self.rotate(self.linear(context, f"{module}.k_proj"), context_at, spec.kv_heads)
         v = self.linear(context, f"{module}.v_proj")
-        v.dtype = IR_DTYPES[self.precision]
-        v.shape = ir.Shape(["batch", "sequence", spec.kv_dim])  # passes read head_dim from it
-        mixed = self.op(
-            "Attention",
-            q,
-            k,
-            v,
-            *([at.mask] if at.mask is not None else []),
+        prefix = [self.of_layer(found, layer) for found in (self.prefix_keys, self.prefix_values)]
+        mixed = self.tape.op(
+            attention.NAME,
+            [q, k, v, *prefix, at.mask],
+            {
+                "num_heads": spec.heads,
+                "kv_num_heads": spec.kv_heads,
+                "head_dim": spec.head_dim,
+                "causal": int(causal),
+                "window": self.window or 0,
+            },
+            domain=pooling.DOMAIN,
             name=f"{module}.attention",
-            is_causal=int(causal),
-            q_num_heads=spec.heads,
-            kv_num_heads=spec.kv_heads,
-            scale=1 / math.sqrt(spec.head_dim),
         )
         return self.linear(mixed, f"{module}.o_proj")
+
+    def of_layer(self, prefix: ir.Value, layer: int) -> ir.Value:
+        """(K, P, head_dim) keys or values of one layer."""
+        found = self.op("Gather", prefix, self.int64(f"layer_{layer}", layer), axis=0)
+        return self.cast(found, Precision.FP32, self.precision)
 
     def rotate(self, x: ir.Value, at: _Positions, heads: int) -> ir.Value:
         return self.op("RotaryEmbedding", x, self.cos, self.sin, at.ids, num_heads=heads)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from anna_export.graph.emitter import Emitter
-from anna_export.graph.passes.group_query import GroupQueryAttention
+from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import Int8PerRow
@@ -173,7 +173,7 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 SCHEME = Scheme(
     Precision.INT4,
     arithmetic=Precision.FP32,
-    cpu_passes=(MatMulNBits(), GroupQueryAttention()),
+    cpu_passes=(MatMulNBits(), CpuAttention()),
     cpu_arithmetic="4-bit weights by 8-bit activations, fp32 elsewhere",
     limits=Limits(max_loss=0.05, alone_cosine=0.9999),
     linear=Int4Blocks(),

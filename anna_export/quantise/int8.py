@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from anna_export.graph.emitter import Emitter
-from anna_export.graph.passes.group_query import GroupQueryAttention
+from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import Int8PerRow
@@ -83,7 +83,7 @@ class Int8PerToken:
 SCHEME = Scheme(
     Precision.INT8,
     arithmetic=Precision.FP32,
-    cpu_passes=(MatMulIntegerToFloat(), GroupQueryAttention()),
+    cpu_passes=(MatMulIntegerToFloat(), CpuAttention()),
     cpu_arithmetic="int8 products on CPU, fp32 elsewhere",
     limits=Limits(max_loss=0.01, alone_cosine=0.9999),
     linear=Int8PerToken(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.encoder import Encoder, batches_by_length
+from anna_export.encoder import Encoder, Row, batches, by_prefix
 from anna_export.hardware import hardware
 from anna_export.progress import Progress
 from anna_export.prompts import NO_PROMPT, Prompts
@@ -112,19 +112,20 @@ def compare(
     """
     labels, rows = _labelled_rows(candidate, texts)
     _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
+    same_ids = [row.whole() for row in rows] == [row.whole() for row in expected_rows]
     ticks = _Ticks(progress, 3 * len(rows))
     alike = [list(range(len(rows)))]
     if not together:
-        alike = batches_by_length([len(row) for row in expected_rows], reference.batch_tokens)
+        alike = batches(expected_rows, reference.batch_tokens)
     expected = _vectors(reference, expected_rows, alike, ticks)
     found = _vectors(candidate, rows, _unlike(rows), ticks)
     alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)
     return _judge(
-        _Compared(labels, expected, found, alone, same_ids=rows == expected_rows),
+        _Compared(labels, expected, found, alone, same_ids),
         limits=limits,
         texts=len(texts),
         prompts=sorted(candidate.prompts.by_name),
-        longest_tokens=max(len(row) for row in rows),
+        longest_tokens=max(len(row.whole()) for row in rows),
         method=method,
         reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
         candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
@@ -220,15 +221,16 @@ def _judge(
 
 def _labelled_rows(
     encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
-) -> tuple[list[str], list[list[int]]]:
-    """Return a label and the token ids of every text, without and with every prompt, once each."""
+) -> tuple[list[str], list[Row]]:
+    """Return a label and the row of every text, without and with every prompt, once each."""
     names = {NO_PROMPT: "no prompt"}
     for name, prompt in sorted((prompts or encoder.prompts).by_name.items()):
         names.setdefault(prompt, name)
-    labels, rows = [], []
+    labels: list[str] = []
+    rows: list[Row] = []
     for prompt, name in names.items():
         labels += [f"{name}: {text[:60]!r}" for text in texts]
-        rows += encoder.tokeniser.ids(texts, prompt)
+        rows += encoder.rows(texts, prompt)
     return labels, rows
 
 
@@ -245,22 +247,25 @@ class _Ticks:
 
 
 def _vectors(
-    encoder: Encoder, rows: Sequence[Sequence[int]], batches: Sequence[list[int]], ticks: _Ticks
+    encoder: Encoder, rows: Sequence[Row], parts: Sequence[list[int]], ticks: _Ticks
 ) -> np.ndarray:
     """Embed in these batches of indices; NaN stays NaN."""
     vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
-    for members in batches:
-        batch = encoder.tokeniser.batch([rows[index] for index in members])
+    for members in parts:
+        batch = encoder.batch([rows[index] for index in members])
         vectors[members] = encoder.backend.run(batch)
         ticks.add(len(members))
     return vectors
 
 
-def _unlike(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Split into batches of unlike lengths, so that padding is put to the test."""
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    batches = max(1, len(rows) // _MIXED_BATCH)
-    return [by_length[first::batches] for first in range(batches)]
+def _unlike(rows: Sequence[Row]) -> list[list[int]]:
+    """Split into batches of one prefix and unlike lengths, so that padding is put to the test."""
+    parts = []
+    for members in by_prefix(rows):
+        members.sort(key=lambda index: len(rows[index].ids))
+        count = max(1, len(members) // _MIXED_BATCH)
+        parts += [members[first::count] for first in range(count)]
+    return parts
 
 
 def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

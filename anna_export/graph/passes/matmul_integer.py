@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from anna_export.graph.emitter import Emitter
-from anna_export.graph.passes.group_query import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN
 
 
 class MatMulIntegerToFloat(ir.passes.InPlacePass):

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from anna_export.graph.passes.group_query import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN
 
 # Activations in 8 bits, one scale a block of a token.
 _ACCURACY_LEVEL: Final = 4

@@ -1,0 +1,118 @@
+"""Baking: a prompt's keys and values, computed once and kept in the artifact.
+
+They are computed by the artifact's stored weights, layer by layer, rounded as its graphs round: so
+a prompt can be added without the model that the artifact was made from.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from anna_export import quantise
+from anna_export.artifact import Artifact, StoredPrefix
+from anna_export.checkpoint import TORCH_DTYPES
+from anna_export.encoder import batches_by_length
+from anna_export.errors import DamagedError
+from anna_export.prefix_files import write_prefix
+from anna_export.progress import Progress
+from anna_export.prompts import Prompt
+
+if TYPE_CHECKING:
+    from anna_export.backends.pytorch import PytorchBackend
+
+# Tokens that pass through the layers at once.
+_BATCH_TOKENS: Final = 4096
+
+
+def bake(
+    artifact: Artifact, names: Collection[str], progress: Progress | None = None
+) -> dict[str, StoredPrefix]:
+    """Compute the prefixes of prompts and write them into the artifact's folder.
+
+    Args:
+        artifact: Its manifest knows the prompts, and is not changed.
+        names: Which prompts.
+        progress: Told how many tokens are done.
+
+    Returns:
+        What the manifest must list, by the prompt's name; nothing for a prompt without a token.
+
+    Raises:
+        DamagedError: If a key or value is not finite in the artifact's type.
+    """
+    # transformers takes seconds to load: only who bakes waits for it
+    from anna_export.backends.streamed import open_streamed_artifact
+
+    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
+    named: dict[Prompt, list[str]] = {}
+    for name in names:
+        named.setdefault(manifest.prompts.by_name[name], []).append(name)
+    known = {prompt: tokeniser.prefix_ids(prompt) for prompt in named}
+    rows = {prompt: ids for prompt, ids in known.items() if ids}
+    batches = batches_by_length([len(ids) for ids in rows.values()], _BATCH_TOKENS)
+    on_read = _counted(
+        progress,
+        sum(map(len, rows.values())),
+        len(batches) * len(manifest.spec.weight_shapes()),
+    )
+    backend = open_streamed_artifact(artifact, on_read)
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+    baked: dict[str, StoredPrefix] = {}
+    for members in batches:
+        prompts = [list(rows)[place] for place in members]
+        found = keys_and_values(backend, [rows[prompt] for prompt in prompts])
+        for prompt, (keys, values) in zip(prompts, found, strict=True):
+            keys, values = _narrowed(keys, dtype), _narrowed(values, dtype)
+            for name in named[prompt]:
+                baked[name] = write_prefix(artifact, name, rows[prompt], keys, values)
+    return baked
+
+
+def keys_and_values(
+    backend: "PytorchBackend", rows: Sequence[Sequence[int]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the keys, turned by their positions, and the values of each row: (L, K, P, head_dim).
+
+    Args:
+        backend: What computes them, all rows in one batch.
+        rows: Token ids.
+    """
+    from transformers import DynamicCache
+
+    width = max(map(len, rows))
+    # what pads them stands on the right, where no token of theirs sees it
+    ids = np.array([[*row, *[0] * (width - len(row))] for row in rows], dtype=np.int64)
+    cache = DynamicCache()  # without the model's config, so that no window cuts it
+    with torch.inference_mode():
+        backend.model(input_ids=torch.from_numpy(ids), past_key_values=cache, use_cache=True)
+    for place, row in enumerate(rows):
+        keys, values = (
+            torch.stack([getattr(layer, which)[place, :, : len(row)] for layer in cache.layers])
+            for which in ("keys", "values")
+        )
+        yield keys, values
+
+
+def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    found = tensor.to(dtype)
+    if not found.isfinite().all():
+        raise DamagedError(
+            "expected finite keys and values of every prompt, found NaN or infinity in "
+            f"{str(dtype).removeprefix('torch.')}; export in a wider precision"
+        )
+    return found
+
+
+def _counted(progress: Progress | None, tokens: int, reads: int) -> Callable[[], None]:
+    """Return what is called for every weight that is read, and reports it as a part of tokens."""
+    read = count(1)
+
+    def on_read() -> None:
+        done = next(read)
+        if progress is not None:
+            progress(done * tokens // reads, tokens)
+
+    return on_read

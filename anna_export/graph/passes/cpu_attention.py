@@ -1,0 +1,251 @@
+"""Attention in the forms that ONNX Runtime's CPU provider is fastest at.
+
+One text, or no prefix: GroupQueryAttention, which never holds the (S, S) scores. Measured (ONNX
+Runtime 1.32, 16/4 heads of 64; benchmarks/lowering.py): as fast as the standard operator up to
+1,024 tokens, 1.15 times faster at 2,048 and 1.4 times at 4,096. It wants a copy of the prefix for
+every text, and of several texts takes none. Those attend to prefix and text apart, under one
+shared maximum: the fastest of four forms (benchmarks/prefix_forms.py).
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from anna_export.graph import attention
+from anna_export.graph.builder import INPUT_IDS, PREFIX_KEYS
+from anna_export.graph.emitter import Emitter
+
+DOMAIN: Final = "com.microsoft"
+
+
+class CpuAttention(ir.passes.InPlacePass):
+    """Replace each PrefixAttention by an If.
+
+    1. No prefix, or one text: GroupQueryAttention with the prefix as its past, and the sliding
+       window as its own; only where attention is causal and head_dim a multiple of 8, as it wants.
+    2. Elsewhere without a prefix: the standard operator.
+    3. Elsewhere with one: scores by prefix and by text apart, both exponentials from the larger
+       maximum.
+    4. For GroupQueryAttention every row counts as S tokens long: padding stands on the right, where
+       causal attention cannot see it, and a shorter length would leave the padded rows undefined.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a graph that build_graph does not make."""
+        names = {value.name for value in model.graph.inputs}
+        if missing := {INPUT_IDS, PREFIX_KEYS} - names:
+            raise ir.passes.PreconditionError(
+                f"expected an input {min(missing)}; build with build_graph"
+            )
+        for node in _calls(model.graph):
+            if missing := set(attention.ATTRIBUTES) - set(node.attributes):
+                raise ir.passes.PreconditionError(
+                    f"expected {min(missing)} on {node.name}, found none; build with build_graph"
+                )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every attention node."""
+        calls = _calls(model.graph)
+        if not calls:
+            return ir.passes.PassResult(model, modified=False)
+        model.graph.opset_imports[DOMAIN] = 1
+        shared = _Shared(model.graph, calls[0])
+        for call in calls:
+            _replace(model.graph, call, shared)
+        for key in [key for key in model.functions if key[1] == attention.NAME]:
+            del model.functions[key]
+        RemoveUnusedNodesPass()(model)  # masks leave their arithmetic behind
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _calls(graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if node.op_type == attention.NAME]
+
+
+class _Shared:
+    """What all attention nodes need, computed once, in front of the first of them."""
+
+    def __init__(self, graph: ir.Graph, first: ir.Node) -> None:
+        into = Emitter(graph, first)
+        inputs = {value.name: value for value in graph.inputs}
+        ids, keys = inputs[INPUT_IDS], inputs[PREFIX_KEYS]
+        self.zero = into.constant("zero", ir.tensor(np.array(0)))
+        self.one = into.constant("one", ir.tensor(np.array(1)))
+        self.batch = into.op("Shape", ids, start=0, end=1)  # (1,)
+        self.text = into.op("Squeeze", into.op("Shape", ids, start=1, end=2))
+        self.prefix = into.op("Squeeze", into.op("Shape", keys, start=2, end=3))
+        self.no_prefix = into.op("Equal", self.prefix, self.zero)
+        alone = into.op("Equal", into.op("Squeeze", self.batch), self.one)
+        self.no_copies = into.op("Or", self.no_prefix, alone)
+        # what turns (K, P, head_dim) to (B, K, P, head_dim)
+        ones = into.constant("ones", ir.tensor(np.array([1, 1, 1])))
+        self.copies = into.op("Concat", self.batch, ones, axis=0)
+        # GroupQueryAttention's: P + S as an int32, and (B,) of one less
+        end = into.op("Add", self.prefix, self.text)
+        self.total = into.op("Cast", end, to=ir.DataType.INT32)
+        one = into.constant("one_int32", ir.tensor(np.array(1, dtype=np.int32)))
+        self.before_last = into.op("Expand", into.op("Sub", self.total, one), self.batch)
+
+
+def _replace(graph: ir.Graph, call: ir.Node, shared: _Shared) -> None:
+    first = _Branch(graph, call, shared)
+    if first.causal and first.head_dim % 8 == 0:
+        condition, body = shared.no_copies, first.grouped()
+    else:
+        condition, body = shared.no_prefix, first.standard()
+    branches = {"then_branch": body, "else_branch": _Branch(graph, call, shared).apart()}
+    new = ir.node("If", [condition], branches, name=call.name)
+    new.outputs[0].dtype = ir.DataType.FLOAT
+    graph.insert_before(call, new)
+    ir.convenience.replace_all_uses_with(call.outputs[0], new.outputs[0])
+    graph.remove(call, safe=True)
+
+
+class _Branch:
+    """Records one branch of one attention node."""
+
+    def __init__(self, graph: ir.Graph, call: ir.Node, shared: _Shared) -> None:
+        self.tape = ir.tape.Tape()
+        self.outer = Emitter(graph, call)
+        self.shared = shared
+        self.name = call.name
+        found = {name: call.attributes[name].as_int() for name in attention.ATTRIBUTES}
+        self.heads, self.groups = found["num_heads"], found["kv_num_heads"]
+        self.head_dim, self.causal = found["head_dim"], bool(found["causal"])
+        self.window: int = found["window"]
+        self.scale = 1 / math.sqrt(self.head_dim)
+        self.query, self.key, self.value, self.prefix_key, self.prefix_value, self.mask = (
+            value for value in call.inputs if value is not None
+        )
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **more: Any) -> ir.Value:
+        return self.tape.op(kind, list(inputs), more, domain=domain)
+
+    def int64(self, *numbers: int) -> ir.Value:
+        name = "int64" + "".join(f"_{number}" for number in numbers)
+        return self.outer.constant(name, ir.tensor(np.array(numbers, dtype=np.int64)))
+
+    def float32(self, name: str, number: float) -> ir.Value:
+        return self.outer.constant(name, ir.tensor(np.float32(number)))
+
+    def finish(self, output: ir.Value, which: str) -> ir.Graph:
+        nodes, name = self.tape.nodes, f"{self.name}.{which}"
+        # names of both graphs are one space, and each graph would count its own from 0
+        for index, value in enumerate(value for node in nodes for value in node.outputs):
+            value.name = f"{name}.{index}"
+        output.dtype = ir.DataType.FLOAT
+        return ir.Graph([], [output], nodes=nodes, name=name)
+
+    def grouped(self) -> ir.Graph:
+        """Attend to prefix and text in one operator."""
+        prefix = (self.prefix_key, self.prefix_value)
+        past = [self.op("Expand", found, self.shared.copies) for found in prefix]
+        lengths = (self.shared.before_last, self.shared.total)
+        output = self.tape.op_multi_out(
+            "GroupQueryAttention",
+            [self.query, self.key, self.value, *past, *lengths],
+            {
+                "num_heads": self.heads,
+                "kv_num_heads": self.groups,
+                "scale": self.scale,
+                "local_window_size": self.window or -1,
+            },
+            domain=DOMAIN,
+            num_outputs=3,
+        )[0]
+        return self.finish(output, "grouped")
+
+    def standard(self) -> ir.Graph:
+        """Attend to the text alone."""
+        output = self.op(
+            "Attention",
+            *(self.query, self.key, self.value, self.mask),
+            q_num_heads=self.heads,
+            kv_num_heads=self.groups,
+            scale=self.scale,
+        )
+        return self.finish(output, "standard")
+
+    def apart(self) -> ir.Graph:
+        """Attend to prefix and text apart: scores are (B, K, H / K * Q, P or S)."""
+        last = self.int64(-1)
+        on_prefix, on_text = self.scores()
+        largest = self.op(
+            "Max", self.op("ReduceMax", on_prefix, last), self.op("ReduceMax", on_text, last)
+        )
+        first, second = (
+            self.op("Exp", self.op("Sub", scores, largest)) for scores in (on_prefix, on_text)
+        )
+        total = self.op(
+            "Add", self.op("ReduceSum", first, last), self.op("ReduceSum", second, last)
+        )
+        mixed = self.op(
+            "Add",
+            self.op("MatMul", first, self.prefix_value),
+            self.op("MatMul", second, self.by_group(self.value, 1)),
+        )
+        return self.finish(self.by_token(self.op("Div", mixed, total)), "apart")
+
+    def scores(self) -> tuple[ir.Value, ir.Value]:
+        """Score each query by the prefix and by the text; what it does not see is -inf."""
+        q = self.by_group(self.query, self.heads // self.groups)
+        q = self.op("Mul", q, self.float32(f"scale_{self.head_dim}", self.scale))
+        on_prefix = self.op("MatMul", q, self.op("Transpose", self.prefix_key, perm=[0, 2, 1]))
+        k = self.op("Transpose", self.by_group(self.key, 1), perm=[0, 1, 3, 2])
+        on_text = self.op("MatMul", q, k)
+        near, seen = self.seen() if self.causal else self.seen_by_last_token()
+        if self.window:  # else every query sees all of the prefix
+            on_prefix = self.hide(on_prefix, near)
+        return on_prefix, self.hide(on_text, seen)
+
+    def seen(self) -> tuple[ir.Value, ir.Value]:
+        """Say what each query sees of prefix and text: bool, (Q, P) and (Q, S)."""
+        places = self.op("Range", self.shared.zero, self.shared.text, self.shared.one)
+        at = self.op("Unsqueeze", places, self.int64(1))
+        seen = self.op("GreaterOrEqual", at, places)
+        if not self.window:
+            return seen, seen
+        window = self.int64(self.window)
+        seen = self.op("And", seen, self.op("Less", self.op("Sub", at, places), window))
+        prefix = self.op("Range", self.shared.zero, self.shared.prefix, self.shared.one)
+        distance = self.op("Sub", self.op("Add", at, self.shared.prefix), prefix)
+        return self.op("Less", distance, window), seen
+
+    def seen_by_last_token(self) -> tuple[ir.Value, ir.Value]:
+        """Take the mask, which differs from text to text, apart: bool, (B, 1, 1, P or S)."""
+        lengths = (self.shared.prefix, self.shared.text)
+        sizes = [self.op("Unsqueeze", length, self.int64(0)) for length in lengths]
+        inputs = [self.mask, self.op("Concat", *sizes, axis=0)]
+        near, seen = self.tape.op_multi_out("Split", inputs, {"axis": -1}, num_outputs=2)
+        return near, seen
+
+    def hide(self, scores: ir.Value, seen: ir.Value) -> ir.Value:
+        """Set to -inf what `seen` leaves out of (B, K, H / K * Q, N) scores."""
+        hidden = self.float32("minus_infinity", -math.inf)
+        bias = self.op("Where", seen, self.float32("no_bias", 0), hidden)
+        if not self.causal:
+            return self.op("Add", scores, bias)
+        shape = self.op("Shape", scores)
+        by_head = self.op("Reshape", scores, self.op("Concat", *self.head_sizes(), axis=0))
+        return self.op("Reshape", self.op("Add", by_head, bias), shape)
+
+    def head_sizes(self) -> list[ir.Value]:
+        """Sizes of (B, K, H / K, Q, …)."""
+        heads = self.int64(self.groups, self.heads // self.groups)
+        queries = self.op("Shape", self.query, start=1, end=2)
+        return [self.shared.batch, heads, queries, self.int64(-1)]
+
+    def by_group(self, x: ir.Value, heads: int) -> ir.Value:
+        """Turn (B, S, K heads head_dim) to (B, K, heads S, head_dim)."""
+        x = self.op("Reshape", x, self.int64(0, 0, self.groups, heads, self.head_dim))
+        x = self.op("Transpose", x, perm=[0, 2, 3, 1, 4])
+        return self.op("Reshape", x, self.int64(0, self.groups, -1, self.head_dim))
+
+    def by_token(self, x: ir.Value) -> ir.Value:
+        """Turn (B, K, H / K * Q, head_dim) to (B, Q, H head_dim)."""
+        x = self.op("Reshape", x, self.op("Concat", *self.head_sizes(), axis=0))
+        x = self.op("Transpose", x, perm=[0, 3, 1, 2, 4])
+        return self.op("Reshape", x, self.int64(0, 0, self.heads * self.head_dim))
