@@ -55,6 +55,7 @@ class StoredPrefix(FileEntry):
     file: str
     prompt: str  # sha256 of the prompt
     ids: list[int]  # their token ids
+    exact: bool  # computed by what the artifact was made from, or else by its stored weights
 
 
 class Golden(_Model):
@@ -251,13 +252,6 @@ def _inside(folder: Path, name: str) -> Path:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put a manifest in place, whole or not at all."""
     write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
-
-
-def with_prefixes(artifact: Artifact, prefixes: Mapping[str, StoredPrefix]) -> Artifact:
-    """List the prefixes that were written into an artifact's folder, and no others."""
-    manifest = artifact.manifest.model_copy(update={"prefixes": dict(prefixes)})
-    write_manifest(artifact.folder, manifest)
-    return Artifact(artifact.folder, manifest)
 
 
 def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:

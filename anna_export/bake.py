@@ -1,7 +1,9 @@
 """Baking: a prompt's keys and values, computed once and kept in the artifact.
 
-They are computed by the artifact's stored weights, layer by layer, rounded as its graphs round: so
-a prompt can be added without the model that the artifact was made from.
+They are computed in fp32, layer by layer, by the model that the artifact was made from: then a
+quantised artifact is closer to it behind a prompt than if it computed the prompt itself
+(benchmarks/prefix_precision.py). Without that model, the artifact's stored weights compute them,
+which costs what the weights' rounding costs.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,8 +15,8 @@ import torch
 
 from anna_export import quantise
 from anna_export.artifact import Artifact, StoredPrefix
-from anna_export.checkpoint import TORCH_DTYPES
-from anna_export.encoder import batches_by_length
+from anna_export.batching import batches_by_length
+from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.errors import DamagedError
 from anna_export.prefix_files import write_prefix
 from anna_export.progress import Progress
@@ -28,13 +30,17 @@ _BATCH_TOKENS: Final = 4096
 
 
 def bake(
-    artifact: Artifact, names: Collection[str], progress: Progress | None = None
+    artifact: Artifact,
+    names: Collection[str],
+    checkpoint: Checkpoint | None,
+    progress: Progress | None = None,
 ) -> dict[str, StoredPrefix]:
     """Compute the prefixes of prompts and write them into the artifact's folder.
 
     Args:
         artifact: Its manifest knows the prompts, and is not changed.
         names: Which prompts.
+        checkpoint: What the artifact was made from; None for the artifact's own weights.
         progress: Told how many tokens are done.
 
     Returns:
@@ -44,7 +50,8 @@ def bake(
         DamagedError: If a key or value is not finite in the artifact's type.
     """
     # transformers takes seconds to load: only who bakes waits for it
-    from anna_export.backends.streamed import open_streamed_artifact
+    from anna_export.backends.stored import stored_model
+    from anna_export.backends.streamed import open_streamed, open_streamed_reference
 
     manifest, tokeniser = artifact.manifest, artifact.tokeniser()
     named: dict[Prompt, list[str]] = {}
@@ -58,7 +65,11 @@ def bake(
         sum(map(len, rows.values())),
         len(batches) * len(manifest.spec.weight_shapes()),
     )
-    backend = open_streamed_artifact(artifact, on_read)
+    if checkpoint is None:
+        read = stored_model(artifact).read
+        backend = open_streamed(manifest.spec, read, "the artifact's stored weights", {}, on_read)
+    else:
+        backend = open_streamed_reference(checkpoint, on_read)
     dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
     baked: dict[str, StoredPrefix] = {}
     for members in batches:
@@ -67,7 +78,9 @@ def bake(
         for prompt, (keys, values) in zip(prompts, found, strict=True):
             keys, values = _narrowed(keys, dtype), _narrowed(values, dtype)
             for name in named[prompt]:
-                baked[name] = write_prefix(artifact, name, rows[prompt], keys, values)
+                baked[name] = write_prefix(
+                    artifact, name, rows[prompt], keys, values, exact=checkpoint is not None
+                )
     return baked
 
 

@@ -1,12 +1,12 @@
 """Texts in, vectors out: one encoder over any backend."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
 
+from anna_export.batching import Row, batches
 from anna_export.errors import DamagedError, InputError
 from anna_export.prefix import Prefix
 from anna_export.progress import Progress
@@ -14,15 +14,6 @@ from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch, Tokeniser, require_text
 
-# Padding allowed in one call: this share of the tokens computed, or this many, whichever is more.
-MAX_WASTE = 0.05
-FREE_WASTE_TOKENS = 32
-# Prices of a batch in tokens: the dearer it is, the fewer there are. Free batches need no padding.
-_RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
-# Behind a prefix, a batch holds at most this many pairs of a token and one it attends to, which
-# bounds the memory of their scores; a text of more tokens than this goes alone, which is faster.
-MOST_PAIRS = 3 << 19
-ALONE_TOKENS = 256
 # A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer.
 _BORDER_TOKENS = 8
 # In front of a text this many times as long, computing a prefix again costs no more than using it.
@@ -44,23 +35,14 @@ class Backend(Protocol):
 class Prefixes(Protocol):
     """Prefixes that are computed already, by their prompts."""
 
-    ids: Mapping[Prompt, list[int]]  # their token ids
+    @property
+    def ids(self) -> Mapping[Prompt, list[int]]:
+        """The token ids of each."""
+        ...
 
     def load(self, prompt: Prompt) -> Prefix:
         """Return one of them."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A text's token ids, but for those of the prefix it stands behind, if it does."""
-
-    ids: Sequence[int]
-    prefix: Prefix | None = None
-
-    def whole(self) -> list[int]:
-        """Return all ids."""
-        return [*(self.prefix.ids if self.prefix is not None else ()), *self.ids]
 
 
 class Encoder:
@@ -222,90 +204,6 @@ class Encoder:
             if progress is not None:
                 progress(done, len(rows))
         return vectors
-
-
-def by_prefix(rows: Sequence[Row]) -> list[list[int]]:
-    """Group rows by what they stand behind; indices, each once."""
-    groups: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(id(row.prefix), []).append(place)
-    return list(groups.values())
-
-
-def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
-    """Split rows into batches of one prefix and similar length; indices, each once."""
-    found = []
-    for members in by_prefix(rows):
-        prefix = rows[members[0]].prefix
-        lengths = [len(rows[place].ids) for place in members]
-        for batch in batches_by_length(lengths, batch_tokens, len(prefix) if prefix else 0):
-            found.append([members[place] for place in batch])
-    return found
-
-
-def batches_by_length(
-    lengths: Sequence[int], batch_tokens: int, prefix: int = 0
-) -> list[list[int]]:
-    """Split texts into batches of similar length, longest first.
-
-    As few batches as possible, as long as padding is at most MAX_WASTE of what is computed for
-    all of them, or FREE_WASTE_TOKENS in all.
-
-    Args:
-        lengths: Tokens of each text.
-        batch_tokens: Most tokens of a batch, padding included; a longer text goes alone.
-        prefix: Tokens in front of every text that are not computed.
-
-    Returns:
-        Indices into lengths; each index once.
-    """
-
-    def most(width: int) -> int:
-        by_tokens = batch_tokens // max(1, width)
-        if not prefix:
-            return max(1, by_tokens)
-        if width > ALONE_TOKENS:
-            return 1
-        return max(1, min(by_tokens, MOST_PAIRS // (max(1, width) * (prefix + width))))
-
-    tokens = np.asarray(lengths, dtype=np.int64)
-    order = np.argsort(-tokens, kind="stable")
-    widths = tokens[order]
-    starts: list[int] = []
-    ends: list[int] = []
-    for run_cost in _RUN_COSTS:
-        ends = _cheapest_ends(widths, most, run_cost)
-        starts = [0, *ends[:-1]][: len(ends)]
-        computed = (widths[starts] * np.subtract(ends, starts)).sum()
-        if computed - widths.sum() <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
-            break
-    return [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
-
-
-def _cheapest_ends(widths: np.ndarray, most: Callable[[int], int], run_cost: int) -> list[int]:
-    """Return where batches end so that tokens computed plus run_cost a batch is least.
-
-    Args:
-        widths: (N,) tokens of each text, longest first.
-        most: Texts of a batch, at most, by its width.
-        run_cost: What a batch costs by itself, in tokens.
-    """
-    count = len(widths)
-    cost = np.full(count + 1, np.iinfo(np.int64).max)  # least cost of all texts before an index
-    cost[0] = 0
-    start_of = np.zeros(count + 1, dtype=np.int64)  # of the batch that ends at an index
-    sizes = np.arange(1, count + 1)
-    for start, width in enumerate(widths):
-        fitting = min(count - start, most(int(width)))
-        reached = slice(start + 1, start + 1 + fitting)
-        through = cost[start] + run_cost + width * sizes[:fitting]
-        start_of[reached] = np.where(through < cost[reached], start, start_of[reached])
-        cost[reached] = np.minimum(through, cost[reached])
-    ends, end = [], count
-    while end > 0:
-        ends.append(end)
-        end = int(start_of[end])
-    return ends[::-1]
 
 
 def _shared(ids: Sequence[int], front: list[int]) -> int:

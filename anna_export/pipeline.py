@@ -28,6 +28,7 @@ from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.errors import InputError, ParityError
 from anna_export.plan import DEFAULT_TOKENS, forecast
+from anna_export.prefix_files import with_prefixes
 from anna_export.progress import Progress, Stage
 from anna_export.prompt_file import read_prompt_file
 from anna_export.prompts import Prompts, find_prompts
@@ -198,8 +199,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
             )
         if prompts.by_name:
             with _timed(seconds, "bake prompts"), stage("bake prompts", "tokens") as progress:
-                baked = bake(artifact, prompts.by_name, progress)
-            artifact = artifacts.with_prefixes(artifact, baked)
+                baked = bake(artifact, prompts.by_name, checkpoint, progress)
+            artifact = with_prefixes(artifact, baked)
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)

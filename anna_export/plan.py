@@ -16,7 +16,7 @@ import torch
 
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import SpaceError
-from anna_export.graph.builder import IR_DTYPES
+from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme

@@ -9,7 +9,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from anna_export.artifact import PREFIX_FOLDER, Artifact, StoredPrefix, hash_file
+from anna_export.artifact import (
+    PREFIX_FOLDER,
+    Artifact,
+    StoredPrefix,
+    hash_file,
+    write_manifest,
+)
 from anna_export.errors import DamagedError
 from anna_export.prefix import Prefix
 from anna_export.prompt_file import NAME
@@ -21,7 +27,13 @@ _SAFE_CHARACTERS: Final = 16
 
 
 def write_prefix(
-    artifact: Artifact, name: str, ids: list[int], keys: torch.Tensor, values: torch.Tensor
+    artifact: Artifact,
+    name: str,
+    ids: list[int],
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    exact: bool,
 ) -> StoredPrefix:
     """Write the prefix of a prompt, in the type of its tensors, and return what lists it.
 
@@ -31,6 +43,7 @@ def write_prefix(
         ids: The P token ids.
         keys: (L, K, P, head_dim).
         values: As the keys.
+        exact: Whether the model that the artifact was made from computed them.
     """
     file = f"{PREFIX_FOLDER}/{_file_name(name)}.safetensors"
     path = artifact.folder / file
@@ -47,7 +60,15 @@ def write_prefix(
         file=file,
         prompt=artifact.manifest.prompts.hashes()[name],
         ids=ids,
+        exact=exact,
     )
+
+
+def with_prefixes(artifact: Artifact, prefixes: Mapping[str, StoredPrefix]) -> Artifact:
+    """List the prefixes that were written into an artifact's folder, and no others."""
+    manifest = artifact.manifest.model_copy(update={"prefixes": dict(prefixes)})
+    write_manifest(artifact.folder, manifest)
+    return Artifact(artifact.folder, manifest)
 
 
 def _file_name(name: str) -> str:

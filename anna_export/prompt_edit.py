@@ -15,11 +15,12 @@ from anna_export.artifact import (
     hash_file,
     open_artifact,
     read_evidence,
-    with_prefixes,
 )
 from anna_export.bake import bake
 from anna_export.card import model_card
+from anna_export.checkpoint import Checkpoint
 from anna_export.errors import ExistsError, InputError
+from anna_export.prefix_files import with_prefixes
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, Prompts
 from anna_export.st_files import write_st_files
@@ -28,7 +29,12 @@ from anna_export.verify.vectors import Parity
 
 
 def add_prompts(
-    folder: Path, added: Prompts, *, overwrite: bool, progress: Progress | None = None
+    folder: Path,
+    added: Prompts,
+    *,
+    overwrite: bool,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Add prompts to an artifact, which then is the old one or the new one at every moment.
 
@@ -36,13 +42,21 @@ def add_prompts(
         folder: The artifact's.
         added: What to add; its default, if it has one, becomes the artifact's.
         overwrite: Replace prompts of the same names.
+        checkpoint: What the artifact was made from, to compute their prefixes exactly; None for
+            the artifact's own weights.
         progress: Told how many of their tokens are computed.
 
     Raises:
         ExistsError: If a name is taken by another prompt, and may not be replaced.
-        InputError: If a prompt leaves no room for a text.
+        InputError: If a prompt leaves no room for a text, or the artifact was made from something
+            else.
     """
     artifact = open_artifact(folder)
+    if checkpoint is not None and checkpoint.source_hashes() != artifact.manifest.source.sha256:
+        raise InputError(
+            f"expected the model and adapter that {folder} was made from, found others; leave them "
+            "out to compute prompts with the artifact's stored weights"
+        )
     known = artifact.manifest.prompts
     taken = [
         name for name, prompt in added.by_name.items() if known.by_name.get(name, prompt) != prompt
@@ -61,6 +75,7 @@ def add_prompts(
             {**documents, **added.documents},
         ),
         added.by_name,
+        checkpoint,
         progress,
     )
 
@@ -107,6 +122,7 @@ def _with_prompts(
     artifact: Artifact,
     prompts: Prompts,
     to_bake: Collection[str] = (),
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Put a folder in the artifact's place that shares all files but those that tell prompts.
@@ -115,6 +131,7 @@ def _with_prompts(
         artifact: What is replaced.
         prompts: All that it is to have.
         to_bake: Names of those whose prefixes are computed; the others keep theirs.
+        checkpoint: What computes them; None for the artifact's own weights.
         progress: Told how many tokens of these are done.
     """
     artifact.tokeniser().require_room(prompts.by_name.values())
@@ -134,7 +151,7 @@ def _with_prompts(
         }
         for name in manifest.prefixes.keys() - kept.keys():
             (folder / manifest.prefixes[name].file).unlink()
-        changed = with_prefixes(changed, kept | bake(changed, to_bake, progress))
+        changed = with_prefixes(changed, kept | bake(changed, to_bake, checkpoint, progress))
         card = model_card(changed, Parity(**parity) if parity else None)
         changed = add_evidence(changed, CARD_FILE, card)
     return replace(changed, folder=artifact.folder)

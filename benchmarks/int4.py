@@ -22,6 +22,7 @@ import torch
 from anna_train.demo import make_models
 from record import Figure, record
 
+from anna_export.batching import batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import observe
 from anna_export.calibrate.request import Request
@@ -30,7 +31,6 @@ from anna_export.calibrate.texts import calibration_texts
 from anna_export.calibrate.walk import OnInput, Walk, Walked
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
-from anna_export.encoder import batches_by_length
 from anna_export.graph.passes.cpu_attention import DOMAIN
 from anna_export.prompts import find_prompts
 from anna_export.quantise.calibration import Seen

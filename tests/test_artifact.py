@@ -20,6 +20,7 @@ from anna_export.artifact import (
     CARD_FILE,
     MANIFEST_FILE,
     PARITY_FILE,
+    SCHEMA_VERSION,
     Artifact,
     FileEntry,
     add_evidence,
@@ -204,9 +205,13 @@ def test_manifest_that_is_none_is_damage(copy: Path, text: bytes) -> None:
         open_artifact(copy)
 
 
-def test_newer_schema_asks_for_an_update(copy: Path) -> None:
-    edit(copy, lambda manifest: manifest.update(schema_version=2, new_part={}))
-    with pytest.raises(DamagedError, match=r"schema 1, found 2.*update anna-export"):
+@pytest.mark.parametrize(
+    ("schema", "remedy"),
+    [(SCHEMA_VERSION + 1, "update anna-export"), (SCHEMA_VERSION - 1, "export it again")],
+)
+def test_other_schema_asks_for_an_update_or_an_export(copy: Path, schema: int, remedy: str) -> None:
+    edit(copy, lambda manifest: manifest.update(schema_version=schema, new_part={}))
+    with pytest.raises(DamagedError, match=rf"schema {SCHEMA_VERSION}, found {schema}.*{remedy}"):
         open_artifact(copy)
 
 

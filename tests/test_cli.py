@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 
-from anna_export.artifact import PARITY_FILE
+from anna_export.artifact import PARITY_FILE, SCHEMA_VERSION
 from anna_export.cli import cli, run
 from anna_export.cli.shown import stage
 from anna_export.pipeline import Recipe, export
@@ -215,7 +215,7 @@ def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
 def test_installed_tool_prints_json_alone(copy: Path) -> None:
     found = tool("inspect", copy, "--json")
     assert found.returncode == 0 and found.stderr == ""
-    assert json.loads(found.stdout)["schema_version"] == 1
+    assert json.loads(found.stdout)["schema_version"] == SCHEMA_VERSION
 
 
 def test_proof_of_another_reference_is_shown_and_not_stored(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna_export.encoder import FREE_WASTE_TOKENS, MAX_WASTE, Encoder, batches_by_length
+from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, batches_by_length
+from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError
 from anna_export.prompts import Prompts
 from anna_export.spec import EmbeddingSpec, read_spec

@@ -15,8 +15,9 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.checkpoint import Checkpoint
 from anna_export.errors import InputError
-from anna_export.graph.builder import IR_DTYPES, build_graph
+from anna_export.graph.builder import build_graph
 from anna_export.graph.passes.compute_in_fp32 import NARROW
+from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.calibration import Seen, read_calibration
 from anna_export.quantise.fp8 import SPAN, Fp8Static
 from anna_export.quantise.linear import QuantiseLinear
@@ -145,12 +146,14 @@ def test_an_input_has_one_static_scale_in_the_high_precision_type(
 
 
 def test_attention_stays_in_high_precision(graph: OpenGraph) -> None:
-    attention = nodes(graph(), "Attention")
+    attention = nodes(graph(), "PrefixAttention")
     assert len(attention) == 3
     for node in attention:
         # queries, keys and values as they are, and so is what comes out until o_proj rounds it
         givers = [producer(node, place).op_type for place in range(3)]
         assert givers == ["RotaryEmbedding", "RotaryEmbedding", "MatMul"]
+        # the prefix, which is in fp32, in the same type
+        assert [producer(node, place).op_type for place in (3, 4)] == ["Cast", "Cast"]
         assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import InputError
-from anna_export.graph.builder import IR_DTYPES, OPSET, as_ir
+from anna_export.graph.builder import OPSET
+from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.fp8 import Fp8Static
 from anna_export.spec import Precision

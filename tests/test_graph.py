@@ -78,16 +78,15 @@ def test_graph_passes_the_full_check(
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def test_operators_are_standard_but_for_the_pooling_function(proto: onnx.ModelProto) -> None:
+def test_operators_are_standard_but_for_the_two_functions(proto: onnx.ModelProto) -> None:
     assert {(item.domain, item.version) for item in proto.opset_import} == {
         ("", OPSET),
         (pooling.DOMAIN, 1),
     }
-    ours = [(node.domain, node.op_type) for node in proto.graph.node if node.domain]
-    assert ours == [("anna", "LastTokenPoolNormalize")]
-    (function,) = proto.functions
-    assert (function.domain, function.name) == ours[0]
-    assert {node.domain for node in function.node} == {""}
+    ours = {(node.domain, node.op_type) for node in proto.graph.node if node.domain}
+    assert ours == {("anna", "PrefixAttention"), ("anna", "LastTokenPoolNormalize")}
+    assert {(body.domain, body.name) for body in proto.functions} == ours
+    assert {node.domain for body in proto.functions for node in body.node} == {""}
 
 
 def test_inputs_and_outputs_are_the_contract(proto: onnx.ModelProto) -> None:
@@ -102,7 +101,13 @@ def test_inputs_and_outputs_are_the_contract(proto: onnx.ModelProto) -> None:
     assert signature(list(proto.graph.input)) == [
         ("input_ids", onnx.TensorProto.INT64, axes),
         ("attention_mask", onnx.TensorProto.INT64, axes),
+        ("prefix_keys", onnx.TensorProto.FLOAT, [LAYERS, KV_HEADS, "prefix", HEAD_DIM]),
+        ("prefix_values", onnx.TensorProto.FLOAT, [LAYERS, KV_HEADS, "prefix", HEAD_DIM]),
     ]
+    # those of a prefix of no tokens, where none is given
+    defaults = {value.name: list(value.dims) for value in proto.graph.initializer}
+    for name in ("prefix_keys", "prefix_values"):
+        assert defaults[name] == [LAYERS, KV_HEADS, 0, HEAD_DIM]
     assert signature(list(proto.graph.output)) == [
         ("sentence_embedding", onnx.TensorProto.FLOAT, ["batch", DIM])
     ]
@@ -111,22 +116,27 @@ def test_inputs_and_outputs_are_the_contract(proto: onnx.ModelProto) -> None:
 def test_key_and_value_heads_stay_grouped(
     proto: onnx.ModelProto, shapes: dict[str, list[str | int]]
 ) -> None:
-    attention = [node for node in proto.graph.node if node.op_type == "Attention"]
-    assert len(attention) == LAYERS
+    calls = [node for node in proto.graph.node if node.op_type == "PrefixAttention"]
+    assert len(calls) == LAYERS
     by_output = {node.output[0]: node for node in proto.graph.node}
-    for node in attention:
+    for node in calls:
         found = attributes(node)
-        assert (found["q_num_heads"], found["kv_num_heads"]) == (HEADS, KV_HEADS)
+        assert (found["num_heads"], found["kv_num_heads"]) == (HEADS, KV_HEADS)
         key, value = (by_output[name] for name in node.input[1:3])
         # nothing between projection and attention that could repeat a head
         assert key.op_type == "RotaryEmbedding" and value.op_type == "MatMul"
         assert shapes[key.name][-1] == shapes[value.name][-1] == KV_HEADS * HEAD_DIM
+    (body,) = (body for body in proto.functions if body.name == "PrefixAttention")
+    kinds = [node.op_type for node in body.node]
+    # the prefix alone is copied, once for every text
+    assert kinds.count("Attention") == 1 and kinds.count("Expand") == 2
 
 
 def test_attention_is_scaled_by_the_head_dim_of_the_config(proto: onnx.ModelProto) -> None:
     assert DIM // HEADS != HEAD_DIM
-    scales = [attributes(n)["scale"] for n in proto.graph.node if n.op_type == "Attention"]
-    assert scales == LAYERS * [np.float32(HEAD_DIM**-0.5)]
+    bodies = [node for body in proto.functions for node in body.node]
+    scales = [attributes(n)["scale"] for n in bodies if n.op_type == "Attention"]
+    assert scales == [np.float32(HEAD_DIM**-0.5)]
 
 
 def test_rotary_tables_are_as_long_as_the_longest_sequence(
@@ -141,9 +151,10 @@ def test_every_weight_is_one_initializer(sharp: Path, exported: Artifact) -> Non
     names = list(ir.load(exported.graph(CANONICAL)).graph.initializers)
     weights = Checkpoint.open(sharp).spec.weight_shapes()
     assert set(names) > set(weights)
-    # the rest: two tables, and the integers of the arithmetic on positions
-    assert set(names) - set(weights) >= {"rotary.cos", "rotary.sin"}
-    assert len(names) - len(weights) < 10
+    # the rest: tables, a prefix of no tokens, integers: layers, and the arithmetic on positions
+    tables = {"rotary.cos", "rotary.sin", "prefix_keys", "prefix_values"}
+    assert set(names) - set(weights) >= tables
+    assert len(names) - len(weights) < 10 + LAYERS + len(tables)
     stored = sum(int(np.prod(shape)) * 4 for shape in weights.values()) + 2 * 64 * HEAD_DIM // 2 * 4
     assert stored <= (exported.folder / DATA_FILE).stat().st_size < stored + 4096 * len(names)
 

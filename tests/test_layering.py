@@ -12,7 +12,7 @@ LAYERS = (
     {"staging"},
     {"spec"},
     {"prefix", "prompts", "safetensors_files", "text_file"},
-    {"tokenise", "prompt_file"},
+    {"tokenise", "prompt_file", "batching"},
     {"encoder", "streaming"},
     {"artifact", "adapter"},
     {"checkpoint", "data_file", "prefix_files", "st_files"},

@@ -15,7 +15,7 @@ from anna_export.artifact import Artifact
 from anna_export.backends import ort
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import AnnaError, DamagedError, InputError, UnsupportedError
-from anna_export.graph.builder import IR_DTYPES
+from anna_export.graph.tensors import IR_DTYPES
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 

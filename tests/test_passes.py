@@ -14,9 +14,10 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import open_reference
 from anna_export.checkpoint import Checkpoint
-from anna_export.graph.builder import IR_DTYPES, OPSET, build_graph
+from anna_export.graph.builder import OPSET, build_graph
 from anna_export.graph.passes.compute_in_fp32 import NARROW, ComputeInFp32
-from anna_export.graph.passes.cpu_attention import DOMAIN, GroupQueryAttention
+from anna_export.graph.passes.cpu_attention import CpuAttention
+from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -44,44 +45,80 @@ def nodes(model: ir.Model, kind: str) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == kind]
 
 
-# -- GroupQueryAttention --
+# -- CpuAttention --
 
 
-def test_causal_attention_is_grouped_and_the_last_layers_single_query_is_not(build: Build) -> None:
+def branches(model: ir.Model) -> list[dict[str, ir.Graph]]:
+    """Return the branches of every attention node, in the order of layers."""
+    return [
+        {name: attribute.as_graph() for name, attribute in node.attributes.items()}
+        for node in nodes(model, "If")
+    ]
+
+
+def kinds(graph: ir.Graph) -> set[str]:
+    return {node.op_type for node in graph}
+
+
+def grouped(graph: ir.Graph) -> ir.Node:
+    (node,) = (node for node in graph if node.op_type == "GroupQueryAttention")
+    return node
+
+
+def test_every_attention_gets_a_branch_of_one_operator_and_one_behind_a_prefix(
+    build: Build,
+) -> None:
     model = build(Precision.FP32)
-    names = [node.name for node in nodes(model, "Attention")]
-    assert GroupQueryAttention()(model).modified
-    assert [node.name for node in nodes(model, "GroupQueryAttention")] == names[:-1]
-    assert [node.name for node in nodes(model, "Attention")] == names[-1:]
-    for node in nodes(model, "GroupQueryAttention"):
-        found = {name: attribute.value for name, attribute in node.attributes.items()}
-        assert found == {
+    names = [node.name for node in nodes(model, "PrefixAttention")]
+    assert CpuAttention()(model).modified
+    assert [node.name for node in nodes(model, "If")] == names and len(names) == 3
+    assert not nodes(model, "PrefixAttention") and len(model.functions) == 1
+    *causal, last = branches(model)
+    for found in causal:
+        assert kinds(found["then_branch"]) == {"Expand", "GroupQueryAttention"}
+        attributes = grouped(found["then_branch"]).attributes
+        assert {name: attribute.value for name, attribute in attributes.items()} == {
             "num_heads": 6,
             "kv_num_heads": 2,
             "scale": pytest.approx(16**-0.5),
             "local_window_size": -1,
         }
+    # the last layer's single query
+    assert kinds(last["then_branch"]) == {"Attention"}
+    for found in (*causal, last):
+        copied = {"Expand", "Attention", "GroupQueryAttention"}
+        assert not copied & kinds(found["else_branch"])  # no text gets a copy of the prefix
+        assert "Softmax" not in kinds(found["else_branch"])
 
 
-def test_window_of_the_mask_becomes_the_operators_own(windowed: Path) -> None:
+def test_names_are_one_space_over_all_branches(build: Build) -> None:
+    model = build(Precision.FP32)
+    CpuAttention()(model)
+    bodies = [model.graph, *(graph for found in branches(model) for graph in found.values())]
+    names = [value.name for body in bodies for node in body for value in node.outputs]
+    assert len(names) == len(set(names))
+
+
+def test_window_of_the_call_becomes_the_operators_own(windowed: Path) -> None:
     model = build_graph(Checkpoint.open(windowed), Precision.FP32, 64)
-    masks = {node.inputs[3] for node in nodes(model, "Attention")[:-1]}
-    GroupQueryAttention()(model)
-    grouped = nodes(model, "GroupQueryAttention")
-    assert [node.attributes["local_window_size"].as_int() for node in grouped] == [8, 8]
+    masks = {node.inputs[5] for node in nodes(model, "PrefixAttention")[:-1]}
+    CpuAttention()(model)
+    windows = [
+        grouped(found["then_branch"]).attributes["local_window_size"].as_int()
+        for found in branches(model)[:-1]
+    ]
+    assert windows == [8, 8]
     # the mask's arithmetic went with it; the last layer's query has one of its own
     assert not masks & {value for node in model.graph for value in node.outputs}
     assert len(nodes(model, "Less")) == 1
 
 
-def test_window_that_no_sequence_reaches_needs_no_mask(windowed: Path) -> None:
+def test_window_that_no_sequence_reaches_needs_none(windowed: Path) -> None:
     model = build_graph(Checkpoint.open(windowed), Precision.FP32, 8)
-    assert all(len(node.inputs) == 3 for node in nodes(model, "Attention")[:-1])
-    GroupQueryAttention()(model)
-    assert {
-        node.attributes["local_window_size"].as_int()
-        for node in nodes(model, "GroupQueryAttention")
-    } == {-1}
+    CpuAttention()(model)
+    found = [grouped(found["then_branch"]) for found in branches(model)[:-1]]
+    assert {node.attributes["local_window_size"].as_int() for node in found} == {-1}
+    assert not nodes(model, "Less")
 
 
 @pytest.fixture(scope="module")
@@ -118,24 +155,17 @@ def test_grouped_attention_is_the_standard_operators_at_every_position(
         np.testing.assert_allclose(second, first, rtol=0, atol=5e-6)
 
 
-def test_graph_of_one_layer_has_nothing_to_group(make_model: MakeModel) -> None:
-    checkpoint = Checkpoint.open(make_model(num_hidden_layers=1))
-    model = build_graph(checkpoint, Precision.FP32, 64)
-    assert not GroupQueryAttention()(model).modified
-    assert DOMAIN not in model.graph.opset_imports
-
-
 def test_head_dim_that_the_operator_does_not_take_keeps_the_standard_one(
     make_model: MakeModel, make_artifact: MakeArtifact, run_graph: RunGraph, make_batch: MakeBatch
 ) -> None:
-    model = make_model(head_dim=6, initializer_range=0.2)
-    assert not GroupQueryAttention()(
-        build_graph(Checkpoint.open(model), Precision.FP32, 64)
-    ).modified
+    path = make_model(head_dim=6, initializer_range=0.2)
+    model = build_graph(Checkpoint.open(path), Precision.FP32, 64)
+    CpuAttention()(model)
+    assert [kinds(found["then_branch"]) for found in branches(model)] == 3 * [{"Attention"}]
     batch = make_batch(17, 5)
-    found = run_graph(make_artifact(model), CPU, batch)
+    found = run_graph(make_artifact(path), CPU, batch)
     # fp32 against fp32: only the order of sums differs
-    assert np.abs(found - open_reference(model).backend.run(batch)).max() <= 1e-6
+    assert np.abs(found - open_reference(path).backend.run(batch)).max() <= 1e-6
 
 
 # -- ComputeInFp32 --
@@ -164,9 +194,7 @@ def test_no_other_cast_between_float_types_is_left(build: Build, precision: Prec
     narrow = sum(value.dtype in NARROW for value in model.graph.initializers.values())
     ComputeInFp32()(model)
     targets = [node.attributes["to"].as_int() for node in nodes(model, "Cast")]
-    assert targets.count(ir.DataType.FLOAT) == narrow
-    # the attention mask's own
-    assert [to for to in targets if to != ir.DataType.FLOAT] == [ir.DataType.BOOL]
+    assert targets == narrow * [ir.DataType.FLOAT]
     looked_up = {node.outputs[0] for node in nodes(model, "Gather")}
     typed = {value for node in model.graph for value in node.outputs if value.dtype in NARROW}
     assert typed <= looked_up
@@ -219,10 +247,11 @@ def test_fp16_graph_keeps_norms_and_residual_stream_in_fp32(
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
     kinds = {"RMSNormalization": onnx.TensorProto.FLOAT, "Add": onnx.TensorProto.FLOAT}
-    kinds |= {"MatMul": onnx.TensorProto.FLOAT16, "Attention": onnx.TensorProto.FLOAT16}
+    kinds |= {"MatMul": onnx.TensorProto.FLOAT16, "PrefixAttention": onnx.TensorProto.FLOAT16}
     for kind, dtype in kinds.items():
         found = {types[node.output[0]] for node in inferred.node if node.op_type == kind}
-        assert found == {dtype}, kind
+        # the sum of positions is in integers
+        assert found - {onnx.TensorProto.INT64} == {dtype}, kind
 
 
 # -- twice, and what is refused --
@@ -238,46 +267,31 @@ def test_pass_applied_twice_changes_nothing(build: Build, precision: Precision) 
         assert str(model.graph) == before
 
 
-def attention(
-    *,
-    names: tuple[str, ...] = ("input_ids",),
-    axes: tuple[int, ...] | None = (1, 4, 8),
-    inputs: int = 3,
-    masked: bool = False,
-    **drop: None,
-) -> ir.Model:
-    """A causal attention that some other tool might have written."""
-    values = [ir.val(name, dtype=ir.DataType.INT64, shape=["b", "s"]) for name in names]
-    given = [ir.val(f"x{index}", dtype=ir.DataType.FLOAT, shape=axes) for index in range(3)]
-    extra: list[ir.Value | None] = [None] * (inputs - 3)
-    mask = ir.node("Cast", [values[0]], {"to": ir.DataType.BOOL})
-    if masked:
-        extra[0] = mask.outputs[0]
-    settings = {"is_causal": 1, "q_num_heads": 2, "kv_num_heads": 1, "scale": 0.5}
-    kept = {name: value for name, value in settings.items() if name not in drop}
-    node = ir.node("Attention", [*given, *extra], kept, name="theirs")
-    graph = ir.Graph(
-        [*values, *given], node.outputs, nodes=[mask, node], opset_imports={"": OPSET}, name="g"
-    )
+def foreign(*inputs: str, **attributes: int) -> ir.Model:
+    """A graph with attention that some other tool might have written."""
+    values = [ir.val(name, dtype=ir.DataType.INT64, shape=["b", "s"]) for name in inputs]
+    node = ir.node("PrefixAttention", values, attributes, domain="anna", name="theirs")
+    imports = {"": OPSET, "anna": 1}
+    graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports=imports, name="g")
     return ir.Model(graph, ir_version=11)
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (attention(names=("tokens",)), "expected an input input_ids"),
-        (attention(scale=None), "expected scale on theirs"),
-        (attention(kv_num_heads=None), "expected kv_num_heads on theirs"),
-        (attention(axes=None), "the width of the values of theirs"),
-        (attention(inputs=4, masked=True), "no mask but the sliding window's on theirs"),
-        (attention(inputs=6), "no mask but the sliding window's on theirs"),
+        (foreign("tokens", "prefix_keys"), "expected an input input_ids"),
+        (foreign("input_ids"), "expected an input prefix_keys"),
+        (
+            foreign("input_ids", "prefix_keys", num_heads=2, kv_num_heads=1, head_dim=8, causal=1),
+            "expected window on theirs",
+        ),
     ],
-    ids=["no input_ids", "no scale", "no heads", "no width", "another mask", "past keys"],
+    ids=["no ids", "no prefix", "no window"],
 )
-def test_attention_that_is_not_ours_is_not_grouped(model: ir.Model, message: str) -> None:
+def test_attention_that_is_not_ours_is_left_alone(model: ir.Model, message: str) -> None:
     before = str(model.graph)
     with pytest.raises(ir.passes.PreconditionError) as error:
-        GroupQueryAttention()(model)
+        CpuAttention()(model)
     assert message in str(error.value) and "build with build_graph" in str(error.value)
     assert str(model.graph) == before
 

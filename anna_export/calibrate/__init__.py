@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from anna_export.batching import batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
 from anna_export.calibrate.request import Request
@@ -14,7 +15,6 @@ from anna_export.calibrate.sensitivity import effects, layers_to_keep, measure_l
 from anna_export.calibrate.texts import CalibrationTexts
 from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
-from anna_export.encoder import batches_by_length
 from anna_export.plan import calibration_bytes
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import Calibration

@@ -1,11 +1,12 @@
 """anna-export prompts: list, add, remove."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from anna_export.cli import options, shown
+from anna_export.errors import InputError
 
 _WIDTH: Final = 100
 
@@ -31,14 +32,41 @@ def list_command(artifact: Path, as_json: bool) -> None:
 @group.command("add", cls=options.Verb, example="anna-export prompts add artifact prompts.json")
 @options.artifact_argument
 @click.argument("file", type=options.path)
+@click.option(
+    "--model",
+    type=options.folder,
+    help="Folder of the base model that the artifact was made from: it computes the prompts in "
+    "fp32, as an export does. Default: the artifact's stored weights, rounded as they are.",
+)
+@click.option("--adapter", type=options.folder, help="Folder of the LoRA adapter over it.")
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
 @shown.json_option
-def add_command(artifact: Path, file: Path, overwrite: bool, as_json: bool) -> None:
-    """Add the prompts of a prompts.json. The proof of other prompts stays valid."""
+def add_command(
+    artifact: Path,
+    file: Path,
+    model: Path | None,
+    adapter: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Add the prompts of a prompts.json. The proof of other prompts stays valid.
+
+    Their keys and values are computed once and stored beside the weights, so that no text computes
+    them again.
+    """
+    if adapter is not None and model is None:
+        raise InputError("expected --model with --adapter, found none; name the base model too")
+    from anna_export.checkpoint import Checkpoint
     from anna_export.prompt_edit import add_prompts
     from anna_export.prompt_file import read_prompt_file
 
-    _show(add_prompts(artifact, read_prompt_file(file), overwrite=overwrite), as_json)
+    added = read_prompt_file(file)
+    checkpoint = Checkpoint.open(model, adapter) if model is not None else None
+    with shown.stage("bake prompts", "tokens") as progress:
+        changed = add_prompts(
+            artifact, added, overwrite=overwrite, checkpoint=checkpoint, progress=progress
+        )
+    _show(changed, as_json)
 
 
 @group.command("remove", cls=options.Verb, example="anna-export prompts remove artifact sts query")
@@ -50,6 +78,19 @@ def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> Non
     from anna_export.prompt_edit import remove_prompts
 
     _show(remove_prompts(artifact, names), as_json)
+
+
+def _baked(artifact: "Artifact", name: str) -> dict[str, Any] | None:
+    entry = artifact.manifest.prefixes.get(name)
+    if entry is None:
+        return None
+    return {"tokens": len(entry.ids), "size_bytes": entry.size_bytes, "exact": entry.exact}
+
+
+def _baked_cell(baked: dict[str, Any] | None) -> str:
+    if baked is None:
+        return "no"
+    return shown.size(baked["size_bytes"]) + ("" if baked["exact"] else ", by stored weights")
 
 
 def _shortened(front: str) -> str:
@@ -64,11 +105,12 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
     framing = len(tokeniser.ids([""])[0])
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {
             "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
             "documents": prompts.documents.get(name, ""),
             "proved": name in proved,
+            "baked": _baked(artifact, name),
             "sha256": hashes[name],
             "front": prompt.front,
             "back": prompt.back,
@@ -85,12 +127,14 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
         (
             name + (" (default)" if name == prompts.default else ""),
             str(one["tokens"]),
+            _baked_cell(one["baked"]),
             "yes" if one["proved"] else "no",
             str(one["documents"]) or "as they are",
             _shortened(str(one["front"])) + (f" … {one['back']!r}" if one["back"] else ""),
         )
         for name, one in found.items()
     ]
-    shown.print_table(("prompt", "tokens", "proved", "its documents", "text"), rows)
+    heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
+    shown.print_table(heads, rows)
     if not proved.issuperset(found):
         shown.print_line("what is not proved: anna-export verify ARTIFACT --reference MODEL")

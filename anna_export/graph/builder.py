@@ -14,17 +14,13 @@ import torch
 
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.graph import attention, pooling
+from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
 
 OPSET: Final = 23
 IR_VERSION: Final = 11
 INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "sentence_embedding"
 PREFIX_KEYS, PREFIX_VALUES = "prefix_keys", "prefix_values"
-IR_DTYPES: Final = {
-    Precision.FP32: ir.DataType.FLOAT,
-    Precision.FP16: ir.DataType.FLOAT16,
-    Precision.BF16: ir.DataType.BFLOAT16,
-}
 
 
 def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> ir.Model:
@@ -304,15 +300,3 @@ class _Graph:
         inner = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
         down = self.linear(inner, f"{module}.mlp.down_proj")
         return self.op("Add", x, self.widen(down))
-
-
-def as_ir(tensor: torch.Tensor, name: str) -> ir.Tensor:
-    """View a CPU tensor as an ONNX tensor, without a copy."""
-    if tensor.dtype is torch.bfloat16:
-        words = tensor.view(torch.uint16).numpy()
-        return ir.Tensor(words, dtype=ir.DataType.BFLOAT16, shape=ir.Shape(tensor.shape), name=name)
-    if tensor.dtype is torch.float8_e4m3fn:
-        codes = tensor.view(torch.uint8).numpy()
-        shape = ir.Shape(tensor.shape)
-        return ir.Tensor(codes, dtype=ir.DataType.FLOAT8E4M3FN, shape=shape, name=name)
-    return ir.Tensor(tensor.numpy(), name=name)

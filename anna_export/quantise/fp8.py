@@ -14,8 +14,8 @@ import torch
 
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import InputError
-from anna_export.graph.builder import IR_DTYPES, as_ir
 from anna_export.graph.emitter import Emitter
+from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import WIDENED, Limits, Scheme

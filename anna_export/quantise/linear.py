@@ -10,8 +10,8 @@ import onnx_ir as ir
 import torch
 
 from anna_export.checkpoint import Checkpoint
-from anna_export.graph.builder import as_ir
 from anna_export.graph.emitter import Emitter
+from anna_export.graph.tensors import as_ir
 from anna_export.quantise.calibration import Calibration, Seen
 
 # What is stored of a weight: a suffix to its name ("", "_scale") → type and shape.

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.encoder import Encoder, Row, batches, by_prefix
+from anna_export.batching import Row, batches, by_prefix
+from anna_export.encoder import Encoder
 from anna_export.hardware import hardware
 from anna_export.progress import Progress
 from anna_export.prompts import NO_PROMPT, Prompts

@@ -1,0 +1,205 @@
+"""What computes a baked prompt best: the artifact's own arithmetic, or fp32?
+
+    python benchmarks/prefix_precision.py          five precisions, two models; about five minutes
+    python benchmarks/prefix_precision.py --quick  int8 alone
+
+Two models: the demo's, and its base with a massive activation at `<s>`, 1,000 times what other
+tokens have, as large models have one. Held-out texts are embedded behind few-shot prompts whose
+keys and values were computed by the artifact's weights with its rounding ("own"), by its weights
+alone, or by the unquantised model ("fp32"); with the prompt computed again for every text
+("whole"); and, without a prompt, behind a prefix of `<s>` alone. Judged is the mean of 1 - cosine
+to the reference in PyTorch.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from anna_train.demo import heldout_texts, make_models
+from record import Figure, record, say
+from safetensors.torch import load_file, save_file
+
+from anna_export import quantise
+from anna_export.artifact import Artifact
+from anna_export.backends import load_encoder
+from anna_export.backends.pytorch import PytorchBackend, open_reference
+from anna_export.backends.stored import stored_model
+from anna_export.backends.streamed import (
+    open_streamed,
+    open_streamed_artifact,
+    open_streamed_reference,
+)
+from anna_export.bake import keys_and_values
+from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
+from anna_export.cli.shown import stage
+from anna_export.encoder import Encoder
+from anna_export.pipeline import Recipe, export
+from anna_export.prefix import Prefix
+from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.spec import Precision
+
+PRECISIONS: Final = (
+    Precision.INT8,
+    Precision.INT4,
+    Precision.FP8,
+    Precision.BF16,
+    Precision.FP16,
+)
+EXAMPLES: Final = (0, 2, 8)
+TEXTS: Final = 160
+EXAMPLE_WORDS: Final = 20
+OWN, WEIGHTS, FP32, WHOLE = "own", "weights", "fp32", "whole"
+MASSIVE: Final = 1000.0
+MAX_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One prefix, however it was computed."""
+
+    prompt: Prompt
+    prefix: Prefix
+
+    @property
+    def ids(self) -> dict[Prompt, list[int]]:
+        """Its ids, as an encoder asks for them."""
+        return {self.prompt: list(self.prefix.ids)}
+
+    def load(self, _: Prompt) -> Prefix:
+        """Return it."""
+        return self.prefix
+
+
+def main() -> int:
+    """Run the benchmark and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="int8 alone.")
+    parser.add_argument("--models", type=Path, default=Path("build/demo"), help="Demo's folder.")
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    models = make_models(arguments.models)
+    drawn = heldout_texts(arguments.models, TEXTS + 2 * max(EXAMPLES))
+    examples, texts = drawn[: 2 * max(EXAMPLES)], drawn[2 * max(EXAMPLES) :]
+    prompts = [_prompt(examples, count) for count in EXAMPLES]
+    samples: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="anna-prefix-") as name:
+        folder = Path(name)
+        massive = _with_massive_start(models.base, folder / "massive")
+        for label, base, adapter in (
+            ("demo", models.base, models.adapter),
+            ("massive <s>", massive, None),
+        ):
+            for precision in PRECISIONS[:1] if arguments.quick else PRECISIONS:
+                say(f"{label}, {precision}")
+                out = folder / "artifact"
+                options: dict[str, Any] = {}
+                if quantise.load(precision).linear is not None:
+                    options["max_loss"] = 1
+                recipe = Recipe(base, adapter, out, precision, MAX_TOKENS, verify=False, **options)
+                artifact = export(recipe, stage).artifact
+                reference = open_reference(base, adapter, contract=artifact.manifest.contract)
+                checkpoint = Checkpoint.open(base, adapter)
+                samples[f"{label}, {precision}"] = _losses(
+                    artifact, checkpoint, reference, prompts, texts
+                )
+                say(json.dumps(samples[f"{label}, {precision}"]))
+                shutil.rmtree(out)
+    figures = [
+        figure
+        for name, found in samples.items()
+        for figure in (
+            _ratio(name, found, OWN, WHOLE, "prompts"),
+            _ratio(name, found, OWN, FP32, "prompts"),
+        )
+    ]
+    return record("prefix-precision", figures, samples, [], arguments.json)
+
+
+def _prompt(examples: Sequence[str], count: int) -> Prompt:
+    shots = [
+        f"Instruct: Find what is documented.\nQuery: {_cut(query)}\nResponse: {_cut(answer)}\n\n"
+        for query, answer in zip(examples[::2], examples[1::2], strict=True)
+    ]
+    return Prompt("".join([*shots[:count], "Instruct: Find what is documented.\nQuery: "]))
+
+
+def _cut(text: str) -> str:
+    return " ".join(text.split()[:EXAMPLE_WORDS])
+
+
+def _with_massive_start(base: Path, out: Path) -> Path:
+    """Copy a model; in one channel, which `<s>` alone has, two down projections fire."""
+    shutil.copytree(base, out)
+    weights = load_file(out / "model.safetensors")
+    channel, neuron, start = 3, 0, 1
+    table = weights["embed_tokens.weight"]
+    table[:, channel] = 0
+    table[start, channel] = 10 * table.abs().max()
+    for layer in ("layers.0.", "layers.1."):
+        weights[f"{layer}self_attn.o_proj.weight"][channel] = 0
+        weights[f"{layer}post_attention_layernorm.weight"][channel] = 1
+        for name, value in (("gate_proj", 8.0), ("up_proj", 1.0)):
+            weights[f"{layer}mlp.{name}.weight"][neuron] = 0
+            weights[f"{layer}mlp.{name}.weight"][neuron, channel] = value
+        weights[f"{layer}mlp.down_proj.weight"][channel] = 0
+        weights[f"{layer}mlp.down_proj.weight"][channel, neuron] = MASSIVE / 100
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def _losses(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    reference: Encoder,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+) -> dict[str, float]:
+    """Return the mean loss of each way, over all prompts, and without one."""
+    manifest = artifact.manifest
+    stored = stored_model(artifact)
+    ways: dict[str, PytorchBackend] = {
+        OWN: open_streamed_artifact(artifact),
+        WEIGHTS: open_streamed(manifest.spec, stored.read, "stored weights", {}),
+        FP32: open_streamed_reference(checkpoint),
+    }
+    opened = load_encoder(artifact)
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+
+    def encoder(prompt: Prompt, way: str) -> Encoder:
+        if way == WHOLE:
+            return Encoder(opened.backend, opened.tokeniser)
+        ids = opened.tokeniser.prefix_ids(prompt)
+        ((keys, values),) = keys_and_values(ways[way], [ids])
+        prefix = Prefix(tuple(ids), *(x.to(dtype).float().numpy() for x in (keys, values)))
+        return Encoder(opened.backend, opened.tokeniser, None, Given(prompt, prefix))
+
+    found: dict[str, float] = {}
+    for name, group in (("prompts", prompts), ("no prompt", [NO_PROMPT])):
+        expected = [_embed(reference, texts, prompt) for prompt in group]
+        for way in (WHOLE, OWN, WEIGHTS, FP32):
+            got = [_embed(encoder(prompt, way), texts, prompt) for prompt in group]
+            found[f"{name}, {way}"] = float(
+                np.mean([1 - (a * b).sum(axis=1) for a, b in zip(got, expected, strict=True)])
+            )
+    return found
+
+
+def _embed(encoder: Encoder, texts: Sequence[str], prompt: Prompt) -> np.ndarray:
+    rows: Callable[..., Any] = encoder.rows
+    return encoder._encode(rows(texts, prompt), range(len(texts)), None).astype(np.float64)
+
+
+def _ratio(name: str, found: dict[str, float], way: str, other: str, group: str) -> Figure:
+    ratio = found[f"{group}, {way}"] / found[f"{group}, {other}"]
+    return Figure(f"{name}: loss, {way} over {other}", ratio, "x", "<= 1.05", ratio <= 1.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
