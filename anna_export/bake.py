@@ -6,7 +6,7 @@ quantised artifact is closer to it behind a prompt than if it computed the promp
 which costs what the weights' rounding costs.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +21,9 @@ from anna_export.errors import DamagedError
 from anna_export.prefix_files import write_prefix
 from anna_export.progress import Progress
 from anna_export.prompts import Prompt
+from anna_export.quantise.scheme import Scheme
+from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import Tokeniser
 
 if TYPE_CHECKING:
     from anna_export.backends.pytorch import PytorchBackend
@@ -49,16 +52,18 @@ def bake(
     Raises:
         DamagedError: If a key or value is not finite in the artifact's type.
     """
-    # transformers takes seconds to load: only who bakes waits for it
-    from anna_export.backends.stored import stored_model
-    from anna_export.backends.streamed import open_streamed, open_streamed_reference
-
     manifest, tokeniser = artifact.manifest, artifact.tokeniser()
     named: dict[Prompt, list[str]] = {}
     for name in names:
         named.setdefault(manifest.prompts.by_name[name], []).append(name)
     known = {prompt: tokeniser.prefix_ids(prompt) for prompt in named}
     rows = {prompt: ids for prompt, ids in known.items() if ids}
+    if not rows:
+        return {}
+    # transformers takes seconds to load: only who bakes waits for it
+    from anna_export.backends.stored import stored_model
+    from anna_export.backends.streamed import open_streamed, open_streamed_reference
+
     batches = batches_by_length([len(ids) for ids in rows.values()], _BATCH_TOKENS)
     on_read = _counted(
         progress,
@@ -82,6 +87,15 @@ def bake(
                     artifact, name, rows[prompt], keys, values, exact=checkpoint is not None
                 )
     return baked
+
+
+def prefix_bytes(
+    spec: EmbeddingSpec, scheme: Scheme, tokeniser: Tokeniser, prompts: Iterable[Prompt]
+) -> int:
+    """Return the size of the files that prompts are baked into."""
+    tokens = sum(len(tokeniser.prefix_ids(prompt)) for prompt in prompts)
+    numbers = 2 * spec.layers * spec.kv_dim * tokens
+    return numbers * TORCH_DTYPES[scheme.arithmetic].itemsize
 
 
 def keys_and_values(

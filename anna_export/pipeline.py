@@ -18,7 +18,7 @@ import onnx_ir as ir
 from anna_export import artifact as artifacts
 from anna_export import quantise
 from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Quantised, Source
-from anna_export.bake import bake
+from anna_export.bake import bake, prefix_bytes
 from anna_export.calibrate import calibrate
 from anna_export.calibrate.request import Request
 from anna_export.calibrate.texts import calibration_texts
@@ -188,7 +188,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         # only now: what a killed export had left here is gone
         tokens = DEFAULT_TOKENS if texts is None else texts.tokens
         needed = forecast(checkpoint.spec, contract, scheme, tokens)
-        require_disk(recipe.out, needed.disk_bytes)
+        baked_bytes = prefix_bytes(checkpoint.spec, scheme, tokeniser, prompts.by_name.values())
+        require_disk(recipe.out, needed.disk_bytes + baked_bytes)
         if texts is not None:
             with _timed(seconds, "calibrate"):
                 calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)

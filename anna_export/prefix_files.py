@@ -50,11 +50,10 @@ def write_prefix(
     path.parent.mkdir(exist_ok=True)
     # a file of an artifact is never written in place: another one may share it
     path.unlink(missing_ok=True)
-    safetensors.torch.save_file(
-        {_KEYS: keys.contiguous(), _VALUES: values.contiguous()},
-        path,
-        {_ARTIFACT_ID: artifact.manifest.artifact_id},
-    )
+    tensors = {_KEYS: keys.contiguous(), _VALUES: values.contiguous()}
+    metadata = {_ARTIFACT_ID: artifact.manifest.artifact_id}
+    # not by save_file, whose error says nothing of a full disk
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
     return StoredPrefix(
         **hash_file(path).model_dump(),
         file=file,

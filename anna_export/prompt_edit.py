@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from anna_export import quantise
 from anna_export.artifact import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -16,7 +17,7 @@ from anna_export.artifact import (
     open_artifact,
     read_evidence,
 )
-from anna_export.bake import bake
+from anna_export.bake import bake, prefix_bytes
 from anna_export.card import model_card
 from anna_export.checkpoint import Checkpoint
 from anna_export.errors import ExistsError, InputError
@@ -24,7 +25,7 @@ from anna_export.prefix_files import with_prefixes
 from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, Prompts
 from anna_export.st_files import write_st_files
-from anna_export.staging import staged
+from anna_export.staging import require_disk, staged
 from anna_export.verify.vectors import Parity
 
 
@@ -134,16 +135,19 @@ def _with_prompts(
         checkpoint: What computes them; None for the artifact's own weights.
         progress: Told how many tokens of these are done.
     """
-    artifact.tokeniser().require_room(prompts.by_name.values())
+    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
+    tokeniser.require_room(prompts.by_name.values())
+    new = [prompts.by_name[name] for name in to_bake]
+    scheme = quantise.scheme_of(manifest)
+    require_disk(artifact.folder, prefix_bytes(manifest.spec, scheme, tokeniser, new))
     parity = read_evidence(artifact, PARITY_FILE)
     with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
         shutil.copytree(
             artifact.folder, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True
         )
         write_st_files(folder, prompts)
-        files = {**artifact.manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
-        manifest = artifact.manifest.model_copy(update={"prompts": prompts, "files": files})
-        changed = Artifact(folder, manifest)
+        files = {**manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
+        told = manifest.model_copy(update={"prompts": prompts, "files": files})
         kept = {
             name: entry
             for name, entry in manifest.prefixes.items()
@@ -151,7 +155,8 @@ def _with_prompts(
         }
         for name in manifest.prefixes.keys() - kept.keys():
             (folder / manifest.prefixes[name].file).unlink()
-        changed = with_prefixes(changed, kept | bake(changed, to_bake, checkpoint, progress))
+        baked = bake(Artifact(folder, told), to_bake, checkpoint, progress)
+        changed = with_prefixes(Artifact(folder, told), kept | baked)
         card = model_card(changed, Parity(**parity) if parity else None)
         changed = add_evidence(changed, CARD_FILE, card)
     return replace(changed, folder=artifact.folder)

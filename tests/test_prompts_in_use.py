@@ -57,8 +57,9 @@ def test_artifact_holds_the_files_prompts_and_was_proved_with_them(artifact: Pat
 def test_prompt_stands_around_the_text(artifact: Path) -> None:
     encoder = open_encoder(artifact)
     whole = [f"{FRONT}{text}{BACK}" for text in TEXTS]
-    assert (encoder.encode(TEXTS, "sts") == encoder.encode(whole, "")).all()
-    assert (encoder.encode(TEXTS) == encoder.encode(whole, "")).all()
+    for found in (encoder.encode(TEXTS, "sts"), encoder.encode(TEXTS)):
+        # its prefix was computed by another library than the text
+        np.testing.assert_allclose(found, encoder.encode(whole, ""), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sts", "passage"])

@@ -7,8 +7,9 @@ import click
 
 from anna_export.cli import options, shown
 from anna_export.errors import InputError
+from anna_export.spec import Precision
 
-_WIDTH: Final = 100
+_WIDTH: Final = 90
 
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
@@ -84,13 +85,15 @@ def _baked(artifact: "Artifact", name: str) -> dict[str, Any] | None:
     entry = artifact.manifest.prefixes.get(name)
     if entry is None:
         return None
-    return {"tokens": len(entry.ids), "size_bytes": entry.size_bytes, "exact": entry.exact}
+    # fp32 weights are stored as they are
+    exact = entry.exact or artifact.manifest.precision is Precision.FP32
+    return {"tokens": len(entry.ids), "size_bytes": entry.size_bytes, "exact": exact}
 
 
 def _baked_cell(baked: dict[str, Any] | None) -> str:
     if baked is None:
         return "no"
-    return shown.size(baked["size_bytes"]) + ("" if baked["exact"] else ", by stored weights")
+    return shown.size(baked["size_bytes"]) + ("" if baked["exact"] else "*")
 
 
 def _shortened(front: str) -> str:
@@ -136,5 +139,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     ]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     shown.print_table(heads, rows)
+    if any(one["baked"] and not one["baked"]["exact"] for one in found.values()):
+        shown.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
     if not proved.issuperset(found):
         shown.print_line("what is not proved: anna-export verify ARTIFACT --reference MODEL")
