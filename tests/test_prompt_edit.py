@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from anna_export import open_encoder, prompt_edit
 from anna_export.artifact import PARITY_FILE, open_artifact
+from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.errors import DamagedError, ExistsError, InputError, SpaceError
@@ -147,7 +150,66 @@ def test_disk_that_shares_no_files_holds_a_copy(
     open_artifact(artifact, check=True)
 
 
+def test_added_prompt_is_baked_and_others_keep_their_files(artifact: Path) -> None:
+    before = open_artifact(artifact).manifest.prefixes
+    inode = (artifact / before["query"].file).stat().st_ino
+    found = add_prompts(artifact, STS, overwrite=False).manifest.prefixes
+    assert set(found) == {"query", "passage", "sts"}
+    assert {name: found[name] for name in before} == before
+    assert (artifact / before["query"].file).stat().st_ino == inode
+    # by the artifact's own weights
+    assert not found["sts"].exact and found["query"].exact
+
+
+def test_replaced_prompt_leaves_the_old_files_bytes_to_whoever_shares_them(
+    artifact: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.hardlink_to(artifact / "prefixes" / "query.safetensors")
+    before = shared.read_bytes()
+    add_prompts(artifact, Prompts.of_fronts({"query": "Find this: "}), overwrite=True)
+    assert shared.read_bytes() == before
+    assert (artifact / "prefixes" / "query.safetensors").read_bytes() != before
+    open_artifact(artifact, check=True)
+
+
+def test_model_it_was_made_from_bakes_what_an_export_would(
+    artifact: Path, base: Path, made: Path
+) -> None:
+    known = open_artifact(made).manifest.prefixes["query"]
+    remove_prompts(artifact, ["query"])
+    again = Prompts.of_fronts({"query": "Query: "})
+    found = add_prompts(artifact, again, overwrite=False, checkpoint=Checkpoint.open(base))
+    entry = found.manifest.prefixes["query"]
+    assert (entry.ids, entry.prompt, entry.exact) == (known.ids, known.prompt, True)
+    # two prompts were in a batch together; here is one
+    for one, other in zip(tensors(artifact), tensors(made), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def tensors(folder: Path) -> list[torch.Tensor]:
+    found = load_file(folder / "prefixes" / "query.safetensors")
+    return [found["keys"], found["values"]]
+
+
+def test_model_that_it_was_not_made_from_is_refused(
+    artifact: Path, base: Path, adapter: Path, refused: Refused, tmp_path: Path
+) -> None:
+    before = open_artifact(artifact).manifest
+    with pytest.raises(InputError, match="model and adapter that .* was made from, found others"):
+        add_prompts(artifact, STS, overwrite=False, checkpoint=Checkpoint.open(base, adapter))
+    assert open_artifact(artifact).manifest == before
+    args = ["prompts", "add", artifact, tmp_path / "prompts.json", "--adapter", adapter]
+    assert "expected --model with --adapter" in refused(*args)
+
+
 # -- remove --
+
+
+def test_removed_prompts_file_is_gone(artifact: Path) -> None:
+    found = remove_prompts(artifact, ["query"])
+    assert set(found.manifest.prefixes) == {"passage"}
+    assert names(artifact / "prefixes") == {"passage.safetensors"}
 
 
 def test_removed_prompt_is_unknown(artifact: Path) -> None:
