@@ -12,7 +12,7 @@ import torch
 
 from anna_export import bake as baking
 from anna_export import open_encoder, prefix_files
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact import Artifact, FileEntry, hash_file, open_artifact
 from anna_export.cli import run
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, SpaceError
@@ -143,11 +143,13 @@ def test_all_texts_of_a_prompt_share_one_copy(artifact: Path) -> None:
 
 def test_opening_hashes_no_prefix(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    real = prefix_files.hash_file
+
+    def watched(path: Path) -> FileEntry:
+        hashed.append(path.name)
+        return hash_file(path)
+
     for module in ("artifact", "prefix_files"):
-        monkeypatch.setattr(
-            f"anna_export.{module}.hash_file", lambda path: hashed.append(path.name) or real(path)
-        )
+        monkeypatch.setattr(f"anna_export.{module}.hash_file", watched)
     open_artifact(artifact)
     assert "model.onnx" in hashed and not any(name.endswith("safetensors") for name in hashed)
     open_artifact(artifact, check=True)
@@ -169,25 +171,25 @@ def test_missing_or_cut_file_is_found_when_the_artifact_is_opened(artifact: Path
 
 
 def test_changed_file_is_found_at_its_first_use_or_by_check(artifact: Path) -> None:
-    path = artifact / "prefixes" / "few.safetensors"
+    path = artifact / "prefixes" / "more.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match=r"few.safetensors \(other content\)"):
+    with pytest.raises(DamagedError, match=r"more.safetensors \(other content\)"):
         open_artifact(artifact, check=True)
     encoder = open_encoder(artifact)
-    assert encoder.encode(["a"], "more").shape == (1, 40)
-    with pytest.raises(DamagedError, match=r"few.safetensors .*found another or none; bake it"):
-        encoder.encode(["a"], "few")
+    assert encoder.encode(["a"], "few").shape == (1, 40)
+    with pytest.raises(DamagedError, match=r"more.safetensors .*found another or none; bake it"):
+        encoder.encode(["a"], "more")
 
 
 def test_file_of_another_model_is_named_as_that(
     artifact: Path, make_model: MakeModel, make_artifact: MakeArtifact, prompts: Path
 ) -> None:
     other = make_artifact(make_model(seed=9), max_tokens=256, prompts=prompts)
-    shutil.copy(other.folder / "prefixes" / "few.safetensors", artifact / "prefixes")
+    shutil.copy(other.folder / "prefixes" / "more.safetensors", artifact / "prefixes")
     with pytest.raises(DamagedError, match="made for another model or tokenizer") as error:
-        open_encoder(artifact).encode(["a"], "few")
+        open_encoder(artifact).encode(["a"], "more")
     assert other.manifest.artifact_id in str(error.value)
 
 
@@ -242,7 +244,7 @@ def test_keys_that_the_type_cannot_hold_are_refused(
     model = make_model()
     path = model / "model.safetensors"
     weights = safetensors.torch.load_file(path)
-    weights["layers.1.self_attn.v_proj.weight"] *= 1e8
+    weights["layers.1.self_attn.v_proj.weight"] *= 5e5
     safetensors.torch.save_file(weights, path, {"format": "pt"})
     prompts = write_prompts(tmp_path / "prompts.json", {"few": TASKS["few"]})
     args = ["--model", model, "--out", tmp_path / "out", "--prompts", prompts, "--no-verify"]

@@ -196,7 +196,7 @@ def test_model_that_it_was_not_made_from_is_refused(
     artifact: Path, base: Path, adapter: Path, refused: Refused, tmp_path: Path
 ) -> None:
     before = open_artifact(artifact).manifest
-    with pytest.raises(InputError, match="model and adapter that .* was made from, found others"):
+    with pytest.raises(InputError, match=r"model and adapter that .* was made from, found others"):
         add_prompts(artifact, STS, overwrite=False, checkpoint=Checkpoint.open(base, adapter))
     assert open_artifact(artifact).manifest == before
     args = ["prompts", "add", artifact, tmp_path / "prompts.json", "--adapter", adapter]
