@@ -47,7 +47,8 @@ def bake(
         progress: Told how many tokens are done.
 
     Returns:
-        What the manifest must list, by the prompt's name; nothing for a prompt without a token.
+        What the manifest must list, by the prompt's name; nothing for a prompt that has nothing in
+        front of a text.
 
     Raises:
         DamagedError: If a key or value is not finite in the artifact's type.
@@ -56,8 +57,7 @@ def bake(
     named: dict[Prompt, list[str]] = {}
     for name in names:
         named.setdefault(manifest.prompts.by_name[name], []).append(name)
-    known = {prompt: tokeniser.prefix_ids(prompt) for prompt in named}
-    rows = {prompt: ids for prompt, ids in known.items() if ids}
+    rows = {prompt: ids for prompt in named if (ids := _ids(tokeniser, prompt))}
     if not rows:
         return {}
     # transformers takes seconds to load: only who bakes waits for it
@@ -93,9 +93,14 @@ def prefix_bytes(
     spec: EmbeddingSpec, scheme: Scheme, tokeniser: Tokeniser, prompts: Iterable[Prompt]
 ) -> int:
     """Return the size of the files that prompts are baked into."""
-    tokens = sum(len(tokeniser.prefix_ids(prompt)) for prompt in prompts)
+    tokens = sum(len(_ids(tokeniser, prompt)) for prompt in prompts)
     numbers = 2 * spec.layers * spec.kv_dim * tokens
     return numbers * TORCH_DTYPES[scheme.arithmetic].itemsize
+
+
+def _ids(tokeniser: Tokeniser, prompt: Prompt) -> list[int]:
+    """Return the ids that are baked; `<s>` alone is not worth it."""
+    return tokeniser.prefix_ids(prompt) if prompt.front else []
 
 
 def keys_and_values(

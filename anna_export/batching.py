@@ -14,7 +14,7 @@ FREE_WASTE_TOKENS = 32
 _RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
 # Behind a prefix, a batch holds at most this many pairs of a token and one it attends to, which
 # bounds the memory of their scores; a text of more tokens than this goes alone, which is faster.
-MOST_PAIRS = 3 << 19
+MOST_PAIRS = 1 << 19
 ALONE_TOKENS = 256
 
 

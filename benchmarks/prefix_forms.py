@@ -237,7 +237,7 @@ def main() -> int:
         sessions[name] = form.session(record_form(form))
     samples: dict[str, dict[str, list[float]]] = {}
     for batch, length in QUICK_SHAPES if arguments.quick else SHAPES:
-        feeds = _feeds(batch, length)
+        feeds = draw_feeds(batch, length)
         _require_equal(sessions, feeds)
         found: dict[str, list[float]] = {name: [] for name in sessions}
         for _ in range(rounds):
@@ -263,7 +263,8 @@ def _ratio(samples: dict[str, dict[str, list[float]]], other: str, reach: float)
     return Figure(name, median, "x", f"<= {reach}", median <= reach, (min(ratios), max(ratios)))
 
 
-def _feeds(batch: int, length: int) -> dict[str, np.ndarray]:
+def draw_feeds(batch: int, length: int) -> dict[str, np.ndarray]:
+    """Draw queries, keys and values of texts, and of the prefix."""
     generator = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -281,14 +282,15 @@ def _feeds(batch: int, length: int) -> dict[str, np.ndarray]:
 def _require_equal(
     sessions: dict[str, onnxruntime.InferenceSession], feeds: dict[str, np.ndarray]
 ) -> None:
-    outputs = {name: _run(sessions[name], feeds) for name in EQUAL}
+    outputs = {name: run_form(sessions[name], feeds) for name in EQUAL}
     for name, output in outputs.items():
         off = np.abs(output - outputs[CHOSEN]).max()
         if not off <= CLOSE:
             sys.exit(f"expected equal attention of all forms, found {name} off by {off:.1e}")
 
 
-def _run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def run_form(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Run a form on those feeds that it takes."""
     names = {node.name for node in session.get_inputs()}
     return session.run(None, {name: feeds[name] for name in names})[0]
 
@@ -296,7 +298,7 @@ def _run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) ->
 def _seconds(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
     repeats, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < MIN_SECONDS or repeats < 2:
-        _run(session, feeds)
+        run_form(session, feeds)
         repeats += 1
     return spent / repeats
 

@@ -99,10 +99,11 @@ def main() -> int:
             for precision in PRECISIONS[:1] if arguments.quick else PRECISIONS:
                 say(f"{label}, {precision}")
                 out = folder / "artifact"
-                options: dict[str, Any] = {}
-                if quantise.load(precision).linear is not None:
-                    options["max_loss"] = 1
-                recipe = Recipe(base, adapter, out, precision, MAX_TOKENS, verify=False, **options)
+                # judged here, not by the export
+                loss = None if quantise.load(precision).linear is None else 1.0
+                recipe = Recipe(
+                    base, adapter, out, precision, MAX_TOKENS, verify=False, max_loss=loss
+                )
                 artifact = export(recipe, stage).artifact
                 reference = open_reference(base, adapter, contract=artifact.manifest.contract)
                 checkpoint = Checkpoint.open(base, adapter)

@@ -270,6 +270,15 @@ def test_prompts_are_computed_in_batches_with_progress(
     assert parts.keys() == whole.keys() == set(TASKS)
 
 
+def test_prompt_with_nothing_in_front_is_not_baked(
+    base: Path, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.json", {"document": {"text": ""}})
+    artifact = make_artifact(base, prompts=prompts)
+    assert artifact.manifest.prefixes == {} and not (artifact.folder / "prefixes").exists()
+    assert open_encoder(artifact.folder).encode(["a"], "document").shape == (1, 40)
+
+
 def test_encoder_without_prefixes_computes_the_whole_prompt(made: Path) -> None:
     opened = open_encoder(made)
     whole = Encoder(opened.backend, opened.tokeniser, opened.prompts)

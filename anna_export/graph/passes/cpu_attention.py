@@ -19,13 +19,16 @@ from anna_export.graph.builder import INPUT_IDS, PREFIX_KEYS
 from anna_export.graph.emitter import Emitter
 
 DOMAIN: Final = "com.microsoft"
+# In front of fewer tokens, copying a prefix takes longer than attending to it apart.
+GROUPED_TOKENS: Final = 48
 
 
 class CpuAttention(ir.passes.InPlacePass):
     """Replace each PrefixAttention by an If.
 
-    1. No prefix, or one text: GroupQueryAttention with the prefix as its past, and the sliding
-       window as its own; only where attention is causal and head_dim a multiple of 8, as it wants.
+    1. No prefix, or one text that is not short: GroupQueryAttention with the prefix as its past,
+       and the sliding window as its own; only where attention is causal and head_dim a multiple of
+       8, as it wants.
     2. Elsewhere without a prefix: the standard operator.
     3. Elsewhere with one: scores by prefix and by text apart, both exponentials from the larger
        maximum.
@@ -79,7 +82,9 @@ class _Shared:
         self.prefix = into.op("Squeeze", into.op("Shape", keys, start=2, end=3))
         self.no_prefix = into.op("Equal", self.prefix, self.zero)
         alone = into.op("Equal", into.op("Squeeze", self.batch), self.one)
-        self.no_copies = into.op("Or", self.no_prefix, alone)
+        least = into.constant("grouped_tokens", ir.tensor(np.array(GROUPED_TOKENS)))
+        alone = into.op("And", alone, into.op("GreaterOrEqual", self.text, least))
+        self.grouped = into.op("Or", self.no_prefix, alone)
         # what turns (K, P, head_dim) to (B, K, P, head_dim)
         ones = into.constant("ones", ir.tensor(np.array([1, 1, 1])))
         self.copies = into.op("Concat", self.batch, ones, axis=0)
@@ -93,7 +98,7 @@ class _Shared:
 def _replace(graph: ir.Graph, call: ir.Node, shared: _Shared) -> None:
     first = _Branch(graph, call, shared)
     if first.causal and first.head_dim % 8 == 0:
-        condition, body = shared.no_copies, first.grouped()
+        condition, body = shared.grouped, first.grouped()
     else:
         condition, body = shared.no_prefix, first.standard()
     branches = {"then_branch": body, "else_branch": _Branch(graph, call, shared).apart()}
