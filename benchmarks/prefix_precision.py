@@ -1,4 +1,4 @@
-"""What computes a baked prompt best: the artifact's own arithmetic, its weights, or the model in fp32?
+"""What computes a baked prompt best: the artifact's arithmetic, its weights, or the model in fp32?
 
     python benchmarks/prefix_precision.py          five precisions, two models; about three minutes
     python benchmarks/prefix_precision.py --quick  int8 alone
