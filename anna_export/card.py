@@ -10,7 +10,7 @@ def add_proof(artifact: Artifact, parity: Parity | None) -> Artifact:
     """Write parity.json, if there is a parity, and the card that tells it."""
     if parity is not None:
         text = json.dumps(parity.to_json(), indent=2, ensure_ascii=False) + "\n"
-        artifact = add_evidence(artifact, PARITY_FILE, text)
+        artifact = add_evidence(artifact, PARITY_FILE, text, parity.prompts)
     return add_evidence(artifact, CARD_FILE, model_card(artifact, parity))
 
 
