@@ -7,7 +7,7 @@ listed beside it and names the identity it covers, so that adding some leaves th
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -254,11 +254,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
 
 
-def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:
+def add_evidence(
+    artifact: Artifact, name: str, text: str, prompts: Collection[str] | None = None
+) -> Artifact:
     """Write a piece of evidence about an artifact and list it in the manifest.
 
     A process killed in between leaves the artifact without that piece, and valid.
+
+    Args:
+        artifact: What it is about.
+        name: Its file's name.
+        text: Its content.
+        prompts: Names of those it is about; None for all.
     """
+    hashes = artifact.manifest.prompts.hashes()
+    covered = {one: hashes[one] for one in (hashes if prompts is None else prompts)}
     folder = artifact.folder
     # one writer at a time: by a file that is never replaced, as the folder's lock is the export's
     with locked(folder / TOKENIZER_FILE, wait=True):
@@ -271,7 +281,7 @@ def add_evidence(artifact: Artifact, name: str, text: str) -> Artifact:
         entry = Evidence(
             **hash_file(folder / name).model_dump(),
             covers=artifact.manifest.artifact_id,
-            prompts=artifact.manifest.prompts.hashes(),
+            prompts=covered,
         )
         changed = manifest.model_copy(update={"evidence": {**others, name: entry}})
         write_manifest(folder, changed)

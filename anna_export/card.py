@@ -10,7 +10,7 @@ def add_proof(artifact: Artifact, parity: Parity | None) -> Artifact:
     """Write parity.json, if there is a parity, and the card that tells it."""
     if parity is not None:
         text = json.dumps(parity.to_json(), indent=2, ensure_ascii=False) + "\n"
-        artifact = add_evidence(artifact, PARITY_FILE, text)
+        artifact = add_evidence(artifact, PARITY_FILE, text, parity.prompts)
     return add_evidence(artifact, CARD_FILE, model_card(artifact, parity))
 
 
@@ -22,7 +22,8 @@ def model_card(artifact: Artifact, parity: Parity | None) -> str:
         f" with the LoRA `{source.adapter}`" if source.adapter else ""
     )
     prompts = "\n".join(
-        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
+        f"- `{name}`{_tokens(manifest, name)}: {prompt.front!r}"
+        + (f" … {prompt.back!r}" if prompt.back else "")
         for name, prompt in manifest.prompts.by_name.items()
     )
     return f"""---
@@ -60,6 +61,11 @@ encoder = anna_export.open_encoder("this folder")
 vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
 ```
 """
+
+
+def _tokens(manifest: Manifest, name: str) -> str:
+    baked = manifest.prefixes.get(name)
+    return f" ({len(baked.ids)} tokens, computed ahead)" if baked is not None else ""
 
 
 def _quantised(manifest: Manifest) -> str:

@@ -14,7 +14,8 @@ from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch, Tokeniser, require_text
 
-# A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer.
+# A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer; one
+# that shares less, or not even half of it, has another prompt.
 _BORDER_TOKENS = 8
 # In front of a text this many times as long, computing a prefix again costs no more than using it.
 _WORTH = 16
@@ -173,7 +174,8 @@ class Encoder:
             shared, prompt = 0, None
             for candidate, front in known:
                 found = _shared(ids, front)
-                if found > max(shared, len(front) - _BORDER_TOKENS - 1):
+                least = max(len(front) - _BORDER_TOKENS, len(front) // 2 + 1)
+                if found >= least and found > shared:
                     shared, prompt = found, candidate
             if prompt is None or shared * _WORTH < len(ids) - shared:
                 placed.append(Row(ids))

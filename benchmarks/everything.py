@@ -20,6 +20,8 @@ BENCHMARKS = (
     "lowering",
     "int8_forms",
     "prefix_forms",
+    "prefix_precision",
+    "prefix",
     "int4",
     "precision",
     "latency",

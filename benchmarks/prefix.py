@@ -7,9 +7,9 @@ A random model of 164 M parameters beside its embedding, ONNX Runtime on 2 cores
 Each round is a process of its own, all cases in turn in one session. Costs are of the texts as
 `encode` batches them, tokenising left out. Beside a ratio stands its bound: what it would be if
 the prompt added its multiply-adds at the machine's fp32 peak, and nothing else. What attending to
-it takes, in fp32 in either precision, is held against the bare MatMul, Softmax, MatMul. Memory is that of
-the same texts by the artifact without prompts and by the one with them. Exactness is that of the
-demo's model, against PyTorch computing the whole prompt.
+it takes, in fp32 in either precision, is held against the bare MatMul, Softmax, MatMul. Memory is
+that of the same texts by the artifact without prompts and by the one with them. Exactness is that
+of the demo's model, against PyTorch computing the whole prompt.
 """
 
 import argparse

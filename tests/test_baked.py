@@ -236,3 +236,17 @@ def test_text_that_merges_with_the_prompt_takes_what_it_shares(
 
 def test_no_prompt_stands_behind_nothing(encoder: Encoder) -> None:
     assert [row.prefix for row in encoder.rows(["a", ""], NO_PROMPT)] == [None, None]
+
+
+def test_start_token_alone_is_no_prompt(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # among ids, all prompts are looked for, and every row starts with <s>
+    seen: list[TokenBatch] = []
+    run = encoder.backend.run
+
+    def watched(batch: TokenBatch) -> np.ndarray:
+        seen.append(batch)
+        return run(batch)
+
+    monkeypatch.setattr(encoder.backend, "run", watched)
+    encoder.encode_ids(encoder.tokeniser.ids(["a", "b"]))
+    assert [batch.prefix for batch in seen] == [None]

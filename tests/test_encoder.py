@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, batches_by_length
+from anna_export.batching import (
+    ALONE_TOKENS,
+    FREE_WASTE_TOKENS,
+    MAX_WASTE,
+    MOST_PAIRS,
+    batches_by_length,
+)
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError
 from anna_export.prompts import Prompts
@@ -124,6 +130,23 @@ def test_longest_texts_come_first() -> None:
     # the largest batch then shows at once whether memory is enough
     batches = batches_by_length([3, 300, 40, 41, 299, 5], 600)
     assert batches[0] == [1, 4] and batches[-1][-1] == 0
+
+
+@FAST
+@given(
+    lengths=st.lists(st.integers(1, 3 * ALONE_TOKENS), min_size=1, max_size=80),
+    prefix=st.integers(1, 3000),
+)
+def test_batches_behind_a_prefix_bound_the_pairs_attended_to(
+    lengths: list[int], prefix: int
+) -> None:
+    found = batches_by_length(lengths, 4096, prefix)
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    for batch in found:
+        width = max(lengths[index] for index in batch)
+        if len(batch) > 1:
+            assert width <= ALONE_TOKENS and len(batch) * width <= 4096
+            assert len(batch) * width * (prefix + width) <= MOST_PAIRS
 
 
 @pytest.mark.parametrize("unit", ["alone", "many"])

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from anna_export.artifact import Artifact
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
+from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import LINEAR_INPUTS, Precision
 
@@ -44,13 +45,30 @@ class Log(trt.ILogger):
         self.messages.append(message)
 
 
+def with_a_prefix_to_give(artifact: Artifact) -> Path:
+    """Write the graph without defaults of inputs, which TensorRT takes for constants."""
+    model = ir.load(artifact.graph(CANONICAL))
+    for name in (PREFIX_KEYS, PREFIX_VALUES):
+        model.graph.initializers.pop(name)
+    path = artifact.folder / "rtx.onnx"
+    ir.save(model, path)
+    return path
+
+
 def build(artifact: Artifact, capability: Any) -> tuple[Any, list[str]]:
     """Build the canonical graph for a GPU; return the plan and its layers, each in one line."""
     log = Log()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    assert parser.parse_from_file(str(artifact.graph(CANONICAL))), log.messages
+    graph = with_a_prefix_to_give(artifact)
+    assert parser.parse_from_file(str(graph)), log.messages
+    assert {network.get_input(index).name for index in range(network.num_inputs)} == {
+        INPUT_IDS,
+        ATTENTION_MASK,
+        PREFIX_KEYS,
+        PREFIX_VALUES,
+    }
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
@@ -58,6 +76,8 @@ def build(artifact: Artifact, capability: Any) -> tuple[Any, list[str]]:
     profile = builder.create_optimization_profile()
     for name in (INPUT_IDS, ATTENTION_MASK):
         profile.set_shape(name, (1, 1), (7, 33), (8, 64))
+    for name in (PREFIX_KEYS, PREFIX_VALUES):
+        profile.set_shape(name, *((2, 2, tokens, 64) for tokens in (0, 128, 192)))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     tables = [message for message in log.messages if message.startswith("Layers:")]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from anna_export import open_encoder, prompt_edit
-from anna_export.artifact import PARITY_FILE, open_artifact
+from anna_export.artifact import PARITY_FILE, open_artifact, read_evidence
+from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
 from anna_export.cli.shown import stage
@@ -20,6 +22,7 @@ from anna_export.pipeline import Recipe, export
 from anna_export.prompt_edit import add_prompts, proved_prompts, remove_prompts
 from anna_export.prompts import PROMPTS_FILE, Prompt, Prompts
 from anna_export.spec import Precision
+from anna_export.verify.vectors import Parity
 
 Refused = Callable[..., str]
 WEIGHTS = "model.onnx.data"
@@ -95,6 +98,15 @@ def test_proof_does_not_cover_a_prompt_that_was_replaced(artifact: Path) -> None
     assert proved_prompts(found) == {"passage"}
     # what replaced it says nothing of documents, and is still the default
     assert found.manifest.prompts.documents == {} and found.manifest.prompts.default == "query"
+
+
+def test_proof_that_embedded_no_prompt_covers_none(artifact: Path) -> None:
+    # as that of a model too large for this memory
+    opened = open_artifact(artifact)
+    found = read_evidence(opened, PARITY_FILE)
+    assert found is not None
+    add_proof(opened, replace(Parity(**found), prompts=[]))
+    assert proved_prompts(open_artifact(artifact)) == set()
 
 
 def test_same_prompt_again_changes_nothing(artifact: Path) -> None:

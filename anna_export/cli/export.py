@@ -109,6 +109,10 @@ def _show(exported: "Exported", as_json: bool) -> None:
                 "artifact_id": artifact.manifest.artifact_id,
                 "precision": artifact.manifest.precision,
                 "size_bytes": artifact.size_bytes,
+                "prompts": {
+                    name: {"tokens": len(entry.ids), "size_bytes": entry.size_bytes}
+                    for name, entry in artifact.manifest.prefixes.items()
+                },
                 "parity": parity.to_json() if parity else None,
                 "seconds": dict(exported.seconds),
             }
@@ -121,6 +125,8 @@ def _show(exported: "Exported", as_json: bool) -> None:
         "size": shown.size(artifact.size_bytes),
         "time": spent,
     }
+    if artifact.manifest.prompts.by_name:
+        rows["prompts"] = shown.baked(artifact)
     rows |= shown.parity_rows(parity) if parity else {"proof": _unproved(artifact)}
     shown.print_rows(rows)
 

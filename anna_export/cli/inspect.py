@@ -51,7 +51,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
         f"{spec.kv_heads} key/value heads of {spec.head_dim}",
         "vectors": f"{spec.dim} dimensions, unit length",
         "longest text": f"{contract.max_tokens} tokens, prompt and end token included",
-        "prompts": ", ".join(manifest.prompts.by_name) or "none",
+        "prompts": shown.baked(opened),
         "graphs": ", ".join(f"{target}: {name}" for target, name in manifest.graphs.items()),
         "files": "every hash holds"
         if check

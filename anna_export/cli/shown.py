@@ -14,6 +14,7 @@ import click
 from anna_export.progress import Progress
 
 if TYPE_CHECKING:
+    from anna_export.artifact import Artifact
     from anna_export.verify.vectors import Parity
 
 json_option = click.option(
@@ -69,6 +70,16 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.2f} GB"
+
+
+def baked(artifact: "Artifact") -> str:
+    """Return an artifact's prompts, and what is stored of them."""
+    manifest = artifact.manifest
+    entries = manifest.prefixes.values()
+    tokens = sum(len(entry.ids) for entry in entries)
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    names = ", ".join(manifest.prompts.by_name) or "none"
+    return names + (f"; {tokens:,} tokens baked in {size(size_bytes)}" if entries else "")
 
 
 def parity_rows(parity: "Parity") -> dict[str, str]:
