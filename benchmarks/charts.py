@@ -33,6 +33,8 @@ def draw_lines(path: Path, panels: list[Panel], x: str, y: str, caption: str) ->
                 axis.plot(list(points), list(points.values()), style, marker=marker, label=name)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(panel.title)
             axis.set_xlabel(x)
             axis.grid(alpha=0.3)

@@ -331,7 +331,7 @@ def _draw(path: Path, samples: dict[str, Any]) -> None:
         panels,
         "tokens of the prompt",
         "cost over that of no prompt",
-        f"164 M parameters, ONNX Runtime, {hardware()}, {CORES} cores",
+        f"164 M parameters, ONNX Runtime, {hardware()}",
     )
 
 
