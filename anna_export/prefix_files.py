@@ -48,8 +48,6 @@ def write_prefix(
     file = f"{PREFIX_FOLDER}/{_file_name(name)}.safetensors"
     path = artifact.folder / file
     path.parent.mkdir(exist_ok=True)
-    # a file of an artifact is never written in place: another one may share it
-    path.unlink(missing_ok=True)
     tensors = {_KEYS: keys.contiguous(), _VALUES: values.contiguous()}
     metadata = {_ARTIFACT_ID: artifact.manifest.artifact_id}
     # not by save_file, whose error says nothing of a full disk

@@ -153,6 +153,7 @@ def _with_prompts(
             for name, entry in manifest.prefixes.items()
             if name in prompts.by_name and name not in to_bake
         }
+        # never written in place: the old folder shares them
         for name in manifest.prefixes.keys() - kept.keys():
             (folder / manifest.prefixes[name].file).unlink()
         baked = bake(Artifact(folder, told), to_bake, checkpoint, progress)

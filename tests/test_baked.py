@@ -182,17 +182,21 @@ def test_number_of_prompts_must_be_that_of_texts(encoder: Encoder) -> None:
         encoder.encode(["a", "b"], ["few", "fwe"])
 
 
-def test_backend_gets_only_the_texts_own_tokens(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[TokenBatch] = []
+@pytest.fixture
+def seen(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[TokenBatch]:
+    """The batches that the backend is given."""
+    batches: list[TokenBatch] = []
     run = encoder.backend.run
 
     def watched(batch: TokenBatch) -> np.ndarray:
-        seen.append(batch)
+        batches.append(batch)
         return run(batch)
 
     monkeypatch.setattr(encoder.backend, "run", watched)
+    return batches
+
+
+def test_backend_gets_only_the_texts_own_tokens(encoder: Encoder, seen: list[TokenBatch]) -> None:
     encoder.encode(["a text", "another one"], "many")
     (batch,) = seen
     assert batch.width < 10 and batch.prefix is not None and len(batch.prefix) > 400
@@ -238,15 +242,7 @@ def test_no_prompt_stands_behind_nothing(encoder: Encoder) -> None:
     assert [row.prefix for row in encoder.rows(["a", ""], NO_PROMPT)] == [None, None]
 
 
-def test_start_token_alone_is_no_prompt(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_token_alone_is_no_prompt(encoder: Encoder, seen: list[TokenBatch]) -> None:
     # among ids, all prompts are looked for, and every row starts with <s>
-    seen: list[TokenBatch] = []
-    run = encoder.backend.run
-
-    def watched(batch: TokenBatch) -> np.ndarray:
-        seen.append(batch)
-        return run(batch)
-
-    monkeypatch.setattr(encoder.backend, "run", watched)
     encoder.encode_ids(encoder.tokeniser.ids(["a", "b"]))
     assert [batch.prefix for batch in seen] == [None]
