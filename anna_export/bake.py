@@ -6,8 +6,7 @@ quantised artifact is closer to it behind a prompt than if it computed the promp
 which costs what the weights' rounding costs.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,7 +18,7 @@ from anna_export.batching import batches_by_length
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.errors import DamagedError
 from anna_export.prefix_files import write_prefix
-from anna_export.progress import Progress
+from anna_export.progress import Progress, in_steps
 from anna_export.prompts import Prompt
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
@@ -65,7 +64,7 @@ def bake(
     from anna_export.backends.streamed import open_streamed, open_streamed_reference
 
     batches = batches_by_length([len(ids) for ids in rows.values()], _BATCH_TOKENS)
-    on_read = _counted(
+    on_read = in_steps(
         progress,
         sum(map(len, rows.values())),
         len(batches) * len(manifest.spec.weight_shapes()),
@@ -77,8 +76,9 @@ def bake(
         backend = open_streamed_reference(checkpoint, on_read)
     dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
     baked: dict[str, StoredPrefix] = {}
+    in_order = list(rows)
     for members in batches:
-        prompts = [list(rows)[place] for place in members]
+        prompts = [in_order[place] for place in members]
         found = keys_and_values(backend, [rows[prompt] for prompt in prompts])
         for prompt, (keys, values) in zip(prompts, found, strict=True):
             keys, values = _narrowed(keys, dtype), _narrowed(values, dtype)
@@ -136,15 +136,3 @@ def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
             f"{str(dtype).removeprefix('torch.')}; export in a wider precision"
         )
     return found
-
-
-def _counted(progress: Progress | None, tokens: int, reads: int) -> Callable[[], None]:
-    """Return what is called for every weight that is read, and reports it as a part of tokens."""
-    read = count(1)
-
-    def on_read() -> None:
-        done = next(read)
-        if progress is not None:
-            progress(done * tokens // reads, tokens)
-
-    return on_read

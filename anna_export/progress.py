@@ -1,6 +1,8 @@
 """How long work is shown: by whoever asked for it, never by those who do it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import Protocol
 
 
@@ -18,3 +20,15 @@ class Stage(Protocol):
     def __call__(self, name: str, unit: str) -> AbstractContextManager[Progress | None]:
         """Start a stage; the unit is "bytes" or a plural noun."""
         ...
+
+
+def in_steps(progress: Progress | None, total: int, steps: int) -> Callable[[], None]:
+    """Return what is called after each of so many steps, and reports them as a part of a total."""
+    done = count(1)
+
+    def step() -> None:
+        reached = next(done)
+        if progress is not None:
+            progress(reached * total // steps, total)
+
+    return step

@@ -1,7 +1,7 @@
 """What a baked few-shot prompt costs: against no prompt, and against computing it with every text.
 
-    python benchmarks/prefix.py          five rounds; about half an hour
-    python benchmarks/prefix.py --quick  three rounds, three shapes, shorter prompts
+    python benchmarks/prefix.py          five rounds; about twenty minutes
+    python benchmarks/prefix.py --quick  two rounds, three shapes, shorter prompts
 
 A random model of 164 M parameters beside its embedding, ONNX Runtime on 2 cores, fp32 and int8.
 Each round is a process of its own, all cases in turn in one session. Costs are of the texts as
@@ -36,12 +36,14 @@ from peaks import Peaks
 from record import RESULTS, Figure, record, say
 from small_model import write_small_model
 
+from anna_export.artifact import open_artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.pytorch import open_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.cli.shown import stage
 from anna_export.hardware import hardware
 from anna_export.pipeline import Recipe, export
+from anna_export.prefix_files import StoredPrefixes
 from anna_export.prompt_edit import add_prompts
 from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec, Precision
@@ -88,7 +90,7 @@ class Case:
 def main() -> int:
     """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="Three rounds, three shapes.")
+    parser.add_argument("--quick", action="store_true", help="Two rounds, three shapes.")
     parser.add_argument("--models", type=Path, default=Path("build/demo"), help="Demo's folder.")
     parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
     arguments = parser.parse_args()
@@ -128,7 +130,7 @@ def _of_precision(
     tokens = [count for count in CHART_TOKENS if not quick or count <= PROMPT]
     for copy in (prompted, many):
         shutil.copytree(plain, copy, copy_function=os.link)
-    tokeniser = open_encoder(plain).tokeniser
+    tokeniser = open_artifact(plain).tokeniser()
     prompts = {str(count): _prompt(tokeniser, count) for count in tokens}
     add_prompts(prompted, Prompts(prompts), overwrite=False)
     few = {f"task{index}": Prompt(f"Task {index}. {long_text(40)}: ") for index in range(MANY)}
@@ -232,9 +234,9 @@ def _memory(
         ]
         for artifact, prompt in ((plain, ""), (prompted, str(PROMPT)))
     ]
-    prefix = open_encoder(prompted).prefixes
-    assert prefix is not None
-    loaded = prefix.load(open_encoder(prompted).prompts.find(str(PROMPT)))
+    opened = open_artifact(prompted)
+    prompt = opened.manifest.prompts.find(str(PROMPT))
+    loaded = StoredPrefixes(opened).load(prompt)
     one_copy = loaded.keys.nbytes + loaded.values.nbytes
     samples[f"{precision}, peak bytes"] = [*peaks, one_copy]
     return _figure(

@@ -1,8 +1,6 @@
 """Prove an artifact against base and adapter in PyTorch, by the way that fits in memory."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +11,7 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
 from anna_export.plan import Proof, forecast, proof_that_fits
-from anna_export.progress import Progress
+from anna_export.progress import Progress, in_steps
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import Tokeniser, find_tokenizer
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
@@ -73,8 +71,9 @@ def prove(
         )
         return replace(parity, reference_sha256=checkpoint.source_hashes())
     tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
+    weights = len(manifest.spec.weight_shapes())
     if way is Proof.FEW_TEXTS:
-        on_read = _counted(progress, len(manifest.spec.weight_shapes()), 1)
+        on_read = in_steps(progress, len(STREAMED_TEXTS), weights)
         runtime = load_encoder(artifact, backend=backend, device=device).backend
         parity = compare(
             Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
@@ -92,7 +91,7 @@ def prove(
             "weights layer by layer"
         )
     else:
-        on_read = _counted(progress, len(manifest.spec.weight_shapes()), 2)
+        on_read = in_steps(progress, 2 * len(STREAMED_TEXTS), 2 * weights)
         parity = compare_weights(
             Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
             Encoder(open_streamed_artifact(artifact, on_read), artifact.tokeniser()),
@@ -100,19 +99,6 @@ def prove(
             limits=scheme.limits,
         )
     return replace(parity, reference_sha256=checkpoint.source_hashes())
-
-
-def _counted(progress: Progress | None, weights: int, models: int) -> Callable[[], None]:
-    """Return what is called for each weight of the models, and reports it as a part of texts."""
-    read = count()
-    texts = models * len(STREAMED_TEXTS)
-
-    def on_read() -> None:
-        done = next(read) + 1
-        if progress is not None:
-            progress(done * texts // (models * weights), texts)
-
-    return on_read
 
 
 def _require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
