@@ -1,0 +1,58 @@
+"""The command line: `anna-train VERB`."""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from anna_export.cli import options
+from anna_export.cli.running import run_group
+
+
+class _Verbs(options.Verbs):
+    """Ends its help in the way from raw text to an adapter."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, unwrapped, so that they can be copied."""
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in _EXAMPLES))
+
+
+_EXAMPLES = (
+    "anna-train check rows.jsonl",
+    "anna-train mine rows.jsonl --out mined.jsonl",
+    "anna-train score mined.jsonl --out scored.jsonl",
+    "anna-train tune --config recipe.yaml",
+)
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+)
+@click.version_option(package_name="anna-export")
+def cli() -> None:
+    """Train a LoRA adapter for a Mistral text-embedding model, from raw text on.
+
+    Exit codes: 0 yes; 1 the answer is no (the data has errors); 2 wrong use or bad input; 70 a bug;
+    130 interrupted.
+    """
+
+
+_COMMANDS: tuple[click.Command, ...] = ()
+for command in _COMMANDS:
+    cli.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    # what stops a container or a job is cleaned up after as Ctrl-C is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run_group(cli, "anna-train", args)
