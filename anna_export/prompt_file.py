@@ -7,26 +7,22 @@
                "documents": "sts"},
        "passage": {"text": "passage: "}}}
 
-The formats are those of e5-mistral (SFR, Linq and LGAI-Embedding use its words, with examples in
-front) and of bge-en-icl, where tokens introduce instruction, query and response, and the one for
-the response follows the query (`response_suffix`, which either format may have or not).
+The formats' words stand in prompt_formats.
 """
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import pydantic
 
 from anna_export.errors import InputError, MissingError
+from anna_export.prompt_formats import FORMATS, Example
 from anna_export.prompts import Prompt, Prompts
 
 NAME: Final = re.compile(r"[a-z0-9_-]+")
-# Between examples, and between the last one and the query: FlagEmbedding's, for bge-en-icl.
-_BETWEEN: Final = "\n\n"
 
 _Text = Annotated[str, pydantic.StringConstraints(min_length=1)]
 
@@ -40,7 +36,9 @@ class _Example(_Strict):
     response: _Text
 
 
-class _Task(_Strict):
+class Task(_Strict):
+    """One task of the file: a text as it is, or the parts of a format."""
+
     text: str | None = None
     format: Literal["e5", "bge-en-icl"] | None = None
     instruction: _Text | None = None
@@ -48,45 +46,54 @@ class _Task(_Strict):
     response_suffix: bool | None = None
     documents: str | None = None
 
+    def prompt(self, examples: Sequence[Example] | None = None) -> Prompt:
+        """Return what stands around the query.
 
-class _File(_Strict):
+        Args:
+            examples: In place of the task's own; a text alone has none, and takes none.
+        """
+        if self.format is None or self.instruction is None:
+            return Prompt(self.text or "")
+        if examples is None:
+            examples = [Example(example.query, example.response) for example in self.examples]
+        return FORMATS[self.format].prompt(self.instruction, examples, self.response_suffix)
+
+
+class TaskFile(_Strict):
+    """The whole file, as it is written."""
+
     default: str | None = None
-    tasks: dict[str, _Task]
+    tasks: dict[str, Task]
 
+    def prompts(self) -> Prompts:
+        """Return every task's prompt.
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """The words between which a task's parts stand."""
-
-    instruction: str
-    query: str
-    response: str
-    response_suffix: bool  # whether the query is followed by the word for its response
-
-    def front(self, instruction: str) -> str:
-        return f"{self.instruction}{instruction}\n{self.query}"
-
-    def prompt(self, task: _Task) -> Prompt:
-        """Return what stands around the query."""
-        assert task.instruction is not None
-        front = self.front(task.instruction)
-        shots = [
-            f"{front}{example.query}\n{self.response}{example.response}"
-            for example in task.examples
-        ]
-        asks = self.response_suffix if task.response_suffix is None else task.response_suffix
-        back = f"\n{self.response.rstrip()}" if asks else ""
-        return Prompt(_BETWEEN.join([*shots, front]), back)
-
-
-_FORMATS: Final = {
-    "e5": _Format("Instruct: ", "Query: ", "Response: ", response_suffix=False),
-    "bge-en-icl": _Format("<instruct>", "<query>", "<response>", response_suffix=True),
-}
+        Raises:
+            InputError: If the default, or a prompt for documents, is none of them.
+        """
+        return Prompts(
+            {name: task.prompt() for name, task in self.tasks.items()},
+            self.default,
+            {
+                name: task.documents
+                for name, task in self.tasks.items()
+                if task.documents is not None
+            },
+        )
 
 
 def read_prompt_file(path: Path) -> Prompts:
-    """Read prompts.json.
+    """Read the prompts of prompts.json.
+
+    Raises:
+        MissingError: If there is no such file.
+        InputError: If it is not JSON (with the line), or a field of it is wrong (with its name).
+    """
+    return read_task_file(path).prompts()
+
+
+def read_task_file(path: Path) -> TaskFile:
+    """Read the tasks of prompts.json.
 
     Raises:
         MissingError: If there is no such file.
@@ -103,7 +110,7 @@ def read_prompt_file(path: Path) -> Prompts:
             f"expected JSON in {path}, found, in line {error.lineno}: {error.msg}"
         ) from None
     try:
-        file = _File.model_validate(content)
+        file = TaskFile.model_validate(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
@@ -113,24 +120,13 @@ def read_prompt_file(path: Path) -> Prompts:
     for name, task in file.tasks.items():
         _require_one_kind(path, name, task)
     try:
-        return Prompts(
-            {name: _prompt(task) for name, task in file.tasks.items()},
-            file.default,
-            {
-                name: task.documents
-                for name, task in file.tasks.items()
-                if task.documents is not None
-            },
-        )
+        file.prompts()
     except InputError as error:
         raise InputError(f"{error}, in {path}") from None
+    return file
 
 
-def _prompt(task: _Task) -> Prompt:
-    return Prompt(task.text or "") if task.format is None else _FORMATS[task.format].prompt(task)
-
-
-def _require_one_kind(path: Path, name: str, task: _Task) -> None:
+def _require_one_kind(path: Path, name: str, task: Task) -> None:
     if not NAME.fullmatch(name):
         raise InputError(
             f"expected names of a-z, 0-9, _ and - in {path}, found {name!r}; rename it"
