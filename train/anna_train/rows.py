@@ -10,6 +10,7 @@ positives and negatives is the row's soft label. What else a line holds is kept 
 import json
 import math
 import mmap
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,14 +29,30 @@ class TaskType(StrEnum):
     STS = "sts"
 
 
-# FlagEmbedding's own names
+# FlagEmbedding's own names; its trainer takes one negative of an only_1neg row, ours those it has
 _OTHER_NAMES: Final = {
     "normal": TaskType.RETRIEVAL,
+    "only_1neg": TaskType.RETRIEVAL,
     "symmetric_class": TaskType.CLASSIFICATION,
     "symmetric_clustering": TaskType.CLUSTERING,
     "symmetric_sts": TaskType.STS,
 }
 _FIELDS: Final = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type")
+# of a wrong value, in a message of one line
+_SHOWN_CHARACTERS: Final = 60
+
+
+class RowError(InputError):
+    """A line that is no row.
+
+    Args:
+        message: What was expected, what was found.
+        field: The field that is wrong; empty: the line as a whole.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +70,7 @@ class Row:
         other: The line's other fields, as they were.
 
     Raises:
-        InputError: If a field cannot be what it is, naming it.
+        RowError: If a field cannot be what it is, naming it.
     """
 
     query: str
@@ -67,20 +84,23 @@ class Row:
 
     def __post_init__(self) -> None:
         if not self.pos:
-            raise InputError("expected one text or more in pos, found none")
+            raise RowError("expected one text or more in pos, found none", "pos")
         if self.neg and (self.pos_scores is None) != (self.neg_scores is None):
             given, missing = (
-                ("pos_scores", "neg_scores") if self.pos_scores else ("neg_scores", "pos_scores")
+                ("neg_scores", "pos_scores")
+                if self.pos_scores is None
+                else ("pos_scores", "neg_scores")
             )
-            raise InputError(f"expected {missing} beside {given}, found none")
+            raise RowError(f"expected {missing} beside {given}, found none", missing)
         for name, scores, texts in (
             ("pos_scores", self.pos_scores, self.pos),
             ("neg_scores", self.neg_scores, self.neg),
         ):
             if scores is not None and len(scores) != len(texts):
-                raise InputError(
+                raise RowError(
                     f"expected {len(texts)} numbers in {name}, one for each text, found "
-                    f"{len(scores)}"
+                    f"{len(scores)}",
+                    name,
                 )
 
     @property
@@ -93,16 +113,18 @@ class Row:
         """Take a line's JSON.
 
         Raises:
-            InputError: Naming the field that is wrong.
+            RowError: Naming the field that is wrong.
         """
         if not isinstance(value, dict):
-            raise InputError(f"expected an object, found {type(value).__name__}")
-        if "query" not in value or "pos" not in value:
-            raise InputError(f"expected a query and pos, found {', '.join(value) or 'no fields'}")
+            raise RowError(f"expected an object, found {type(value).__name__}")
+        for name in ("query", "pos"):
+            if name not in value:
+                fields = _shortened(", ".join(value) or "no fields")
+                raise RowError(f"expected a field {name}, found {fields}", name)
         return cls(
             query=_text(value["query"], "query"),
             pos=_texts(value["pos"], "pos"),
-            neg=_texts(value.get("neg") or [], "neg"),
+            neg=() if value.get("neg") is None else _texts(value["neg"], "neg"),
             pos_scores=_scores(value.get("pos_scores"), "pos_scores"),
             neg_scores=_scores(value.get("neg_scores"), "neg_scores"),
             prompt=None if value.get("prompt") is None else _text(value["prompt"], "prompt"),
@@ -132,15 +154,16 @@ class RowFile(Sequence[Row]):
 
     Raises:
         MissingError: If there is no such file.
-        InputError: If it has no rows; when a row is read, if it is malformed (file, line, field).
+        InputError: If it has no rows.
+        RowError: When a row is read, if it is malformed (file, line, field).
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise MissingError(f"expected a file of training rows at {path}, found none")
         self.path = path
-        self._starts: list[int] = []  # byte offset of each row
-        self._lines: list[int] = []  # its line, from 1
+        self._starts = array("q")  # byte offset of each row
+        self._lines = array("q")  # its line, from 1
         start = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -180,17 +203,23 @@ def parse_row(line: bytes, path: Path, number: int) -> Row:
     """Parse one line.
 
     Raises:
-        InputError: If it is malformed, naming the file, the line and the field.
+        RowError: If it is malformed, naming the file, the line and the field.
     """
+    field = ""
     try:
-        return Row.of_json(json.loads(line.decode()))
+        # some editors start a file with a byte order mark, which is no text
+        return Row.of_json(json.loads(line.decode("utf-8-sig")))
+    except RowError as error:
+        found, field = str(error), error.field
     except json.JSONDecodeError as error:
         found = f"expected JSON, found {error.msg.lower()} at character {error.pos + 1}"
     except UnicodeDecodeError:
         found = "expected UTF-8, found other bytes"
-    except InputError as error:
-        found = str(error)
-    raise InputError(f"{found}, in line {number} of {path}")
+    except RecursionError:
+        found = "expected a row, found JSON of too many levels"
+    except ValueError:
+        found = "expected numbers of at most 4,300 digits, found a longer one"
+    raise RowError(f"{found}, in line {number} of {path}", field)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -202,15 +231,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"expected a text in {name}, found {_shown(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"expected valid Unicode in {name}, found a lone surrogate")
+        raise RowError(f"expected a text in {name}, found {_shown(value)}", name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"expected valid Unicode in {name}, found a lone surrogate", name) from None
     return value
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise InputError(f"expected a list of texts in {name}, found {_shown(value)}")
+        raise RowError(f"expected a list of texts in {name}, found {_shown(value)}", name)
     return tuple(_text(text, f"{name}[{place}]") for place, text in enumerate(value))
 
 
@@ -218,13 +249,20 @@ def _scores(value: object, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise InputError(f"expected a list of numbers in {name}, found {_shown(value)}")
-    for place, score in enumerate(value):
-        if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score):
-            raise InputError(f"expected a number in {name}[{place}], found {_shown(score)}")
-        if math.isinf(score):
-            raise InputError(f"expected a finite number in {name}[{place}], found {score}")
-    return tuple(float(score) for score in value)
+        raise RowError(f"expected a list of numbers in {name}, found {_shown(value)}", name)
+    return tuple(_score(score, f"{name}[{place}]") for place, score in enumerate(value))
+
+
+def _score(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f"expected a number in {name}, found {_shown(value)}", name)
+    try:
+        score = float(value)
+    except OverflowError:  # an integer past the largest float
+        score = math.inf
+    if not math.isfinite(score):
+        raise RowError(f"expected a finite number in {name}, found {_shown(value)}", name)
+    return score
 
 
 def _type(value: object) -> TaskType:
@@ -234,9 +272,15 @@ def _type(value: object) -> TaskType:
         return _OTHER_NAMES[value]
     if not isinstance(value, str) or value not in set(TaskType):
         known = ", ".join([*TaskType, *_OTHER_NAMES])
-        raise InputError(f"expected a type of {known}, found {_shown(value)}")
+        raise RowError(f"expected a type of {known}, found {_shown(value)}", "type")
     return TaskType(value)
 
 
 def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
+    if isinstance(value, str | int | float):
+        return _shortened(repr(value))
+    return "null" if value is None else type(value).__name__
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
