@@ -108,6 +108,12 @@ class Row:
         """Whether every positive and negative has a teacher's score."""
         return self.pos_scores is not None
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield every text with the name of its field: query, pos[0], neg[2]."""
+        yield "query", self.query
+        for name, texts in (("pos", self.pos), ("neg", self.neg)):
+            yield from ((f"{name}[{place}]", text) for place, text in enumerate(texts))
+
     @classmethod
     def of_json(cls, value: object) -> Self:
         """Take a line's JSON.

@@ -1,0 +1,90 @@
+"""What a rule says of a row: where, how bad, and what to do about it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from anna_train.rows import Row, RowFile
+
+
+class Severity(StrEnum):
+    """Whether a file may be trained on as it is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One place where one rule found something.
+
+    Args:
+        rule: The rule's name.
+        severity: An error fails the check, a warning does not.
+        path: The file.
+        line: Its line, from 1.
+        field: The field; empty: the line or file as a whole.
+        message: What was expected, what was found, what to do.
+    """
+
+    rule: str
+    severity: Severity
+    path: Path
+    line: int
+    field: str
+    message: str
+
+    @property
+    def place(self) -> str:
+        """File, line and field, as a reader looks them up."""
+        return f"{self.path}:{self.line}" + (f" {self.field}" if self.field else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row's place in its file; small, since rules keep one for each text they have seen."""
+
+    file: RowFile
+    index: int
+
+    def __str__(self) -> str:
+        return f"line {self.line} of {self.file.path}"
+
+    @property
+    def line(self) -> int:
+        """The row's line, from 1."""
+        return self.file.line(self.index)
+
+    def text(self, field: str) -> str:
+        """Read a text of the row from disk."""
+        return dict(self.file[self.index].texts())[field]
+
+    def error(self, rule: str, field: str, message: str) -> Finding:
+        """Say that something here must be changed."""
+        return Finding(rule, Severity.ERROR, self.file.path, self.line, field, message)
+
+    def warning(self, rule: str, field: str, message: str) -> Finding:
+        """Say that something here should be looked at."""
+        return Finding(rule, Severity.WARNING, self.file.path, self.line, field, message)
+
+
+# what a rule says of one row; it may remember those before it
+Rule = Callable[[Place, Row], Iterator[Finding]]
+
+
+class FileRule(Protocol):
+    """A rule that judges a file as a whole, once all its rows were seen."""
+
+    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+        """Take a row into account, and say what is wrong with it alone."""
+        ...
+
+    def end(self) -> Iterator[Finding]:
+        """Judge the file that ends here, and start anew."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured of the file so far, by name; empty where nothing was."""
+        ...

@@ -1,0 +1,98 @@
+"""anna-train check."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from anna_export.cli import options, shown
+
+if TYPE_CHECKING:
+    from anna_train.check.doctor import Report
+
+# of a file's measured figures; what is not here is a whole number
+_SHARES = ("truncated_share", "rows_with_negative_above")
+_DECIMALS = ("teacher_entropy",)
+
+
+@click.command(
+    "check",
+    cls=options.Verb,
+    example="anna-train check rows.jsonl --model base --max-tokens 512 --against queries.jsonl",
+)
+@click.argument("data", type=options.path, nargs=-1, required=True)
+@click.option(
+    "--model",
+    type=options.folder,
+    help="Folder of the base model, for its tokenizer: also looks for its special tokens, and for "
+    "more than 5 % of the texts cut.",
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    help="Longest sequence of the training in tokens; needs --model. Default: the model's own.",
+)
+@click.option(
+    "--against",
+    type=options.path,
+    multiple=True,
+    help="File of evaluation texts that must not be trained on: rows, any JSONL (every string of "
+    "three words or more is taken), or one text a line. May be given several times.",
+)
+@shown.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    data: tuple[Path, ...],
+    model: Path | None,
+    max_tokens: int | None,
+    against: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Find what is wrong with training rows, before they are trained on.
+
+    Errors are malformed rows, empty texts, positives among a row's own negatives, rows without
+    negatives where they are needed, and evaluation texts. Warnings are repeated and nearly repeated
+    rows and texts, special tokens, texts that are cut, and scores that teach nothing or contradict
+    the row. Exit code 1 if there are errors, 0 if there are warnings alone.
+    """
+    from anna_train.check.doctor import Request, check
+
+    request = Request(data, model, max_tokens, against)
+    with shown.stage("check", "rows") as progress:
+        report = check(request, keeps_all=as_json, progress=progress)
+    if as_json:
+        shown.print_json(report.as_json())
+    else:
+        _print(report)
+    ctx.exit(1 if report.errors else 0)
+
+
+def _print(report: "Report") -> None:
+    if report.counts:
+        table, advice = [], {}
+        for rule, count in report.counts.items():
+            first = report.first(rule)
+            places = ", ".join(finding.place for finding in first)
+            table.append([rule, str(first[0].severity), f"{count:,}", places])
+            advice[rule] = first[0].message
+        shown.print_table(["finding", "", "count", "first places"], table)
+        shown.print_line("")
+        shown.print_rows(advice)
+        shown.print_line("")
+    shown.print_rows(
+        {str(path): _figures(figures) for path, figures in report.files.items()}
+        | {"found": f"{report.errors:,} errors, {report.warnings:,} warnings"}
+    )
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_number(name, value)}" for name, value in figures.items()
+    )
+
+
+def _number(name: str, value: float) -> str:
+    if name in _SHARES:
+        return f"{value:.1%}"
+    return f"{value:.3f}" if name in _DECIMALS else f"{value:,.0f}"
