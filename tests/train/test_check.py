@@ -208,6 +208,16 @@ def test_entropy_is_relative_to_the_largest(logits: list[float], expected: float
     assert relative_entropy(logits) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_negative_is_held_to_the_lowest_positive(tmp_path: Path) -> None:
+    several = {"pos": [text("a"), text("b")], "neg_scores": [1.0, 2.0]}
+    rows = [row(1, **several, pos_scores=[3.0, low]) for low in (2.0, 1.9)]
+    reports = [
+        check(Request((write(tmp_path / f"{number}.jsonl", fields),)))
+        for number, fields in enumerate(rows)
+    ]
+    assert [report.counts for report in reports] == [{}, {scores.NEGATIVE_ABOVE: 1}]
+
+
 def test_five_percent_of_texts_may_be_cut(base: Path, tmp_path: Path) -> None:
     rows = [row(number) for number in range(5)]  # of 20 texts
     rows[3]["pos"] = [text("long", 200)]

@@ -8,7 +8,7 @@ import click
 
 from anna_export.cli import options
 from anna_export.cli.running import run_group
-from anna_train.cli import check
+from anna_train.cli import check, convert
 
 
 class _Verbs(options.Verbs):
@@ -42,7 +42,7 @@ def cli() -> None:
     """
 
 
-_COMMANDS: tuple[click.Command, ...] = (check.command,)
+_COMMANDS: tuple[click.Command, ...] = (convert.command, check.command)
 for command in _COMMANDS:
     cli.add_command(command)
 
