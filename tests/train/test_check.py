@@ -271,6 +271,17 @@ def test_similarity_is_exact_at_its_limit(tmp_path: Path) -> None:
     assert report(19).counts == {duplicates.NEAR_DOCUMENT: 1}  # 18 of 20: 0.9
 
 
+def test_near_duplicates_are_found_across_files_and_among_look_alikes(tmp_path: Path) -> None:
+    # 30 texts of one template share bands without being alike
+    template = text("template", 30)
+    other = [row(n, pos=[f"{template} {text(n, 12)}"]) for n in range(30)]
+    first = write(tmp_path / "a.jsonl", *other[:20], row("a", neg=["short", EVALUATED * 2]))
+    second = write(tmp_path / "b.jsonl", *other[20:], row("b", neg=[f"{EVALUATED * 2}!", "brief"]))
+    (finding,) = check(Request((first, second))).findings
+    assert finding.place == f"{second}:11 neg[0]"
+    assert f"found neg[1] of line 21 of {first} almost again (similarity 1.00)" in finding.message
+
+
 def test_near_duplicates_are_seldom_missed(tmp_path: Path) -> None:
     # 60 pairs of similarity 0.92: each is missed with a chance of 0.4 %
     rows = []
@@ -300,6 +311,17 @@ def test_evaluation_texts_are_read_from_rows_json_and_lines(content: str, tmp_pa
     evaluation.write_bytes(content.encode())
     path = write(tmp_path / "rows.jsonl", row(1, query=EVALUATED))
     assert check(Request((path,), against=(evaluation,))).counts == {overlap.SEEN: 1}
+
+
+def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(tmp_path: Path) -> None:
+    evaluation = write(tmp_path / "evaluation", EVALUATED)
+
+    def counts(shared: int) -> dict[str, int]:
+        both = f"{text(1, 9)} {' '.join(EVALUATED.split()[:shared])} {text(2, 9)}"
+        path = write(tmp_path / f"{shared}.jsonl", row(1, pos=[both]))
+        return check(Request((path,), against=(evaluation,))).counts
+
+    assert counts(12) == {} and counts(13) == {overlap.OVERLAP: 1}
 
 
 def test_labels_and_ids_are_no_evaluation_texts(tmp_path: Path) -> None:

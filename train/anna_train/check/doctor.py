@@ -1,6 +1,5 @@
 """Reading files through once, every rule over every row, and what came of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +7,7 @@ from typing import Any, Final
 from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_train.check import duplicates, overlap, scores, texts
-from anna_train.check.findings import FileRule, Finding, Place, Rule, Severity
+from anna_train.check.findings import CorpusRule, FileRule, Finding, Place, Rule, Severity
 from anna_train.rows import RowError, RowFile
 
 MALFORMED: Final = "malformed row"
@@ -113,8 +112,8 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
         InputError: If a file has no rows, or an evaluation file cannot be read.
     """
     files = [RowFile(path) for path in request.paths]
-    row_rules, file_rules = _rules(request)
-    rules: list[Rule] = [*row_rules, *file_rules]
+    file_rules, corpus_rules = _file_rules(request), _corpus_rules()
+    rules: list[Rule] = [*_row_rules(request), *file_rules, *corpus_rules]
     total = sum(map(len, files))
     report = Report(keeps_all)
     for file in files:
@@ -138,28 +137,38 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
             report.files[file.path] |= file_rule.figures()
             for finding in file_rule.end():
                 report.add(finding)
+    for corpus_rule in corpus_rules:
+        for finding in corpus_rule.finish():
+            report.add(finding)
     return report
 
 
-def _rules(request: Request) -> tuple[Sequence[Rule], Sequence[FileRule]]:
+def _row_rules(request: Request) -> list[Rule]:
     rules: list[Rule] = [
         texts.empty_texts,
         texts.positives_among_negatives,
         texts.repeated_negatives,
         texts.query_as_positive,
         texts.missing_negatives,
+        texts.SpecialTokens(texts.special_tokens(request.model)),
         duplicates.RepeatedRows(),
-        duplicates.NearDuplicates(duplicates.NEAR_QUERY),
-        duplicates.NearDuplicates(duplicates.NEAR_DOCUMENT),
     ]
-    file_rules: list[FileRule] = [
+    return [*rules, overlap.EvaluationTexts(request.against)] if request.against else rules
+
+
+def _file_rules(request: Request) -> list[FileRule]:
+    rules: list[FileRule] = [
         scores.NegativesAbove(),
         scores.PartlyScored(),
         scores.TeacherEntropy(),
     ]
-    if request.model is not None:
-        file_rules.append(texts.Truncated(request.model, request.max_tokens))
-    rules.append(texts.SpecialTokens(texts.special_tokens(request.model)))
-    if request.against:
-        rules.append(overlap.EvaluationTexts(request.against))
-    return rules, file_rules
+    if request.model is None:
+        return rules
+    return [*rules, texts.Truncated(request.model, request.max_tokens)]
+
+
+def _corpus_rules() -> list[CorpusRule]:
+    return [
+        duplicates.NearDuplicates(duplicates.NEAR_QUERY),
+        duplicates.NearDuplicates(duplicates.NEAR_DOCUMENT),
+    ]

@@ -1,19 +1,21 @@
 """Rules about rows and texts that come twice, in one file or in several.
 
-Hashes are kept and no text: 200 bytes or so a row, 3 kB a text looked for near-duplicates of.
+Hashes are kept and no text: some 300 bytes a row, and 150 a text looked for near-duplicates of.
 """
 
 import hashlib
 import zlib
+from array import array
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import Final
 
-from datasketch import MinHash, MinHashLSH
+import numpy as np
+from datasketch import MinHash
 
 from anna_train.check.findings import Finding, Place
 from anna_train.check.words import digest, grams, words
-from anna_train.rows import Row
+from anna_train.rows import Row, RowFile
 
 REPEATED_ROW: Final = "repeated row"
 REPEATED_QUERY: Final = "repeated query"
@@ -22,10 +24,14 @@ NEAR_DOCUMENT: Final = "near-duplicate document"
 # Jaccard similarity of two texts' runs of three words
 MIN_SIMILARITY: Final = 0.9
 _SHINGLE_WORDS: Final = 3
-# Bands and their rows: 99 % of pairs of similarity 0.9 share a band, 3 % of those of 0.5.
-_BANDS: Final = (8, 8)
-# texts read back to compare one with; templates share a band with thousands
-_MAX_COMPARED: Final = 8
+# 99 % of pairs of similarity 0.9 share a band of eight hashes, 3 % of those of 0.5
+_BANDS: Final = 8
+_BAND_HASHES: Final = 8
+# texts before one in a band that it is compared with; templates share one with thousands
+_MAX_COMPARED: Final = 4
+# bits of a text's place: its file, its row, its number in the row
+_ROW_BITS: Final = 36
+_NUMBER_BITS: Final = 16
 
 
 class RepeatedRows:
@@ -59,9 +65,10 @@ class RepeatedRows:
 
 
 class NearDuplicates:
-    """Finds texts that differ from one before them in a word or so.
+    """Finds texts that differ from one before them in a word or so, once all rows were seen.
 
     Repetitions, spaces aside, are not counted: a document may well be that of several queries.
+    datasketch's own index of bands takes 3 kB a text; their hashes, sorted at the end, take 64.
 
     Args:
         rule: NEAR_QUERY looks at queries, NEAR_DOCUMENT at positives and negatives.
@@ -70,45 +77,69 @@ class NearDuplicates:
     def __init__(self, rule: str) -> None:
         self._rule = rule
         self._seen: set[int] = set()
+        self._files: list[RowFile] = []
+        self._places = array("Q")
+        self._bands = array("Q")  # of each text in turn
         # crc32 takes a tenth of the default's time; candidates are compared exactly anyway
-        self._empty = MinHash(_BANDS[0] * _BANDS[1], hashfunc=zlib.crc32)
-        self._near = MinHashLSH(
-            num_perm=_BANDS[0] * _BANDS[1], params=_BANDS, hashfunc=_short_digest
-        )
+        self._empty = MinHash(_BANDS * _BAND_HASHES, hashfunc=zlib.crc32)
 
     def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
-        """Compare a row's texts with all before them."""
-        for field, text in row.texts():
+        """Keep the hashes of a row's texts."""
+        if not self._files or place.file is not self._files[-1]:
+            self._files.append(place.file)
+        # no row has more texts than its place has room for
+        for number, (field, text) in enumerate(islice(row.texts(), 2**_NUMBER_BITS)):
             if (field == "query") != (self._rule == NEAR_QUERY):
                 continue
             if (own := digest(*text.split())) in self._seen:
                 continue
             self._seen.add(own)
             if shingles := grams(words(text), _SHINGLE_WORDS):
-                yield from self._compare(place, field, shingles)
+                self._bands.extend(self._hashes(shingles))
+                file_and_row = (len(self._files) - 1) << _ROW_BITS | place.index
+                self._places.append(file_and_row << _NUMBER_BITS | number)
+        yield from ()
 
-    def _compare(self, place: Place, field: str, shingles: set[str]) -> Iterator[Finding]:
+    def finish(self) -> Iterator[Finding]:
+        """Compare texts that share a band with those before them, word by word."""
+        for later, pairs in groupby(self._candidates(), key=lambda pair: pair[0]):
+            place, field, shingles = self._read(later)
+            for _, earlier in pairs:
+                other, its_field, its_shingles = self._read(earlier)
+                similarity = len(shingles & its_shingles) / len(shingles | its_shingles)
+                if similarity >= MIN_SIMILARITY:
+                    yield place.warning(
+                        self._rule,
+                        field,
+                        f"expected different texts, found {its_field} of {other} almost again "
+                        f"(similarity {similarity:.2f}); remove one",
+                    )
+                    break  # the first stands for all that are like it
+
+    def _hashes(self, shingles: set[str]) -> Iterator[int]:
         sketch = self._empty.copy()
         sketch.update_batch([shingle.encode() for shingle in shingles])
-        candidates = sorted(self._near.query(sketch), key=_order)
-        for other, its_field in islice(candidates, _MAX_COMPARED):
-            its_shingles = grams(words(other.text(its_field)), _SHINGLE_WORDS)
-            similarity = len(shingles & its_shingles) / len(shingles | its_shingles)
-            if similarity >= MIN_SIMILARITY:
-                yield place.warning(
-                    self._rule,
-                    field,
-                    f"expected different texts, found {its_field} of {other} almost again "
-                    f"(similarity {similarity:.2f}); remove one",
+        for band in sketch.digest().reshape(_BANDS, _BAND_HASHES):
+            yield int.from_bytes(hashlib.blake2b(band.tobytes(), digest_size=8).digest(), "big")
+
+    def _candidates(self) -> list[tuple[int, int]]:
+        """Return pairs of texts that share a band, the later first, each pair once, in order."""
+        bands = np.frombuffer(self._bands, np.uint64).reshape(-1, _BANDS)
+        found: set[tuple[int, int]] = set()
+        for band in bands.T:
+            order = np.argsort(band, kind="stable")
+            ordered = band[order]
+            for back in range(1, _MAX_COMPARED + 1):
+                same = ordered[back:] == ordered[:-back]
+                found.update(
+                    zip(order[back:][same].tolist(), order[:-back][same].tolist(), strict=True)
                 )
-                return  # the first stands for all that are like it
-        self._near.insert((place, field), sketch, check_duplication=False)
+        return sorted(found)
 
-
-def _order(candidate: tuple[Place, str]) -> tuple[str, int, str]:
-    place, field = candidate
-    return str(place.file.path), place.index, field
-
-
-def _short_digest(band: bytes) -> bytes:
-    return hashlib.blake2b(band, digest_size=8).digest()
+    def _read(self, text: int) -> tuple[Place, str, set[str]]:
+        """Return a text's place, field and shingles, read from disk."""
+        file_and_row, number = divmod(self._places[text], 2**_NUMBER_BITS)
+        file, index = divmod(file_and_row, 2**_ROW_BITS)
+        place = Place(self._files[file], index)
+        field, content = next(islice(place.row.texts(), number, None))
+        return place, field, grams(words(content), _SHINGLE_WORDS)

@@ -57,9 +57,10 @@ class Place:
         """The row's line, from 1."""
         return self.file.line(self.index)
 
-    def text(self, field: str) -> str:
-        """Read a text of the row from disk."""
-        return dict(self.file[self.index].texts())[field]
+    @property
+    def row(self) -> Row:
+        """The row, read from disk."""
+        return self.file[self.index]
 
     def error(self, rule: str, field: str, message: str) -> Finding:
         """Say that something here must be changed."""
@@ -72,6 +73,18 @@ class Place:
 
 # what a rule says of one row; it may remember those before it
 Rule = Callable[[Place, Row], Iterator[Finding]]
+
+
+class CorpusRule(Protocol):
+    """A rule that judges all files together, once all rows were seen."""
+
+    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+        """Take a row into account."""
+        ...
+
+    def finish(self) -> Iterator[Finding]:
+        """Judge all that was seen."""
+        ...
 
 
 class FileRule(Protocol):

@@ -1,0 +1,34 @@
+"""anna-train's help: light, and with an example for every verb."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from anna_train.cli import cli, run
+
+TOOL = Path(sys.executable).with_name("anna-train")
+HEAVY = "torch numpy datasketch pyarrow transformers tokenizers sklearn scipy faiss rich".split()
+
+
+@pytest.mark.parametrize("verb", ["", *cli.commands])
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    script = (
+        "import sys\nfrom anna_train.cli import run\n"
+        f"assert run([*{verb.split()!r}, '--help']) == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("verb", list(cli.commands))
+def test_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert f"\nExample:\n  anna-train {verb} " in capsys.readouterr().out
+
+
+def test_the_installed_tool_runs() -> None:
+    found = subprocess.run([TOOL, "none"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("anna-train: expected a command of ")
