@@ -57,3 +57,9 @@ class ParityError(AnnaError, ArithmeticError):
     """The answer is no: the artifact's vectors are not close enough to the reference's."""
 
     exit_code = 1
+
+
+class DivergedError(AnnaError, ArithmeticError):
+    """Training whose loss or gradient is not finite any more."""
+
+    exit_code = 1

@@ -33,6 +33,8 @@ TOKENIZER_FILES = (
 LIMIT_FILE = "sentence_bert_config.json"
 # below it, framing and a prompt leave no room for a text
 MIN_TOKENS = 8
+# A text's tokens have fewer characters than this, but for runs of one character.
+_MOST_CHARACTERS = 32
 # How texts start: what merges with a prompt's end, and what does not.
 _STARTS = ("a", "The", " the", "7", ".", "\n", "\n\n", "  ", "(", "é", "漢", "<", "🙂", "")
 
@@ -198,6 +200,21 @@ class Tokeniser:
         shared = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
         found = [ids[0] for ids in shared]
         return found[: min(map(len, rows)) - 1]  # something is left to compute
+
+    def cut(self, texts: Sequence[str], tokens: int) -> list[str]:
+        """Return each text, or as much of its start as so many tokens are.
+
+        Raises:
+            InputError: If a text is not valid Unicode text.
+        """
+        require_text(texts)
+        # longer ones are rarely needed whole, and most of the time would go into their ends
+        starts = [text[: tokens * _MOST_CHARACTERS] for text in texts]
+        found = self._tokenizer.encode_batch(starts, add_special_tokens=False)
+        return [
+            text if len(encoding) <= tokens else text[: encoding.offsets[tokens - 1][1]]
+            for text, encoding in zip(texts, found, strict=True)
+        ]
 
     def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
         """Pad token id rows on the right; they stand behind the prefix, if one is given."""

@@ -8,7 +8,7 @@ import click
 
 from anna_export.cli import options
 from anna_export.cli.running import run_group
-from anna_train.cli import check, convert
+from anna_train.cli import check, convert, mine, plan, score, tune
 
 
 class _Verbs(options.Verbs):
@@ -24,7 +24,7 @@ _EXAMPLES = (
     "anna-train check rows.jsonl",
     "anna-train mine rows.jsonl --out mined.jsonl",
     "anna-train score mined.jsonl --out scored.jsonl",
-    "anna-train tune --config recipe.yaml",
+    "anna-train tune --config recipe.yaml --out adapter",
 )
 
 
@@ -42,7 +42,14 @@ def cli() -> None:
     """
 
 
-_COMMANDS: tuple[click.Command, ...] = (convert.command, check.command)
+_COMMANDS: tuple[click.Command, ...] = (
+    convert.command,
+    check.command,
+    mine.command,
+    score.command,
+    plan.command,
+    tune.command,
+)
 for command in _COMMANDS:
     cli.add_command(command)
 

@@ -1,0 +1,71 @@
+"""anna-train plan."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command("plan", cls=options.Verb, example="anna-train plan --config recipe.yaml")
+@click.option("--config", type=options.path, required=True, help="Recipe (YAML) to plan.")
+@click.option("--out", type=options.path, help="Write the batch plan (parquet).")
+@click.option("--against", type=options.path, help="A batch plan to compare with.")
+@shown.json_option
+def command(config: Path, out: Path | None, against: Path | None, as_json: bool) -> None:
+    """Say what a recipe will take and see: memory, mini-batch, steps, what is cut.
+
+    With --against, where the two plans first differ; exit code 1 if they do.
+    """
+    import torch
+
+    from anna_train.batch_plan import BatchPlan, first_difference
+    from anna_train.prepare import prepare
+    from anna_train.tune_recipe import read_tune_recipe
+
+    other = None if against is None else BatchPlan.read(against)
+    recipe = read_tune_recipe(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepared = prepare(recipe, shown.stage, device)
+    plan, memory = prepared.plan, prepared.forecast
+    if out is not None:
+        plan.write(out)
+    difference = None if other is None else first_difference(plan, other)
+    summary: dict[str, Any] = {
+        "steps": len(plan),
+        "rows": plan.table.num_rows,
+        "rows_cut": plan.rows_cut,
+        "mini_batch_tokens": memory.mini_batch_tokens,
+        "bytes": {
+            "weights": memory.weights,
+            "adapter": memory.adapter,
+            "activations": memory.activations,
+            "libraries": memory.libraries,
+            "total": memory.total,
+        },
+        "device": device.type,
+    }
+    if against is not None:
+        summary["difference"] = difference
+    if as_json:
+        shown.print_json(summary)
+    else:
+        shown.print_rows(_rows(summary))
+    if difference is not None:
+        raise click.exceptions.Exit(1)
+
+
+def _rows(summary: dict[str, Any]) -> dict[str, str]:
+    parts = {name: shown.size(size_bytes) for name, size_bytes in summary["bytes"].items()}
+    rows = {
+        "steps": f"{summary['steps']:,}",
+        "rows": f"{summary['rows']:,}, of {summary['rows_cut']:,} a text is cut to its limit",
+        "mini-batch": f"{summary['mini_batch_tokens']:,} tokens",
+        "memory": f"{parts['total']} on {summary['device']}: weights {parts['weights']}, adapter "
+        f"and optimizer {parts['adapter']}, activations {parts['activations']}, libraries "
+        f"{parts['libraries']}",
+    }
+    if "difference" in summary:
+        rows["difference"] = summary["difference"] or "none"
+    return rows

@@ -1,0 +1,56 @@
+"""anna-train tune."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command(
+    "tune", cls=options.Verb, example="anna-train tune --config recipe.yaml --out adapter"
+)
+@click.option(
+    "--config", type=options.path, required=True, help="Recipe (YAML): base, data, loss, LoRA."
+)
+@click.option("--out", type=options.path, required=True, help="Adapter folder to make.")
+@options.overwrite_option
+@click.option("--restart", is_flag=True, help="Throw an unfinished run away and begin anew.")
+@shown.json_option
+def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bool) -> None:
+    """Train a LoRA adapter.
+
+    The run is kept in OUT.training until it is finished: after Ctrl-C or a crash the same command
+    goes on from the last checkpoint, and ends with the weights of a run that never stopped (bit by
+    bit, on a CPU). On several GPUs: torchrun --nproc-per-node N -m anna_train tune …
+    """
+    from anna_train.tune import tune
+    from anna_train.tune_recipe import read_tune_recipe
+
+    recipe = read_tune_recipe(config)
+    tuned = tune(recipe, out, shown.stage, overwrite=overwrite, restart=restart)
+    if not tuned.first:
+        return
+    if as_json:
+        shown.print_json(
+            {
+                "folder": str(out),
+                "steps": tuned.steps,
+                "seconds": tuned.seconds,
+                "ndcg_at_10": {
+                    name: {"before": before, "after": after}
+                    for name, (before, after) in tuned.figures.items()
+                },
+            }
+        )
+        return
+    shown.print_rows(
+        {
+            "adapter": str(out),
+            "steps": f"{tuned.steps:,} of {tuned.queries} queries in {tuned.seconds:,.0f} s",
+            **{
+                name: f"nDCG@10 {before:.4f} -> {after:.4f}"
+                for name, (before, after) in tuned.figures.items()
+            },
+        }
+    )
