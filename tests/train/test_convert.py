@@ -220,6 +220,17 @@ def test_scored_pairs_are_the_same_through_rows(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == path.read_text() and not done.left_out
 
 
+def test_similarities_of_other_texts_make_no_pairs(tmp_path: Path) -> None:
+    # as after mining has added negatives
+    row = Row("s", ("t",), ("u", "v"), other={"pos_similarity": [5.0], "neg_similarity": [1.0]})
+    write_rows(tmp_path / "rows", [row])
+    to = Format.SENTENCE_TRANSFORMERS
+    done = convert(Conversion(tmp_path / "rows", tmp_path / "out", to=to))
+    assert done.left_out == {"pos_similarity": 1, "neg_similarity": 1}
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert [list(json.loads(line)) for line in lines] == [["anchor", "positive", "negative"]] * 2
+
+
 def test_what_triplets_have_no_column_for_is_counted(tmp_path: Path) -> None:
     scored = Row("q", ("p",), ("n",), (2.0,), (1.0,), "prompt", TaskType.STS, {"id": 3})
     write_rows(tmp_path / "rows", [scored, Row("r", ("p",), ("n",))])

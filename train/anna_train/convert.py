@@ -13,9 +13,8 @@ from typing import IO, Any
 from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_export.staging import require_absent_file, require_outside, staged_file
-from anna_train.exports import sentence_transformers_records, tevatron_record
+from anna_train.exports import lost_fields, sentence_transformers_records, tevatron_record
 from anna_train.imports import (
-    SIMILARITIES,
     Format,
     flagembedding_row,
     joined_rows,
@@ -23,7 +22,7 @@ from anna_train.imports import (
     tevatron_row,
 )
 from anna_train.records import Record, read_records
-from anna_train.rows import Row, TaskType
+from anna_train.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,19 +141,8 @@ def _records(row: Row, to: Format, done: Converted) -> Iterator[dict[str, Any]]:
         case Format.FLAGEMBEDDING:
             yield row.as_json()
         case Format.SENTENCE_TRANSFORMERS:
-            done.left_out.update(_lost(row))
+            done.left_out.update(lost_fields(row))
             yield from sentence_transformers_records(row)
-
-
-def _lost(row: Row) -> Iterator[str]:
-    """Name what a triplet has no column for."""
-    if row.scored:
-        yield "scores"
-    if row.prompt is not None:
-        yield "prompt"
-    if row.type is not TaskType.RETRIEVAL and SIMILARITIES[0] not in row.other:
-        yield "type"
-    yield from (name for name in row.other if name not in SIMILARITIES)
 
 
 def _require_columns(expected: tuple[str, ...], found: tuple[str, ...], row: Row) -> None:

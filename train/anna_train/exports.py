@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from anna_train.imports import PAIR, SIMILARITIES
-from anna_train.rows import Row
+from anna_train.rows import Row, TaskType
 
 
 def tevatron_record(row: Row, number: int) -> dict[str, Any]:
@@ -33,11 +33,8 @@ def sentence_transformers_records(row: Row) -> Iterator[dict[str, Any]]:
     triplets as the more numerous has texts. A trainer takes every column for a text to embed, so
     there are no others.
     """
-    similarities = [row.other.get(name) for name in SIMILARITIES]
-    if all(isinstance(numbers, list) for numbers in similarities):
-        texts = [*row.pos, *row.neg]
-        numbers = [number for side in similarities if side is not None for number in side]
-        for text, number in zip(texts, numbers, strict=True):
+    if numbers := _similarities(row):
+        for text, number in zip([*row.pos, *row.neg], numbers, strict=True):
             yield dict(zip((*PAIR, "score"), (row.query, text, number), strict=True))
         return
     for place in range(max(len(row.pos), len(row.neg))):
@@ -45,6 +42,26 @@ def sentence_transformers_records(row: Row) -> Iterator[dict[str, Any]]:
         if row.neg:
             record["negative"] = row.neg[place % len(row.neg)]
         yield record
+
+
+def lost_fields(row: Row) -> Iterator[str]:
+    """Name what a row has and its sentence-transformers records have no column for."""
+    written = SIMILARITIES if _similarities(row) else ()
+    if row.scored:
+        yield "scores"
+    if row.prompt is not None:
+        yield "prompt"
+    # what is read from scored pairs is of type sts again
+    if row.type is not (TaskType.STS if written else TaskType.RETRIEVAL):
+        yield "type"
+    yield from (name for name in row.other if name not in written)
+
+
+def _similarities(row: Row) -> list[Any]:
+    """Return the number of each text; none if they are not of these texts."""
+    sides = [row.other.get(name) for name in SIMILARITIES]
+    numbers = [number for side in sides if isinstance(side, list) for number in side]
+    return numbers if len(numbers) == len(row.pos) + len(row.neg) else []
 
 
 def _passages(texts: Sequence[str], ids: object) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Rules about rows and texts that come twice, in one file or in several.
 
-Hashes are kept and no text: some 300 bytes a row, and 150 a text looked for near-duplicates of.
+Hashes are kept and no text: some 250 bytes a row, and 200 a text looked for near-duplicates of.
 """
 
 import hashlib
