@@ -190,6 +190,15 @@ def test_rows_are_the_same_through_tevatron(
     assert (folder / "again").read_text() == (folder / "there").read_text()
 
 
+def test_tevatrons_own_ids_come_back(tmp_path: Path) -> None:
+    convert(Conversion(jsonl(tmp_path / "in", {**TEVATRON, "query_id": 70}), tmp_path / "rows"))
+    convert(Conversion(tmp_path / "rows", tmp_path / "out", to=Format.TEVATRON))
+    back = json.loads((tmp_path / "out").read_text())
+    assert back["query_id"] == 70
+    assert back["positive_passages"] == [{"docid": "a", "title": "", "text": "Title text"}]
+    assert [passage["docid"] for passage in back["negative_passages"]] == ["b", "c"]
+
+
 def test_scores_and_other_fields_stand_beside_tevatrons(tmp_path: Path) -> None:
     row = Row("q", ("p",), ("n",), (2.0,), (1.0,), other={"id": 3})
     write_rows(tmp_path / "rows", [row])
