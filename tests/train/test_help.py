@@ -32,3 +32,17 @@ def test_the_installed_tool_runs() -> None:
     found = subprocess.run([TOOL, "none"], capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr.startswith("anna-train: expected a command of ")
+
+
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    for module in ("doctor", "duplicates"):
+        monkeypatch.delitem(sys.modules, f"anna_train.check.{module}", raising=False)
+        monkeypatch.delattr(f"anna_train.check.{module}", raising=False)
+    assert run(["check", str(tmp_path / "rows.jsonl")]) == 2
+    assert capsys.readouterr().err == (
+        "anna-train: expected datasketch, which compares texts, found none; install "
+        "anna-export[train]\n"
+    )

@@ -11,11 +11,18 @@ from itertools import groupby, islice
 from typing import Final
 
 import numpy as np
-from datasketch import MinHash
 
+from anna_export.errors import ExtraError
 from anna_train.check.findings import Finding, Place
 from anna_train.check.words import digest, grams, words
 from anna_train.rows import Row, RowFile
+
+try:
+    from datasketch import MinHash
+except ImportError:
+    raise ExtraError(
+        "expected datasketch, which compares texts, found none; install anna-export[train]"
+    ) from None
 
 REPEATED_ROW: Final = "repeated row"
 REPEATED_QUERY: Final = "repeated query"

@@ -22,6 +22,7 @@ class EvaluationTexts:
     """Finds training texts that are, or share a run of words with, an evaluation text.
 
     Case, spaces and punctuation do not count, nor texts of fewer than MIN_WORDS words.
+    Hashes are kept and no text: some 100 bytes a word of evaluation text.
 
     Args:
         paths: Files of rows, of JSONL whose every string is taken, or of one text a line.
