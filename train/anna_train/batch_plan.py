@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
+from anna_export.staging import staged_file
 from anna_train.rows import Row
 from anna_train.training_data import DataSet, text_hash
 from anna_train.tune_recipe import TuneRecipe
@@ -101,8 +102,9 @@ class BatchPlan:
         return int(np.count_nonzero(self.table.column("cut").to_numpy()))
 
     def write(self, path: Path) -> None:
-        """Write it as parquet."""
-        pq.write_table(self.table, path, compression="zstd")
+        """Write it as parquet; the file is there whole or not at all."""
+        with staged_file(path) as aside:
+            pq.write_table(self.table, aside, compression="zstd")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -67,7 +67,8 @@ def tune(
             run.begin(
                 {"recipe": recipe.learnt_from(), **made_from(recipe, list(prepared.sets.values()))}
             )
-            prepared.plan.write(folder / PLAN_FILE)
+            if not (folder / PLAN_FILE).exists():
+                prepared.plan.write(folder / PLAN_FILE)
         model = load_model(prepared.base, recipe, processes.device)
         tuned = _train(recipe, prepared, model, run, processes, stage)
         if processes.first:
