@@ -1,0 +1,133 @@
+"""anna-train mine."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anna_export.cli import options, shown
+from anna_train.cli.teacher_options import teacher_options, teacher_settings
+
+if TYPE_CHECKING:
+    from anna_train.mining.mine import MiningReport
+
+
+@click.command(
+    "mine",
+    cls=options.Verb,
+    example="anna-train mine rows.jsonl --out mined.jsonl --negatives 7",
+)
+@click.argument("rows", type=options.path)
+@click.option("--out", type=options.path, required=True, help="File of rows to write (JSONL).")
+@click.option(
+    "--corpus",
+    type=options.path,
+    help='More texts to mine from: a .jsonl file with "text", or one text a line.',
+)
+@teacher_options
+@click.option("--negatives", default=7, show_default=True, help="Negatives a row has at last.")
+@click.option(
+    "--from-rank",
+    default=1,
+    show_default=True,
+    help="First rank that is taken, among those that may be negatives.",
+)
+@click.option(
+    "--margin",
+    default=0.02,
+    show_default=True,
+    help="Least distance of a negative below the lowest positive, in units of the score.",
+)
+@click.option(
+    "--relative",
+    default=0.05,
+    show_default=True,
+    help="The same as a share of that positive's score.",
+)
+@click.option(
+    "--spread",
+    default=0.25,
+    show_default=True,
+    help="The same in standard deviations of the query's candidate scores. The largest of the "
+    "three counts.",
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(("top", "random")),
+    default="top",
+    show_default=True,
+    help="The best of those that may be negatives, or any by chance.",
+)
+@click.option("--replace", is_flag=True, help="Drop the negatives that rows have.")
+@options.overwrite_option
+@shown.json_option
+def command(
+    rows: Path,
+    out: Path,
+    corpus: Path | None,
+    negatives: int,
+    from_rank: int,
+    margin: float,
+    relative: float,
+    spread: float,
+    sampling: str,
+    replace: bool,
+    overwrite: bool,
+    as_json: bool,
+    **teacher: Any,
+) -> None:
+    """Give rows hard negatives, and go on where an interrupted run was.
+
+    ROWS is a JSONL file of training rows. Candidates are what BM25 and a dense retriever find among
+    all positives; a negative scores far enough below its query's positives, and keeps in the row
+    where it came from. Give the same command again to go on.
+    """
+    from anna_train.mining.margin import AdaptiveMargin
+    from anna_train.mining.mine import mine
+    from anna_train.mining.settings import MiningSettings, Sampling
+
+    settings = MiningSettings(
+        teacher=teacher_settings(**teacher),
+        margin=AdaptiveMargin(margin, relative, spread),
+        negatives=negatives,
+        from_rank=from_rank,
+        sampling=Sampling(sampling),
+        corpus=corpus,
+        replace=replace,
+    )
+    report = mine(rows, out, settings, overwrite=overwrite, stage=shown.stage)
+    if as_json:
+        shown.print_json(
+            {
+                "out": str(out),
+                **asdict(report.counts),
+                "mean_negatives": report.mean_negatives,
+                "dropped": report.dropped,
+                "first": report.first,
+                "texts": report.texts,
+                "resumed": report.resumed,
+                "restarted": report.restarted,
+            }
+        )
+        return
+    shown.print_rows(_shown(report, negatives))
+
+
+def _shown(report: "MiningReport", negatives: int) -> dict[str, str]:
+    counts = report.counts
+    dropped = ", ".join(f"{name} {share:.1%}" for name, share in report.dropped.items())
+    first = ", ".join(f"{name} {share:.1%}" for name, share in report.first.items())
+    rows = {
+        "rows": f"{report.out}, {counts.rows:,}",
+        "corpus": f"{report.texts:,} texts",
+        "negatives": f"{report.mean_negatives:.2f} a row, {counts.mined:,} of them new; "
+        f"{counts.short:,} rows have fewer than {negatives}",
+        "dropped": f"of {counts.candidates:,} candidates by rule: {dropped}",
+        "positive first": f"in rows, by ranking: {first}",
+    }
+    if report.resumed:
+        rows["resumed"] = f"{report.resumed:,} rows were done by an earlier run"
+    if report.restarted:
+        rows["restarted"] = "what an earlier run with other settings or files had done was dropped"
+    return rows

@@ -1,0 +1,109 @@
+"""The encoder of the dense retriever: an artifact of ours, or a sentence-transformers folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from anna_export import open_encoder
+from anna_export.errors import InputError, MissingError
+
+ARTIFACT_FILE: Final = "manifest.json"
+SENTENCE_TRANSFORMERS_FILE: Final = "modules.json"
+# the prompt for queries where none is named, if the model has one of that name
+QUERY_PROMPT: Final = "query"
+
+
+class TextEncoder(Protocol):
+    """Embeds queries and documents, each with its own prompt."""
+
+    query_prompt: str
+    document_prompt: str
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return (B, D) float32 rows of unit length."""
+        ...
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Return (B, D) float32 rows of unit length."""
+        ...
+
+
+class _Artifact:
+    """An artifact; its documents' prompt is the one it was exported with for its queries'."""
+
+    def __init__(self, folder: Path, prompt: str | None) -> None:
+        self._encoder = open_encoder(folder)
+        prompts = self._encoder.prompts
+        if prompt is None and QUERY_PROMPT in prompts.by_name:
+            prompt = QUERY_PROMPT
+        self._name = prompts.default if prompt is None else prompt
+        self._documents = prompts.documents.get(self._name or "", "")
+        self.query_prompt = repr(prompts.find(self._name))
+        self.document_prompt = repr(prompts.find(self._documents))
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encoder.encode(texts, self._name)
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encoder.encode(texts, self._documents)
+
+
+class _SentenceTransformer:
+    """A sentence-transformers folder; nothing is downloaded."""
+
+    def __init__(self, folder: Path, prompt: str | None) -> None:
+        # torch and transformers take seconds to load, and LSA needs neither
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(str(folder), local_files_only=True)
+        prompts = self._model.prompts
+        if prompt and prompt not in prompts:
+            known = ", ".join(sorted(prompts)) or "none"
+            raise InputError(f"expected a known prompt ({known}), found {prompt!r}")
+        self._prompt = prompt
+        self.query_prompt = repr((prompt, prompts, self._model.default_prompt_name, "query"))
+        self.document_prompt = repr((prompts, self._model.default_prompt_name, "document"))
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        if self._prompt is None:
+            return self._model.encode_query(list(texts), normalize_embeddings=True)
+        return self._model.encode(
+            list(texts), prompt_name=self._prompt or None, normalize_embeddings=True
+        )
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self._model.encode_document(list(texts), normalize_embeddings=True)
+
+
+def require_encoder(folder: Path) -> None:
+    """Refuse what is neither kind of folder, before anything is loaded.
+
+    Raises:
+        MissingError: If there is no such folder.
+        InputError: If it is neither.
+    """
+    if not folder.is_dir():
+        raise MissingError(f"expected the folder of an encoder at {folder}, found none")
+    if not any((folder / name).is_file() for name in (ARTIFACT_FILE, SENTENCE_TRANSFORMERS_FILE)):
+        raise InputError(
+            f"expected an artifact ({ARTIFACT_FILE}) or a sentence-transformers model "
+            f"({SENTENCE_TRANSFORMERS_FILE}), found neither in {folder}"
+        )
+
+
+def open_text_encoder(folder: Path, prompt: str | None) -> TextEncoder:
+    """Open either kind of folder.
+
+    Args:
+        folder: An artifact or a sentence-transformers model.
+        prompt: Name of the queries' prompt; None: the one named "query" if there is one, else the
+            model's default; "": none.
+
+    Raises:
+        AnnaError: If it is neither, damaged, or has no such prompt.
+    """
+    require_encoder(folder)
+    kind = _Artifact if (folder / ARTIFACT_FILE).is_file() else _SentenceTransformer
+    return kind(folder, prompt)
