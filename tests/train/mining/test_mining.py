@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from anna_train.cli import run
 from anna_train.corpus import Pair
-from anna_train.mining.collection import text_key
+from anna_train.mining.collection import collect, text_key
 from anna_train.mining.margin import AdaptiveMargin
 from anna_train.mining.mine import MiningReport, mine
 from anna_train.mining.settings import MiningSettings, Sampling, TeacherSettings
+from anna_train.rows import RowFile
 from sentence_transformers import CrossEncoder
 from torch.nn import Identity
 
@@ -67,6 +68,24 @@ def test_equal_texts_of_a_positive_a_negative_or_the_query_are_never_its_negativ
     barred = {text_key(text) for text in (first, second, third, pairs[0].query)}
     assert row["neg"][0] == second
     assert len(row["neg"]) > 1 and barred.isdisjoint(map(text_key, row["neg"][1:]))
+
+
+def test_what_is_barred_is_every_text_equal_to_an_answer_a_negative_or_the_query(
+    write: WriteRows,
+) -> None:
+    rows = [
+        {"query": "What is it?", "pos": ["A cat."], "neg": ["A dog."]},
+        {"query": "what  IS it?", "pos": ["A tiger."]},
+        {"query": "Another", "pos": ["a CAT.", "WHAT is it?", "a  dog.", "A bird."]},
+    ]
+    source = RowFile(write(rows))
+    collection = collect(source)
+    barred = {collection.texts[place] for place in collection.question(source[0]).barred}
+    assert barred == {"A cat.", "A tiger.", "WHAT is it?", "a  dog."}
+    barred = {
+        collection.texts[place] for place in collection.question(source[0], replace=True).barred
+    }
+    assert barred == {"A cat.", "A tiger.", "WHAT is it?"}
 
 
 def test_no_two_negatives_of_a_row_are_equal_but_for_case_or_space(

@@ -105,6 +105,15 @@ def test_scoring_what_is_scored_changes_no_byte(scale: float, write: WriteRows) 
     assert report.entropy_before == pytest.approx(first.entropy_before, abs=1e-6)
 
 
+def test_a_temperature_that_is_right_but_for_rounding_is_kept(write: WriteRows) -> None:
+    first, found = scored(write(logits(30.0)))
+    near = float(np.float64(first.temperature) * 1.0004)
+    rows = write([row | {"temperature": near} for row in found], "near.jsonl")
+    # its logits are 1.0004 times as large, and so is what is right for them
+    exact = score(rows, rows.with_name("exact.jsonl"))
+    assert exact.temperature == near and exact.out.read_text() == rows.read_text()
+
+
 def test_other_bounds_are_taken_from_the_logits_and_not_from_softened_scores(
     write: WriteRows,
 ) -> None:

@@ -123,6 +123,14 @@ def test_other_settings_start_afresh_and_say_so(
     assert out.read_bytes() == whole.read_bytes() and not report.restarted
 
 
+@pytest.mark.parametrize(
+    "other",
+    [TeacherSettings(seed=1), TeacherSettings(depth=99), TeacherSettings(reranker="none")],
+)
+def test_every_setting_of_the_teacher_is_told_apart(other: TeacherSettings) -> None:
+    assert other.state() != TeacherSettings().state()
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_other_rows_start_afresh(rows: Path) -> None:
     out = rows.with_name("out.jsonl")
