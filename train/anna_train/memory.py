@@ -1,7 +1,8 @@
 """The memory forecast: what a training step holds at its peak, and the mini-batch that fits.
 
 The bytes of a layer are what autograd keeps of transformers' own layer with LoRA on every linear
-module, counted token by token; the tests count them again on real models.
+module, counted token by token; the tests count them again on real models. Counted is what tensors
+take: what an allocator holds beside that, of memory that was freed, is not.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from anna_train.tune_recipe import TuneRecipe
 # queries (q), of keys or values (kv), and of the adapter's rank (r).
 _KEPT: Final = {
     "fp32": {"dim": 16, "ffn": 16, "q": 8, "kv": 8, "rank": 28},
-    "bf16": {"dim": 18, "ffn": 8, "q": 4, "kv": 4, "rank": 14},
+    "bf16": {"dim": 18, "ffn": 8, "q": 6, "kv": 4, "rank": 14},
 }
 _ITEM: Final = {"fp32": 4, "bf16": 2}
 # NF4 with double quantisation: 4 bits a weight, and its scales.
 _NF4_BYTES: Final = 0.516
-# A trained weight in fp32, its gradient, and AdamW's two moments.
-_TRAINED_BYTES: Final = 16
+# A trained weight in fp32, its gradient, and AdamW's two moments; in bf16 its copy too.
+_TRAINED_BYTES: Final = {"fp32": 16, "bf16": 18}
+# Bytes of one token at work in a layer's backward pass, per unit of the MLP's width: gradients of
+# its inner states, in either precision (in bf16, the adapter's input is cast to fp32 and back).
+_AT_WORK: Final = 8
 # What libraries take by themselves: CUDA's context and workspaces, or PyTorch and transformers.
 _LIBRARIES_BYTES: Final = {"cuda": 1 << 30, "cpu": 512 << 20}
 # Of what is free, so that fragments and other programs have room too.
@@ -39,8 +43,9 @@ class Forecast:
 
     Args:
         weights: The base's.
-        adapter: The trained weights, their gradients and moments.
+        adapter: The trained weights, their gradients and moments, and their copies in bf16.
         token: Of each token of a mini-batch, over all layers.
+        front: Of the keys and values of a group's examples, in front of each of its queries.
         libraries: What PyTorch and the device's runtime take.
         mini_batch_tokens: Tokens of a mini-batch.
     """
@@ -48,13 +53,14 @@ class Forecast:
     weights: int
     adapter: int
     token: int
+    front: int
     libraries: int
     mini_batch_tokens: int
 
     @property
     def activations(self) -> int:
         """What a mini-batch holds."""
-        return self.token * self.mini_batch_tokens
+        return self.token * self.mini_batch_tokens + self.front
 
     @property
     def total(self) -> int:
@@ -71,27 +77,29 @@ def forecast(
         spec: The base.
         recipe: What is trained, and how.
         device: Where.
-        longest: Tokens of the longest text with its prompt, the least that a mini-batch can have.
+        longest: Tokens of the longest text; behind examples, the least that a mini-batch can have.
 
     Raises:
         SpaceError: If not even that fits.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
-    weights, adapter = _weights_bytes(spec, recipe), _adapter_parameters(spec, recipe)
-    token, libraries = token_bytes(spec, recipe), _LIBRARIES_BYTES[kind]
-    fixed = weights + _TRAINED_BYTES * adapter + libraries
+    weights, libraries = _weights_bytes(spec, recipe), _LIBRARIES_BYTES[kind]
+    adapter = _TRAINED_BYTES[recipe.run.precision] * _adapter_parameters(spec, recipe)
+    token, front = token_bytes(spec, recipe), front_bytes(spec, recipe)
+    least = _longest_prefix(recipe) + longest
     tokens = recipe.run.mini_batch_tokens
     if tokens is None:
-        free = free_bytes(device)
+        free, fixed = free_bytes(device), weights + adapter + front + libraries
         fits = int((free * _USED_SHARE - fixed) / token)
-        if fits < longest:
+        if fits < least:
+            needed = (fixed + token * least) / _USED_SHARE
             raise SpaceError(
-                f"expected {(fixed + token * longest) / 1e9:.1f} GB free for a mini-batch of one "
-                f"text of {longest} tokens, found {free / 1e9:.1f} GB; lower limits, set "
+                f"expected {needed / 1e9:.1f} GB free for a mini-batch of one text of {least} "
+                f"tokens, found {free / 1e9:.1f} GB; lower limits, examples or batch.group, set "
                 "run.recompute, or lora.quantise nf4"
             )
-        tokens = min(fits, max(longest, _MOST_TOKENS[kind]))
-    return Forecast(weights, _TRAINED_BYTES * adapter, token, libraries, max(tokens, longest))
+        tokens = min(fits, _MOST_TOKENS[kind])
+    return Forecast(weights, adapter, token, front, libraries, max(tokens, least))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -112,12 +120,30 @@ def token_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
         + kept["kv"] * spec.kv_dim
         + kept["rank"] * recipe.lora.rank
     )
-    # the gradients of gate and up, and of their product
-    at_work = 3 * spec.ffn_dim * item
     layers = spec.layers - 1  # the last one computes a text's last token alone
     if recipe.run.recompute:
-        return layers * spec.dim * item + layer + at_work
-    return layers * layer + at_work
+        return layers * spec.dim * item + layer + _AT_WORK * spec.ffn_dim
+    return layers * layer + _AT_WORK * spec.ffn_dim
+
+
+def front_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
+    """Return what the keys and values in front of a group's queries take beside their tokens.
+
+    Attention under a mask repeats keys and values for every query and every head, those of the
+    query's own tokens too, and their gradients once more in the layer at work. The words between
+    examples, and prompts without examples, are few and not counted.
+    """
+    prefix, item = _longest_prefix(recipe), _ITEM[recipe.run.precision]
+    if not prefix:
+        return 0
+    repeated = recipe.batch.group * (prefix + recipe.limits.query) * 2 * spec.q_dim * item
+    if recipe.run.recompute:
+        return 2 * repeated + (spec.layers - 1) * prefix * 2 * spec.kv_dim * item
+    return spec.layers * repeated
+
+
+def _longest_prefix(recipe: TuneRecipe) -> int:
+    return recipe.examples.most * (recipe.limits.example_query + recipe.limits.example_response)
 
 
 def _adapter_parameters(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
