@@ -27,6 +27,7 @@ BENCHMARKS = (
     "latency",
     "quantised",
     "scale",
+    "training",
 )
 
 
