@@ -3,13 +3,14 @@
 Everything is made under build/demo and reused while what it was made from is the same.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from anna_train.kept import Kept, content_hash
 
 import anna_export
 from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
-from anna_export.cli.shown import print_rows, print_table, size
+from anna_export.cli.shown import print_rows, print_table, size, stage
 from anna_export.errors import AnnaError
 from anna_export.hardware import hardware
 from anna_export.spec import Precision
@@ -41,7 +42,10 @@ ARTIFACTS: Final[dict[str, str]] = {
 STAGES: Final = {
     "corpus.json": "read docstrings",
     "base": "base model",
-    "adapter": "LoRA adapter",
+    "check.json": "check rows",
+    "mined.jsonl": "mine negatives",
+    "scored.jsonl": "soft labels",
+    "adapter": "tune LoRA",
     "figures.json": "evaluate both",
     **{name: f"export {precision}" for precision, name in ARTIFACTS.items()},
     "retrieval.json": "evaluate artifacts",
@@ -49,10 +53,25 @@ STAGES: Final = {
 }
 
 
-def main() -> int:
+def main(args: Sequence[str] = ()) -> int:
     """Run the demonstration and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
+    )
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="Tune without each part of the recipe.",
+    )
+    arguments = parser.parse_args(args)
     started = time.perf_counter()
-    models, kept = make_models(OUT), Kept(OUT)
+    models = make_models(OUT, stage=stage, task_data=arguments.task_data)
+    if arguments.ablate:
+        from demo.ablate import ablate
+
+        return ablate(OUT)
+    kept = Kept(OUT)
     stages: dict[str, Mapping[str, float]] = {}
     made_from = {
         "base": content_hash(models.base),
@@ -136,6 +155,8 @@ def _print_result(
     proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
     pytorch = speed["pytorch"]["texts_per_second"]
     print()
+    _print_tasks(models)
+    print()
     print_rows(
         {
             "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
@@ -168,6 +189,31 @@ def _print_result(
     ]
     print()
     print_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _print_tasks(models: DemoModels) -> None:
+    """Print how well base and adapter do, without and with examples in the prompt."""
+    scores = models.figures.tasks
+    print_table(
+        ("task", "TF-IDF", "base", "few-shot", "tuned", "few-shot", "metric"),
+        [
+            (
+                name,
+                *(
+                    "-" if value is None else f"{value:.3f}"
+                    for value in (
+                        one.tf_idf,
+                        one.base,
+                        one.base_few_shot,
+                        one.tuned,
+                        one.tuned_few_shot,
+                    )
+                ),
+                one.metric,
+            )
+            for name, one in scores.items()
+        ],
+    )
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:
@@ -211,7 +257,7 @@ def _source_hash() -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except AnnaError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anna_train.demo import DemoModels
-from anna_train.evaluate import Figures, Retrieval
+from anna_train.evaluate import Figures, Retrieval, Scores
 
 from anna_export.artifact import Artifact
 from demo import __main__ as demo
@@ -66,10 +66,14 @@ def run(
     artifact: Artifact, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Run:
     run, found = Run(artifact), Retrieval(PYTORCH_NDCG, 0.5)
-    figures = Figures(7, 2, found, found, found, 0.9, 0.8)
+    tasks = {
+        "docstrings": Scores("nDCG@10", 0.7, 0.1, 0.05, 0.2, 0.15),
+        "STS-B": Scores("Spearman", 0.6, 0.3, None, 0.4, None),
+    }
+    figures = Figures(7, 2, found, found, found, 0.9, 0.8, tasks)
     models = DemoModels(base, adapter, figures, {"base": 34.5})
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
-    monkeypatch.setattr(demo, "make_models", lambda out: models)
+    monkeypatch.setattr(demo, "make_models", lambda out, **_: models)
     monkeypatch.setattr(demo, "heldout_texts", lambda out, count: ["q1", "d1", "q2", "d2"][:count])
     monkeypatch.setattr(subprocess, "run", run.export)
     monkeypatch.setattr(retrieve, "ndcg_at_10", run.retrieve)
@@ -102,7 +106,10 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
     assert found == {
         "read docstrings": ["reused"],
         "base model": ["34.5"],
-        "LoRA adapter": ["reused"],
+        "check rows": ["reused"],
+        "mine negatives": ["reused"],
+        "soft labels": ["reused"],
+        "tune LoRA": ["reused"],
         "evaluate both": ["reused"],
     }
 
@@ -205,3 +212,13 @@ def test_artifacts_made_before_a_failed_export_are_reused(run: Run) -> None:
     run.failing = ""
     demo.main()
     assert run.exported == ["fp32", "fp8", "int8", "int8", "int4"]
+
+
+def test_tasks_are_shown_before_and_after_beside_tf_idf(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main() == 0
+    assert table("\n" + capsys.readouterr().out, "task") == [
+        ["docstrings", "0.700", "0.100", "0.050", "0.200", "0.150", "nDCG@10"],
+        ["STS-B", "0.600", "0.300", "-", "0.400", "-", "Spearman"],
+    ]

@@ -10,12 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from anna_train.base_model import train_base
+from anna_train.base_recipe import BaseRecipe
 from anna_train.corpus import Corpus, collect_pairs, source_files, source_folders
-from anna_train.lora import tune_lora
-from anna_train.recipes import BaseRecipe, LoraRecipe
 
 TINY_BASE = BaseRecipe(steps=6, batch_pairs=12, train_tokens=16)
-TINY_LORA = LoraRecipe(steps=3, batch_pairs=8, train_tokens=32)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,13 +33,4 @@ def tiny_corpus() -> Corpus:
 def tiny_base(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
     train_base(tiny_corpus.train, folder, TINY_BASE)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_adapter(
-    tiny_corpus: Corpus, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "adapter"
-    tune_lora(tiny_corpus.train, tiny_base, folder, TINY_LORA)
     return folder

@@ -21,7 +21,7 @@ TASKS = TaskFile.model_validate(
         "tasks": {
             "find": {"format": "e5", "instruction": "Find it.", "documents": "passage"},
             "passage": {
-                "text": "A passage, of a kind that is rather long to begin with, as some models were given: "
+                "text": "A passage, of a kind that is rather long, as some models were given: "
             },
             "alike": {"format": "bge-en-icl", "instruction": "Find texts alike."},
         }

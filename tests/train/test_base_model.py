@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anna_train.base_model import contrastive_loss, embed, train_base
+from anna_train.base_model import contrastive_loss, train_base
+from anna_train.base_recipe import BaseRecipe
 from anna_train.corpus import Corpus, Pair
+from anna_train.forward import embed
 from anna_train.kept import content_hash
-from anna_train.recipes import BaseRecipe
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer

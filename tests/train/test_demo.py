@@ -1,17 +1,25 @@
 """The demonstration's models, with a few training steps each on a small corpus."""
 
-from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
 from anna_train import demo
+from anna_train.base_recipe import BaseRecipe
 from anna_train.corpus import Corpus
-from anna_train.recipes import BaseRecipe, LoraRecipe
 
 from anna_export.errors import InputError
 
 BASE = BaseRecipe(steps=2, batch_pairs=8, train_tokens=16)
-LORA = LoraRecipe(steps=2, batch_pairs=8, train_tokens=32)
+SHIPPED = resources.files("anna_train") / "recipes" / "demo" / "recipe.yaml"
+RECIPE = yaml.safe_load(SHIPPED.read_text()) | {
+    "steps": 2,
+    "batch": {"queries": 8, "negatives": 2, "group": 4},
+    "limits": {"query": 8, "document": 8, "example_query": 4, "example_response": 4},
+}
+LORA = yaml.safe_dump(RECIPE)
+OTHER = yaml.safe_dump(RECIPE | {"seed": 1})
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Pa
     assert demo.make_models(out, BASE, LORA) == first
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
-    demo.make_models(out, BASE, replace(LORA, seed=1))
+    demo.make_models(out, BASE, OTHER)
     changed = [path.parent.name for path in made if path.stat().st_mtime_ns != made[path]]
     assert changed == ["adapter"]
 
@@ -40,7 +48,8 @@ def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Pa
 def test_other_libraries_make_everything_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.make_models(out, BASE, LORA)
     monkeypatch.setattr(demo, "_versions", lambda: {"torch": "0"})
-    assert set(demo.make_models(out, BASE, LORA).seconds) == {"base", "adapter", "figures.json"}
+    made = set(demo.make_models(out, BASE, LORA).seconds)
+    assert made == {"base", "check.json", "mined.jsonl", "adapter", "figures.json"}
 
 
 def test_figures_are_of_the_heldout_pairs(out: Path, tiny_corpus: Corpus) -> None:

@@ -183,13 +183,12 @@ def _targets(
         if row.type is TaskType.RETRIEVAL:
             others[place] = wrong
     teacher = None
-    if all(row.scored for row in rows):
+    if all(row.scored or not row.neg for row in rows):
+        # a positive alone is all of its row's label, whatever its score
         scores = np.zeros((len(rows), width), dtype=np.float32)
         for place, (row, drawn) in enumerate(zip(rows, planned, strict=True)):
-            assert row.pos_scores is not None
-            scores[place, 0] = row.pos_scores[drawn.positive]
-            for column, negative in enumerate(drawn.negatives, 1):
-                assert row.neg_scores is not None
-                scores[place, column] = row.neg_scores[negative]
+            if row.pos_scores is not None and row.neg_scores is not None:
+                taken = [row.neg_scores[negative] for negative in drawn.negatives]
+                scores[place, : 1 + len(taken)] = [row.pos_scores[drawn.positive], *taken]
         teacher = torch.from_numpy(scores)
     return Targets(torch.from_numpy(indices), torch.from_numpy(others), teacher)

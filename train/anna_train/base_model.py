@@ -1,7 +1,8 @@
 """A small real base model, trained from scratch: Mistral v0.1 in everything but size.
 
 No weights can be downloaded on a fresh machine, so the demonstration makes its own: contrastive
-training (InfoNCE over in-batch negatives) on docstring pairs, last-token pooling, unit length.
+training (InfoNCE over in-batch negatives) on docstring pairs, last-token pooling, unit length. It
+never sees a prompt: instructions and examples are what its adapter learns.
 """
 
 import math
@@ -18,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
+from anna_train.base_recipe import MAX_TOKENS, PROMPTS, BaseRecipe
 from anna_train.corpus import Pair
+from anna_train.forward import embed
 from anna_train.progress import progress_bar
-from anna_train.recipes import MAX_TOKENS, PROMPTS, BaseRecipe
 from anna_train.repeatable import repeatable
 from anna_train.tokenizer import PAD, build_tokenizer, load_sentencepiece, save_tokenizer
 
@@ -28,10 +30,8 @@ from anna_train.tokenizer import PAD, build_tokenizer, load_sentencepiece, save_
 _BUCKET_BATCHES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Example:
-    query: list[int]
-    document: list[int]
+# Attention's logit of a token for itself, at the start, in heads that lean to the end.
+_NEAREST_LOGIT = 8.0
 
 
 def model_config(vocab_size: int, pad_id: int) -> MistralConfig:
@@ -66,8 +66,32 @@ def train_base(pairs: Sequence[Pair], folder: Path, recipe: BaseRecipe) -> None:
     examples = _tokenise(pairs, tokenizer, recipe.train_tokens)
     with repeatable(recipe.seed):
         model = MistralModel(model_config(len(tokenizer), tokenizer.convert_tokens_to_ids(PAD)))
+        _lean_to_the_end(model)
         _train(model, examples, recipe)
     save_base(model, tokenizer, folder)
+
+
+def _lean_to_the_end(model: MistralModel) -> None:
+    """Start half the heads with more attention for near tokens than for far ones.
+
+    A constant part of every token's state becomes a constant query and key; rotary embedding turns
+    their product into one that falls with distance, as about its power -0.9. From weights that see
+    all tokens alike, so short a tuning never learns that a prompt's examples are not the query.
+    """
+    config = model.config
+    constant, scale = torch.ones(config.hidden_size), 0.5
+    embeddings = model.embed_tokens.weight.detach()
+    # what the first norm makes of the constant, beside the random rest of a state
+    part = config.hidden_size**0.5 * scale / (1 + scale**2) ** 0.5
+    strength = (_NEAREST_LOGIT * config.head_dim**0.5 / (config.head_dim // 2)) ** 0.5 / part
+    embeddings += scale * embeddings.pow(2).mean().sqrt() * constant
+    for layer in model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            heads = torch.zeros(projection.out_features // config.head_dim, config.head_dim)
+            # one of each pair of dimensions that are turned together
+            heads[: len(heads) // 2, : config.head_dim // 2] = 1
+            direction = constant / constant.norm()
+            projection.weight.detach().add_(strength * torch.outer(heads.flatten(), direction))
 
 
 def save_base(model: MistralModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -89,22 +113,17 @@ def save_base(model: MistralModel, tokenizer: PreTrainedTokenizerFast, folder: P
     save_tokenizer(tokenizer, folder)
 
 
-def embed(model: MistralModel, rows: Sequence[list[int]]) -> Tensor:
-    """Return (B, D) unit vectors of token id rows that each end in EOS."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for row, target in zip(rows, ids, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    # No mask: padding is on the right, so under causal attention no real token sees it.
-    hidden = model(input_ids=ids).last_hidden_state
-    return functional.normalize(hidden[torch.arange(len(rows)), lengths - 1], dim=-1)
-
-
 def contrastive_loss(queries: Tensor, documents: Tensor, temperature: float) -> Tensor:
     """InfoNCE in both directions; every other row of the batch is a negative."""
     scores = queries @ documents.T / temperature
     own = torch.arange(len(scores))
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    query: list[int]
+    document: list[int]
 
 
 def _tokenise(

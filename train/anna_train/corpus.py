@@ -16,6 +16,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Self
 
+from anna_train.check.words import words
+
 # Most pairs kept: some 20 s of parsing, and nearly all that the demonstration trains on.
 MAX_PAIRS = 12_000
 # In the order they are read, after the standard library; by import name and distribution name.
@@ -104,14 +106,15 @@ def source_files(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def collect_pairs(files: Iterator[Path], max_pairs: int) -> list[Pair]:
-    """Take pairs from files until there are max_pairs; no query and no document comes twice."""
+    """Take pairs from files until there are max_pairs; no text's words come twice."""
     pairs: list[Pair] = []
     seen: set[str] = set()
     for path in files:
         for pair in pairs_of_source(path.read_bytes()):
-            if pair.query in seen or pair.document in seen:
+            texts = {" ".join(words(text)) for text in (pair.query, pair.document)}
+            if texts & seen:
                 continue
-            seen |= {pair.query, pair.document}
+            seen |= texts
             pairs.append(pair)
             if len(pairs) == max_pairs:
                 return pairs

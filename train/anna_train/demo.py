@@ -1,30 +1,56 @@
 """The demonstration's models: a base and its LoRA adapter, made once and reused while valid.
 
-In the output folder: `base` and `adapter`, ordinary Hugging Face and peft folders, beside them
-`corpus.json` (the texts) and `figures.json` (how well the models do).
+In the output folder: `base` and `adapter`, ordinary Hugging Face and peft folders; beside them
+`corpus.json` (the texts), the training rows as they are checked, mined and scored, the recipe that
+`anna-train tune` takes, and `figures.json` (how well the models do).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Final
 
 from anna_export.errors import InputError
+from anna_export.progress import Progress, Stage
+from anna_train.base_recipe import BaseRecipe
 from anna_train.corpus import Corpus, Pair, read_corpus, sources_version
-from anna_train.evaluate import Figures, Retrieval
+from anna_train.evaluate import Figures, Retrieval, Scores
 from anna_train.kept import Kept, content_hash
-from anna_train.recipes import BaseRecipe, LoraRecipe
+from anna_train.rows import Row, write_rows
 
+# Rows that are mined, scored and trained on: what two minutes of one core allow.
+MAX_ROWS: Final = 4000
 # Another version of one of these may train other weights, write other files or embed otherwise.
-_LIBRARIES = (
+_LIBRARIES: Final = (
     "accelerate",
+    "bm25s",
     "mistral-common",
     "peft",
+    "scikit-learn",
     "sentence-transformers",
     "tokenizers",
     "torch",
     "transformers",
+)
+# What the adapter's weights and folder come from.
+_TUNING: Final = (
+    "adapter_folder",
+    "assemble",
+    "batch_plan",
+    "evaluation",
+    "forward",
+    "gradient",
+    "loss",
+    "prepare",
+    "step",
+    "trained_model",
+    "training_data",
+    "tune",
+    "tune_recipe",
 )
 
 
@@ -38,54 +64,103 @@ class DemoModels:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
+@contextmanager
+def no_stage(name: str, unit: str) -> Iterator[Progress | None]:
+    """Show nothing."""
+    yield None
+
+
 def make_models(
-    out: Path, base_recipe: BaseRecipe | None = None, lora_recipe: LoraRecipe | None = None
+    out: Path,
+    base_recipe: BaseRecipe | None = None,
+    recipe: str | None = None,
+    *,
+    stage: Stage = no_stage,
+    task_data: Path | None = None,
 ) -> DemoModels:
-    """Make `out/base` and `out/adapter`, or reuse them; about two minutes, then seconds.
+    """Make `out/base` and `out/adapter`, or reuse them; about five minutes, then seconds.
 
     Args:
         out: The folder they are kept in.
         base_recipe: How the base is trained; the default's where not given.
-        lora_recipe: How the adapter is tuned; the default's where not given.
+        recipe: How the adapter is tuned, as YAML; the one that ships where not given.
+        stage: Shows long work.
+        task_data: A folder of MTEB test data to evaluate on too; None: docstrings alone.
 
     Raises:
-        InputError: If the tokenizer is not exact, or a LoRA pair was not trained.
+        InputError: If the tokenizer is not exact, the rows have errors, or a LoRA pair is not
+            trained.
     """
-    base_recipe, lora_recipe = base_recipe or BaseRecipe(), lora_recipe or LoraRecipe()
-    kept = Kept(out)
+    base_recipe, kept = base_recipe or BaseRecipe(), Kept(out)
     corpus = _load_corpus(kept)
+    corpus_hash = content_hash(out / "corpus.json")
     base = kept.make(
         "base",
         {
             "recipe": asdict(base_recipe),
-            "corpus": content_hash(out / "corpus.json"),
-            "sources": _sources("base_model", "recipes", "repeatable", "tokenizer"),
+            "corpus": corpus_hash,
+            "sources": _sources("base_model", "base_recipe", "forward", "repeatable", "tokenizer"),
             "versions": _versions(),
         },
-        lambda folder: _make_base(corpus, folder, base_recipe),
+        lambda folder: _making("make_base")(corpus, folder, base_recipe),
     )
+    scored = _make_rows(kept, corpus, base, stage)
+    for name, text in _shipped().items():
+        if name == "recipe.yaml" and recipe is not None:
+            text = recipe
+        (out / name).write_text(text, encoding="utf-8")
     adapter = kept.make(
         "adapter",
         {
-            "recipe": asdict(lora_recipe),
+            "recipe": (out / "recipe.yaml").read_text(encoding="utf-8"),
             "base": content_hash(base),
-            "corpus": content_hash(out / "corpus.json"),
-            "sources": _sources("lora", "repeatable"),
+            "rows": content_hash(scored),
+            "sources": _sources(*_TUNING),
             "versions": _versions(),
         },
-        lambda folder: _make_adapter(corpus, base, folder, lora_recipe),
+        lambda folder: _making("make_adapter")(out / "recipe.yaml", folder, stage),
     )
     figures = kept.make(
         "figures.json",
         {
             "base": content_hash(base),
             "adapter": content_hash(adapter),
-            "sources": _sources("evaluate", "making", "repeatable"),
+            "task_data": None if task_data is None else content_hash(task_data / "manifest.json"),
+            "sources": _sources("evaluate", "measuring", "repeatable"),
             "versions": _versions(),
         },
-        lambda path: _make_figures(corpus, base, adapter, path),
+        partial(_make_figures, corpus, base, adapter, task_data),
     )
     return DemoModels(base, adapter, _read_figures(figures), kept.seconds)
+
+
+def _make_rows(kept: Kept, corpus: Corpus, base: Path, stage: Stage) -> Path:
+    """Make the training rows: written, checked, mined and scored."""
+    key = {"corpus": content_hash(kept.folder / "corpus.json"), "rows": MAX_ROWS}
+    rows = kept.make("rows.jsonl", key, partial(_write_pairs, corpus.train))
+    heldout = kept.make("heldout.jsonl", key, partial(_write_pairs, corpus.heldout))
+    made_from = {"rows": content_hash(rows), "versions": _versions()}
+    kept.make(
+        "check.json",
+        {**made_from, "heldout": content_hash(heldout), "sources": _sources("check/*")},
+        lambda path: _making("check_rows")(rows, heldout, base, path, stage),
+    )
+    mined = kept.make(
+        "mined.jsonl",
+        {**made_from, "sources": _sources("mining/*")},
+        lambda path: _making("mine_rows")(rows, path, stage),
+    )
+    return kept.make(
+        "scored.jsonl",
+        {"rows": content_hash(mined), "sources": _sources("mining/*")},
+        lambda path: _making("score_rows")(mined, path, stage),
+    )
+
+
+def _write_pairs(pairs: tuple[Pair, ...], path: Path) -> None:
+    """Write pairs as rows without negatives, in an order that mixes their sources."""
+    chosen = sorted(pairs, key=lambda pair: pair.digest)[:MAX_ROWS]
+    write_rows(path, (Row(pair.query, (pair.document,)) for pair in chosen))
 
 
 def _load_corpus(kept: Kept) -> Corpus:
@@ -118,29 +193,26 @@ def heldout_texts(out: Path, count: int) -> list[str]:
     return texts[:count]
 
 
-# The imports stand here because they take seconds, which a run that reuses everything saves.
-def _make_base(corpus: Corpus, folder: Path, recipe: BaseRecipe) -> None:
+def _making(name: str) -> Callable[..., None]:
+    """Return what makes something; its imports take seconds, which a run that reuses all saves."""
     from anna_train import making
 
-    making.make_base(corpus, folder, recipe)
+    return getattr(making, name)
 
 
-def _make_adapter(corpus: Corpus, base: Path, folder: Path, recipe: LoraRecipe) -> None:
-    from anna_train import making
+def _make_figures(
+    corpus: Corpus, base: Path, adapter: Path, task_data: Path | None, path: Path
+) -> None:
+    from anna_train.measuring import measure
 
-    making.make_adapter(corpus, base, folder, recipe)
-
-
-def _make_figures(corpus: Corpus, base: Path, adapter: Path, path: Path) -> None:
-    from anna_train import making
-
-    _write_json(path, asdict(making.measure(corpus, base, adapter)))
+    _write_json(path, asdict(measure(corpus, base, adapter, task_data)))
 
 
 def _read_figures(path: Path) -> Figures:
     values = json.loads(path.read_text(encoding="utf-8"))
     for name in ("base", "base_prompted", "tuned"):
         values[name] = Retrieval(**values[name])
+    values["tasks"] = {name: Scores(**scores) for name, scores in values["tasks"].items()}
     return Figures(**values)
 
 
@@ -149,8 +221,16 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _sources(*modules: str) -> dict[str, str]:
-    package = resources.files("anna_train")
-    return {module: (package / f"{module}.py").read_text(encoding="utf-8") for module in modules}
+    """Return modules' sources; `folder/*` names all of a folder."""
+    package = Path(str(resources.files("anna_train")))
+    paths = [path for module in modules for path in sorted(package.glob(f"{module}.py"))]
+    return {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def _shipped() -> dict[str, str]:
+    """Return the files of the demonstration's recipe."""
+    folder = resources.files("anna_train") / "recipes" / "demo"
+    return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
 
 
 def _versions() -> dict[str, str]:

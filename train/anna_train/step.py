@@ -75,7 +75,7 @@ def take_step(
         group["lr"] = rate
     optimizer.step()
     return {
-        "loss": float(losses.total),
+        "loss": float(losses.total.detach()),
         "contrastive": losses.contrastive,
         "soft": losses.soft,
         "false_negatives": losses.masked,
@@ -108,7 +108,7 @@ def _diverged(
 ) -> DivergedError:
     lines = sorted(data.rows.line(row.row) for row in planned.rows)
     what = "loss" if not torch.isfinite(losses.total) else "gradient"
-    found = float(losses.total) if what == "loss" else norm
+    found = float(losses.total.detach()) if what == "loss" else norm
     return DivergedError(
         f"expected a finite {what}, found {found} in step {step + 1}, of the lines "
         f"{', '.join(map(str, lines[:8]))}{' …' if len(lines) > 8 else ''} of {data.rows.path}; "

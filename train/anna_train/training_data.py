@@ -112,7 +112,7 @@ def _lacking(row: Row, task: Task, recipe: TuneRecipe) -> str | None:
         return (
             f"expected the task's instruction {task.instruction!r} in prompt, found {row.prompt!r}"
         )
-    if recipe.loss.soft_labels and not row.scored:
+    if recipe.loss.soft_labels and row.neg and not row.scored:
         return (
             "expected pos_scores and neg_scores, found none (run anna-train score, or set "
             "loss.soft_labels to 0)"

@@ -8,7 +8,7 @@ import click
 
 from anna_export.cli import options
 from anna_export.cli.running import run_group
-from anna_train.cli import check, convert, mine, plan, score, tune
+from anna_train.cli import check, convert, mine, plan, recipe, score, tune
 
 
 class _Verbs(options.Verbs):
@@ -49,6 +49,7 @@ _COMMANDS: tuple[click.Command, ...] = (
     score.command,
     plan.command,
     tune.command,
+    recipe.command,
 )
 for command in _COMMANDS:
     cli.add_command(command)
