@@ -30,8 +30,8 @@ from anna_export.errors import InputError, ParityError
 from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.prefix_files import with_prefixes
 from anna_export.progress import Progress, Stage
-from anna_export.prompt_file import read_prompt_file
-from anna_export.prompts import Prompts, find_prompts
+from anna_export.prompt_file import find_prompts, read_prompt_file
+from anna_export.prompts import Prompts
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.scheme import CANONICAL, Scheme
 from anna_export.spec import Precision

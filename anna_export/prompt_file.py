@@ -20,8 +20,10 @@ import pydantic
 
 from anna_export.errors import InputError, MissingError
 from anna_export.prompt_formats import FORMATS, Example
-from anna_export.prompts import Prompt, Prompts
+from anna_export.prompts import Prompt, Prompts, read_prompts
 
+# Where anna-train puts an adapter's prompts.
+ADAPTERS_FILE: Final = "prompts.json"
 NAME: Final = re.compile(r"[a-z0-9_-]+")
 
 _Text = Annotated[str, pydantic.StringConstraints(min_length=1)]
@@ -124,6 +126,23 @@ def read_task_file(path: Path) -> TaskFile:
     except InputError as error:
         raise InputError(f"{error}, in {path}") from None
     return file
+
+
+def find_prompts(model: Path, adapter: Path | None) -> Prompts:
+    """Read the adapter's prompts, if it brings some, else the model's.
+
+    An adapter of anna-train brings prompts.json, which says what sentence-transformers' own file
+    cannot: what follows a text, and which prompt the documents have.
+
+    Raises:
+        InputError: If a file of them cannot be read.
+    """
+    if adapter is None:
+        return read_prompts(model)
+    if (adapter / ADAPTERS_FILE).is_file():
+        return read_prompt_file(adapter / ADAPTERS_FILE)
+    tuned = read_prompts(adapter)
+    return tuned if tuned.by_name else read_prompts(model)
 
 
 def _require_one_kind(path: Path, name: str, task: Task) -> None:

@@ -133,9 +133,3 @@ def read_prompts(folder: Path) -> Prompts:
             f"{default!r}"
         )
     return Prompts.of_fronts(texts, default)
-
-
-def find_prompts(model: Path, adapter: Path | None) -> Prompts:
-    """Read the adapter's prompts, if it brings some, else the model's."""
-    tuned = read_prompts(adapter) if adapter is not None else Prompts()
-    return tuned if tuned.by_name else read_prompts(model)

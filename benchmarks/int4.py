@@ -32,7 +32,7 @@ from anna_export.calibrate.walk import OnInput, Walk, Walked
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
 from anna_export.graph.passes.cpu_attention import DOMAIN
-from anna_export.prompts import find_prompts
+from anna_export.prompt_file import find_prompts
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of, search

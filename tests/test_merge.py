@@ -19,7 +19,8 @@ from anna_export.adapter import WEIGHTS_FILE
 from anna_export.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.merge import write_merged
-from anna_export.prompts import PROMPTS_FILE, Prompts, find_prompts, read_prompts
+from anna_export.prompt_file import find_prompts
+from anna_export.prompts import PROMPTS_FILE, Prompts, read_prompts
 from anna_export.spec import read_spec
 from anna_export.st_files import MODULES_FILE
 from anna_export.tokenise import LIMIT_FILE, TOKENIZER_FILE, find_tokenizer, read_contract

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anna_export.errors import InputError, MissingError
-from anna_export.prompt_file import read_prompt_file
+from anna_export.prompt_file import find_prompts, read_prompt_file
 from anna_export.prompts import NO_PROMPT, Prompt, Prompts
 
 Read = Callable[..., Prompts]
@@ -143,3 +143,16 @@ def test_file_that_is_no_object_in_utf_8_is_refused(tmp_path: Path, content: byt
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     refusal(lambda: read_prompt_file(tmp_path / "prompts.json"), MissingError)
+
+
+def test_prompts_json_beside_an_adapter_says_more_than_its_other_file(tmp_path: Path) -> None:
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    for folder, front in ((model, "base: "), (adapter, "tuned: ")):
+        folder.mkdir()
+        config = {"prompts": {"query": front}}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+    assert find_prompts(model, None).find("query") == Prompt("base: ")
+    assert find_prompts(model, adapter).find("query") == Prompt("tuned: ")
+    task = {"format": "bge-en-icl", "instruction": "Find it."}
+    (adapter / "prompts.json").write_text(json.dumps({"tasks": {"query": task}}))
+    assert find_prompts(model, adapter).find("query").back == "\n<response>"

@@ -9,12 +9,12 @@ import pytest
 import transformers
 
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, UnsupportedError
+from anna_export.prompt_file import find_prompts
 from anna_export.prompts import (
     NO_PROMPT,
     PROMPTS_FILE,
     Prompt,
     Prompts,
-    find_prompts,
     read_prompts,
 )
 from anna_export.spec import EmbeddingSpec, read_json, read_spec

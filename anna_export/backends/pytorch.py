@@ -23,7 +23,8 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.plan import forecast, require_memory
-from anna_export.prompts import Prompts, find_prompts
+from anna_export.prompt_file import find_prompts
+from anna_export.prompts import Prompts
 from anna_export.safetensors_files import read_header
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import (

@@ -20,12 +20,14 @@ from anna_train.cli import run
 from anna_train.corpus import Corpus
 from anna_train.gradient import compute_gradient
 from anna_train.training_log import read_log
+from anna_train.tune_recipe import read_tune_recipe
 from peft import PeftConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 import anna_export
 from anna_export.cli import run as export
+from anna_export.prompt_file import read_task_file
 
 MakeRecipe = Callable[..., Path]
 STEPS = 8
@@ -128,7 +130,7 @@ def test_a_run_writes_an_adapter_that_all_can_read(
     )
     artifact = out.parent / "artifact"
     source = ["--model", str(tiny_base), "--adapter", str(out)]
-    assert export([*source, "--prompts", str(out / "prompts.json"), "--out", str(artifact)]) == 0
+    assert export([*source, "--out", str(artifact)]) == 0
     ours = anna_export.open_encoder(artifact)
     for prompt in ("query", "document", "query-few-shot"):
         np.testing.assert_allclose(
@@ -423,3 +425,19 @@ def test_tensorboard_is_written_where_it_is_asked_for(
         assert "pip install tensorboard" in line
         return
     assert list((tuned(recipe) / "training" / "tensorboard").glob("events*"))
+
+
+def test_shipped_recipes_are_written_whole_and_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("demo", "lgai-like"):
+        assert run(["recipe", name, "--out", str(tmp_path / name)]) == 0
+        recipe = read_tune_recipe(tmp_path / name / "recipe.yaml")
+        tasks = read_task_file(recipe.prompts)
+        assert {data.task for data in recipe.data} <= set(tasks.tasks)
+    assert (recipe.lora.rank, recipe.examples.most, recipe.run.precision) == (64, 5, "bf16")
+    capsys.readouterr()
+    line = refused(capsys, "recipe", "demo", "--out", str(tmp_path / "demo"))
+    assert "expected no " in line
+    line = refused(capsys, "recipe", "none", "--out", str(tmp_path / "none"))
+    assert "expected a recipe of demo, lgai-like, found 'none'" in line

@@ -10,14 +10,13 @@ from typing import Any, Final
 import yaml
 from peft import PeftModel
 
-from anna_export.prompt_file import TaskFile
+from anna_export.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.prompt_formats import Example
 from anna_export.staging import write_text
 from anna_export.tokenise import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
 from anna_export.versions import installed
 from anna_train.tune_recipe import TuneRecipe
 
-PROMPTS_FILE: Final = "prompts.json"
 ADAPTER_FILE: Final = "adapter_config.json"
 _MODULES: Final = (
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
@@ -92,7 +91,7 @@ def write_adapter(
         "include_prompt": True,
     }
     for name, content in (
-        (PROMPTS_FILE, tasks.model_dump(exclude_none=True)),
+        (ADAPTERS_FILE, tasks.model_dump(exclude_none=True)),
         ("config_sentence_transformers.json", config_st),
         ("modules.json", modules),
         ("1_Pooling/config.json", pooling),
@@ -159,7 +158,7 @@ by anna-train for {tuned.steps:,} steps of {tuned.queries} queries, {examples.le
 ## Use
 
 ```
-anna-export --model BASE --adapter THIS_FOLDER --prompts THIS_FOLDER/{PROMPTS_FILE} --out artifact
+anna-export --model BASE --adapter THIS_FOLDER --out artifact
 ```
 
 The recipe is `recipe.yaml`, what every step saw `training/plan.parquet`, its losses
