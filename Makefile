@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint bench install clean
 
 demo: install
-	$(BIN)/python -m demo
+	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
 test: install lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from anna_train.assemble import Assembler, Batch
+from anna_train.assemble import Assembler, Batch, shared
 from anna_train.batch_plan import PlannedRow, PlannedStep
 from anna_train.rows import RowFile
 from anna_train.trained_model import Base, open_base
@@ -181,3 +181,8 @@ def test_prompts_longer_than_the_model_are_refused(base: Base) -> None:
     assembler.require_room(TASKS.tasks["find"], 1)
     with pytest.raises(InputError, match=r"expected 3 examples and a query within .* 512 tokens"):
         assembler.require_room(TASKS.tasks["find"], 3)
+
+
+def test_equal_texts_keep_a_token_of_their_own() -> None:
+    group = shared([list(range(20))] * 2, [0, 1])
+    assert (group.prefix, group.texts) == (list(range(19)), [[19], [19]])
