@@ -142,7 +142,7 @@ def _print(samples: dict[str, list[dict[str, float]]]) -> None:
     )
     print_line("")
     print_line(
-        f"{STEPS} steps; median of {len(SEEDS)} seeds (smallest to largest); what overlaps is chance"
+        f"{STEPS} steps; median of {len(SEEDS)} seeds (smallest to largest); overlap is chance"
     )
 
 
