@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from anna_train import memory
 from anna_train import step as step_module
 from anna_train.cli import run
 from anna_train.corpus import Corpus
@@ -300,6 +301,27 @@ def test_an_adapter_target_that_the_model_lacks(
 ) -> None:
     line = refused(capsys, *tune_arguments(make_recipe(lora={"targets": ["q_proj", "qkv"]})))
     assert "expected lora.targets of down_proj, gate_proj" in line and "found qkv" in line
+
+
+def test_nothing_is_left_of_a_run_that_cannot_begin(
+    make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(base="nowhere")
+    before = sorted(recipe.parent.iterdir())
+    refused(capsys, *tune_arguments(recipe))
+    assert sorted(recipe.parent.iterdir()) == before
+
+
+def test_a_run_goes_on_with_the_mini_batch_it_began_with(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(run={"mini_batch_tokens": None})
+    monkeypatch.setitem(memory._MOST_TOKENS, "cpu", 1000)
+    whole = tuned(recipe, "whole")
+    unfinished(recipe, monkeypatch)
+    monkeypatch.setitem(memory._MOST_TOKENS, "cpu", 1)  # as if less were free now
+    weights = "adapter_model.safetensors"
+    assert (tuned(recipe) / weights).read_bytes() == (whole / weights).read_bytes()
 
 
 def test_a_lora_b_without_a_gradient_is_refused(

@@ -45,6 +45,20 @@ class Processes:
             for part in parts:
                 distributed.all_reduce(part)
 
+    def smallest(self, number: int) -> int:
+        """Return the smallest of all processes' numbers."""
+        found = torch.tensor(number, device=self.device)
+        if self.count > 1:
+            distributed.all_reduce(found, distributed.ReduceOp.MIN)
+        return int(found)
+
+    def of_first(self, number: int) -> int:
+        """Return the first process's number."""
+        found = torch.tensor(number, device=self.device)
+        if self.count > 1:
+            distributed.broadcast(found, 0)
+        return int(found)
+
     def wait(self) -> None:
         """Return when all processes are here."""
         if self.count > 1:

@@ -20,6 +20,7 @@ from anna_export.errors import DamagedError, InputError
 from anna_export.staging import write_text
 
 _RECORD: Final = "run.json"
+_MINI_BATCH: Final = "mini-batch-tokens.txt"
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 # The newest, and one before it.
 _KEPT = 2
@@ -52,6 +53,16 @@ class RunFolder:
                 f"expected to go on with the run in {self.folder}, found changed: "
                 f"{', '.join(changed)}; put it back, or give --restart to begin anew"
             )
+
+    def same_mini_batch(self, tokens: int) -> int:
+        """Return the tokens of a mini-batch that the run began with, which are these if it begins.
+
+        Other mini-batches are padded otherwise, so that sums would be rounded otherwise.
+        """
+        path = self.folder / _MINI_BATCH
+        if not path.exists():
+            write_text(path, f"{tokens}\n")
+        return int(path.read_text(encoding="utf-8"))
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, oldest first."""

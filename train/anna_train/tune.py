@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -58,6 +58,7 @@ def tune(
             if restart:
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_if_empty, folder)  # where nothing could be begun
             stack.enter_context(sole_writer(folder, out))
         processes.wait()
         prepared = prepare(recipe, stage, processes.device, folder / PLAN_FILE)
@@ -93,9 +94,8 @@ def _train(
         weight_decay=recipe.optimizer.weight_decay,
     )
     done = run.load(weights, optimizer)
-    settings = Settings(
-        prepared.forecast.mini_batch_tokens, recipe.run.recompute, recipe.run.precision == "bf16"
-    )
+    tokens = _mini_batch_tokens(recipe, prepared, run, processes)
+    settings = Settings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
     names = tuple(one.name for one in prepared.held)
     log = partial(_log, run.folder, recipe.run, processes)
     with (
@@ -122,6 +122,16 @@ def _train(
                 progress(step + 1, steps)
     processes.wait()  # the logs are written
     return _tuned(recipe, prepared, run, names, processes)
+
+
+def _mini_batch_tokens(
+    recipe: TuneRecipe, prepared: Prepared, run: RunFolder, processes: Processes
+) -> int:
+    """Return what fits on every process's device, and is what the run began with."""
+    tokens = processes.smallest(prepared.forecast.mini_batch_tokens)
+    if processes.first and recipe.run.mini_batch_tokens is None:
+        tokens = run.same_mini_batch(tokens)
+    return processes.of_first(tokens)
 
 
 def _finish(
@@ -164,6 +174,11 @@ def _tuned(
         seconds,
         processes.first,
     )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _log(
