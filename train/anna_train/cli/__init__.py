@@ -21,6 +21,7 @@ class _Verbs(options.Verbs):
 
 
 _EXAMPLES = (
+    "anna-train convert data.parquet --out rows.jsonl",
     "anna-train check rows.jsonl",
     "anna-train mine rows.jsonl --out mined.jsonl",
     "anna-train score mined.jsonl --out scored.jsonl",
@@ -37,8 +38,8 @@ _EXAMPLES = (
 def cli() -> None:
     """Train a LoRA adapter for a Mistral text-embedding model, from raw text on.
 
-    Exit codes: 0 yes; 1 the answer is no (the data has errors); 2 wrong use or bad input; 70 a bug;
-    130 interrupted.
+    Exit codes: 0 yes; 1 the answer is no (the data has errors, plans differ, or a loss is not
+    finite); 2 wrong use or bad input; 70 a bug; 130 interrupted.
     """
 
 
