@@ -12,7 +12,7 @@ from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose
 from anna_train.mining.settings import MiningSettings
-from anna_train.mining.teacher import Teacher, no_stage, open_teacher
+from anna_train.mining.teacher import Teacher, no_stage, open_teacher, repeatable
 from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
 from anna_train.rows import RowFile
 
@@ -84,7 +84,7 @@ def mine(
     source = RowFile(rows)
     collection = collect(source, corpus=settings.corpus, replace=settings.replace)
     counts, resumed = Counts(), 0
-    with work_beside(out, _state(rows, settings)) as work:
+    with work_beside(out, _state(rows, settings)) as work, repeatable(settings.teacher):
         teacher = open_teacher(
             settings.teacher, source, collection, work, stage, replace=settings.replace
         )

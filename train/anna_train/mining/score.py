@@ -17,7 +17,7 @@ from anna_export.staging import staged_file
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.settings import LOGIT_ALONE, ScoreSettings
 from anna_train.mining.soften import find_temperature, mean_entropy, padded
-from anna_train.mining.teacher import Teacher, no_stage, open_teacher
+from anna_train.mining.teacher import Teacher, no_stage, open_teacher, repeatable
 from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
 from anna_train.rows import Row, RowFile
 
@@ -89,7 +89,7 @@ def score(
         raw = [_raw(row, source, number) for number, row in enumerate(source)]
         earlier = {row.other.get(TEMPERATURE) for row in source if row.neg}
         return _write(source, raw, earlier, out, settings)
-    with work_beside(out, _state(rows, settings)) as work:
+    with work_beside(out, _state(rows, settings)) as work, repeatable(settings.teacher):
         collection = collect(source, negatives=True)
         teacher = open_teacher(settings.teacher, source, collection, work, stage)
         components: list[tuple[np.ndarray, np.ndarray]] = []

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from anna_export.errors import DamagedError
 from anna_export.progress import Progress, Stage
@@ -91,6 +92,17 @@ class Teacher:
 def no_stage(name: str, unit: str) -> nullcontext[Progress | None]:
     """Show nothing."""
     return nullcontext(None)
+
+
+@contextmanager
+def repeatable(settings: TeacherSettings) -> Iterator[None]:
+    """Compute a dense retriever that learns from the texts themselves in one thread.
+
+    The order of a sum depends on the number of threads, and what is at a margin on that: a run that
+    goes on elsewhere would mine other negatives. An encoder's vectors are kept instead.
+    """
+    with threadpool_limits(1 if settings.encoder is None else None):
+        yield
 
 
 def open_teacher(
