@@ -1,7 +1,7 @@
 """How long work is shown: by whoever asked for it, never by those who do it."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Protocol
 
@@ -20,6 +20,11 @@ class Stage(Protocol):
     def __call__(self, name: str, unit: str) -> AbstractContextManager[Progress | None]:
         """Start a stage; the unit is "bytes" or a plural noun."""
         ...
+
+
+def no_stage(name: str, unit: str) -> AbstractContextManager[Progress | None]:
+    """Show nothing of a stage."""
+    return nullcontext()
 
 
 def in_steps(progress: Progress | None, total: int, steps: int) -> Callable[[], None]:

@@ -6,8 +6,7 @@ In the output folder: `base` and `adapter`, ordinary Hugging Face and peft folde
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata, resources
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.errors import InputError
-from anna_export.progress import Progress, Stage
+from anna_export.progress import Stage, no_stage
 from anna_train.base_recipe import BaseRecipe
 from anna_train.corpus import Corpus, Pair, read_corpus, sources_version
 from anna_train.evaluate import Figures, Retrieval, Scores
@@ -62,12 +61,6 @@ class DemoModels:
     adapter: Path
     figures: Figures
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
-
-
-@contextmanager
-def no_stage(name: str, unit: str) -> Iterator[Progress | None]:
-    """Show nothing."""
-    yield None
 
 
 def make_models(

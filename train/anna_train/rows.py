@@ -235,6 +235,11 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(row.as_json(), ensure_ascii=False) + "\n")
 
 
+def text_key(text: str) -> str:
+    """Return what equal texts share: whitespace and case do not tell texts apart."""
+    return " ".join(text.split()).casefold()
+
+
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"expected a text in {name}, found {_shown(value)}", name)

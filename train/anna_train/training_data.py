@@ -11,7 +11,7 @@ import numpy as np
 from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_export.prompt_file import Task, TaskFile
-from anna_train.rows import Row, RowFile, TaskType
+from anna_train.rows import Row, RowFile, TaskType, text_key
 from anna_train.tune_recipe import DataRecipe, TuneRecipe
 
 # Rows between two reports of progress.
@@ -72,7 +72,7 @@ class DataSet:
 
 def text_hash(text: str) -> int:
     """Return 64 bits that equal texts share, however they are spaced and cased."""
-    content = " ".join(text.split()).casefold().encode()
+    content = text_key(text).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 

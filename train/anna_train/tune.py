@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from anna_export.progress import Progress, Stage
+from anna_export.progress import Stage, no_stage
 from anna_export.staging import require_absent, sole_writer, staged
 from anna_train.adapter_folder import ADAPTER_FILE, Tuned, with_examples, write_adapter
 from anna_train.batch_plan import made_from
@@ -51,7 +51,7 @@ def tune(
         stack.enter_context(quiet_libraries())
         stack.enter_context(_threads(recipe.run.threads))
         if not processes.first:
-            stage = _silent
+            stage = no_stage
         require_absent(out, overwrite=overwrite, holding=ADAPTER_FILE)
         folder = out.with_name(f"{out.name}.training")
         if processes.first:
@@ -194,11 +194,6 @@ def _log(
         return nullcontext()
     board = folder / "tensorboard" if recipe.tensorboard else None
     return TrainingLog(folder / name, columns, done, board)
-
-
-@contextmanager
-def _silent(name: str, unit: str) -> Iterator[Progress | None]:
-    yield None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anna_export.errors import InputError, MissingError
-from anna_train.rows import Row, RowFile
+from anna_train.rows import Row, RowFile, text_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,6 @@ class Collection:
             answers=answers,
             barred=frozenset(self.place_of_key[key] for key in keys if key in self.place_of_key),
         )
-
-
-def text_key(text: str) -> str:
-    """Return what equal texts share: whitespace and case do not tell texts apart."""
-    return " ".join(text.split()).casefold()
 
 
 def collect(

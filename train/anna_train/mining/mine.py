@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anna_export.progress import Stage
+from anna_export.progress import Stage, no_stage
 from anna_export.staging import staged_file
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose
 from anna_train.mining.settings import MiningSettings
-from anna_train.mining.teacher import Teacher, no_stage, open_teacher, repeatable
+from anna_train.mining.teacher import Teacher, open_teacher, repeatable
 from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
 from anna_train.rows import RowFile
 

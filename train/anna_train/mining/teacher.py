@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from anna_export.errors import DamagedError
-from anna_export.progress import Progress, Stage
-from anna_train.mining.collection import Collection, Question, folder_sha256, text_key
+from anna_export.progress import Stage
+from anna_train.mining.collection import Collection, Question, folder_sha256
 from anna_train.mining.dense import TextEncoder, open_text_encoder
 from anna_train.mining.lexical import Lsa, Words
 from anna_train.mining.pool import Pool, Retriever
@@ -27,7 +27,7 @@ from anna_train.mining.rerank import (
 from anna_train.mining.settings import TeacherSettings
 from anna_train.mining.vector_cache import VectorCache
 from anna_train.mining.work import Work
-from anna_train.rows import Row, RowFile
+from anna_train.rows import Row, RowFile, text_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,6 @@ class Teacher:
             batch = rows[start:end]
             questions = [self.collection.question(row, replace=self._replace) for row in batch]
             yield batch, questions, self._retriever.pool(questions, vectors[start:end])
-
-
-def no_stage(name: str, unit: str) -> nullcontext[Progress | None]:
-    """Show nothing."""
-    return nullcontext(None)
 
 
 @contextmanager
