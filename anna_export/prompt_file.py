@@ -21,6 +21,7 @@ import pydantic
 from anna_export.errors import InputError, MissingError
 from anna_export.prompt_formats import FORMATS, Example
 from anna_export.prompts import Prompt, Prompts, read_prompts
+from anna_export.validation import validated
 
 # Where anna-train puts an adapter's prompts.
 ADAPTERS_FILE: Final = "prompts.json"
@@ -111,14 +112,7 @@ def read_task_file(path: Path) -> TaskFile:
         raise InputError(
             f"expected JSON in {path}, found, in line {error.lineno}: {error.msg}"
         ) from None
-    try:
-        file = TaskFile.model_validate(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(
-            f"expected another {where} in {path}, found: {first['msg'].lower()}"
-        ) from None
+    file = validated(TaskFile, content, path)
     for name, task in file.tasks.items():
         _require_one_kind(path, name, task)
     try:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field
 
 from anna_export.errors import InputError, MissingError
+from anna_export.validation import validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -226,14 +227,7 @@ def read_tune_recipe(path: Path) -> TuneRecipe:
         line = "" if place is None else f", in line {place.line + 1}"
         what = getattr(error, "problem", None) or "something else"
         raise InputError(f"expected YAML in {path}, found{line}: {what}") from None
-    try:
-        recipe = TuneRecipe.model_validate(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(
-            f"expected another {where} in {path}, found: {first['msg'].lower()}"
-        ) from None
+    recipe = validated(TuneRecipe, content, path)
     return _from(path.parent, recipe)
 
 
