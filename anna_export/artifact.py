@@ -263,7 +263,7 @@ def add_evidence(
 
     Args:
         artifact: What it is about.
-        name: Its file's name.
+        name: Its file's name; folders in it are made.
         text: Its content.
         prompts: Names of those it is about; None for all.
     """
@@ -277,6 +277,7 @@ def add_evidence(
         others = {known: entry for known, entry in manifest.evidence.items() if known != name}
         if name in manifest.evidence:
             write_manifest(folder, manifest.model_copy(update={"evidence": others}))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, text)
         entry = Evidence(
             **hash_file(folder / name).model_dump(),

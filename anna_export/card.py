@@ -1,20 +1,34 @@
 """The model card: what an artifact is, how it was proved, how it is used."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, Manifest, add_evidence
+from anna_export.verify.proof import Proof
+from anna_export.verify.task_parity import TaskParity
 from anna_export.verify.vectors import Parity
 
 
-def add_proof(artifact: Artifact, parity: Parity | None) -> Artifact:
-    """Write parity.json, if there is a parity, and the card that tells it."""
-    if parity is not None:
-        text = json.dumps(parity.to_json(), indent=2, ensure_ascii=False) + "\n"
-        artifact = add_evidence(artifact, PARITY_FILE, text, parity.prompts)
-    return add_evidence(artifact, CARD_FILE, model_card(artifact, parity))
+def add_proof(artifact: Artifact, proof: Proof | None) -> Artifact:
+    """Write parity.json, if there is a proof, and the card that tells it."""
+    if proof is not None:
+        text = json.dumps(proof.to_json(), indent=2, ensure_ascii=False) + "\n"
+        artifact = add_evidence(artifact, PARITY_FILE, text, proof.vectors.prompts)
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, proof))
 
 
-def model_card(artifact: Artifact, parity: Parity | None) -> str:
+def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
+    """Keep mteb's result files, by task, as mteb wrote them: what its leaderboard takes."""
+    for path in results.values():
+        # organisation__name/revision/Task.json
+        name = "/".join((RESULTS_FOLDER, *path.parts[-3:]))
+        artifact = add_evidence(artifact, name, path.read_text(encoding="utf-8"))
+    return artifact
+
+
+def model_card(artifact: Artifact, proof: Proof | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
     spec, contract, source = manifest.spec, manifest.contract, manifest.source
@@ -46,7 +60,8 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 
 ## Proof
 
-{_proof(parity)}
+{_vectors(proof.vectors) if proof is not None else _UNPROVED}
+{_tasks(proof.tasks) if proof is not None and proof.tasks is not None else ""}\
 {_quantised(manifest)}
 ## Prompts
 
@@ -61,6 +76,10 @@ encoder = anna_export.open_encoder("this folder")
 vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
 ```
 """
+
+
+RESULTS_FOLDER: Final = "mteb"
+_UNPROVED: Final = "Not verified: the export ran with `--no-verify`."
 
 
 def _tokens(manifest: Manifest, name: str) -> str:
@@ -87,9 +106,7 @@ def _bound(word: str, value: float | None) -> str:
     return "" if value is None else f" ({word} {value})"
 
 
-def _proof(parity: Parity | None) -> str:
-    if parity is None:
-        return "Not verified: the export ran with `--no-verify`."
+def _vectors(parity: Parity) -> str:
     alone = (
         f"\n| a text alone and in a batch, worst cosine | {parity.alone_worst_cosine:.7f} |"
         if parity.alone_worst_cosine is not None
@@ -106,3 +123,36 @@ def _proof(parity: Parity | None) -> str:
 | largest difference | {parity.max_abs:.2e} |{alone}
 | texts | {parity.texts}, the longest of {parity.longest_tokens:,} tokens |
 | prompts | none{"".join(f", `{name}`" for name in parity.prompts)} |"""
+
+
+def _tasks(parity: TaskParity) -> str:
+    """Return the tasks' verdicts as a section."""
+    rows = "\n".join(
+        f"| {task.name}{'*' if task.trained_on else ''} | {task.metric} | "
+        f"{task.difference.reference:.4f} | {task.difference.candidate:.4f} | "
+        f"{task.difference.difference:+.4f} | {task.difference.low:+.4f} to "
+        f"{task.difference.high:+.4f} | {task.difference.margin:.4f} | "
+        f"{task.difference.noise_floor:.4f} | {task.verdict} |"
+        for task in parity.tasks
+    )
+    mean = parity.mean
+    trained = (
+        "\n\n\\* The model was trained on data of this task."
+        if any(task.trained_on for task in parity.tasks)
+        else ""
+    )
+    return f"""
+### Tasks: {parity.verdict}
+
+Scores of mteb {parity.versions.get("mteb", "")} on {len(parity.tasks)} tasks, as {parity.candidate},
+against {parity.reference}, on {parity.hardware}. A task passes if the whole 95 % interval of the
+difference, by a paired bootstrap over distinct texts, lies above minus the margin, which was fixed
+beforehand. The noise floor is the reference against itself in other batches.
+
+| task | metric | reference | artifact | difference | 95 % interval | margin | noise | verdict |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+| mean over tasks | | {mean.reference:.4f} | {mean.candidate:.4f} | {mean.difference:+.4f} | \
+{mean.low:+.4f} to {mean.high:+.4f} | {mean.margin:.4f} | {mean.noise_floor:.4f} | \
+**{parity.verdict}** |{trained}
+"""

@@ -80,7 +80,7 @@ class Encoder:
     def encode(
         self,
         texts: str | Sequence[str],
-        prompt: str | Sequence[str | None] | None = None,
+        prompt: str | Prompt | Sequence[str | Prompt | None] | None = None,
         *,
         progress: Progress | None = None,
     ) -> np.ndarray:
@@ -88,8 +88,8 @@ class Encoder:
 
         Args:
             texts: One text, or N of them.
-            prompt: Name of a prompt of the model, or N names, one a text; None for its default, if
-                it has one; "" for none.
+            prompt: Name of a prompt of the model, a prompt itself, or N of these, one a text; None
+                for its default, if it has one; "" for none.
             progress: Told after every batch how many distinct texts are done.
 
         Returns:
@@ -137,15 +137,18 @@ class Encoder:
         return self._encode(self._behind_prefixes(rows, known), range(len(rows)), None)
 
     def _prompt_of_each(
-        self, texts: int, prompt: str | Sequence[str | None] | None
+        self, texts: int, prompt: str | Prompt | Sequence[str | Prompt | None] | None
     ) -> list[Prompt]:
-        if prompt is None or isinstance(prompt, str):
-            return [self.prompts.find(prompt)] * texts
+        if prompt is None or isinstance(prompt, str | Prompt):
+            return [self._find(prompt)] * texts
         if len(prompt) != texts:
             raise InputError(
                 f"expected one prompt, or one for each of {texts} texts, found {len(prompt)}"
             )
-        return [self.prompts.find(name) for name in prompt]
+        return [self._find(one) for one in prompt]
+
+    def _find(self, prompt: str | Prompt | None) -> Prompt:
+        return prompt if isinstance(prompt, Prompt) else self.prompts.find(prompt)
 
     def _rows(self, pairs: Sequence[tuple[str, Prompt]]) -> list[Row]:
         """Return the rows of texts with prompts, in their order."""

@@ -59,6 +59,12 @@ class ParityError(AnnaError, ArithmeticError):
     exit_code = 1
 
 
+class InconclusiveError(AnnaError, ArithmeticError):
+    """Neither yes nor no: too few texts to tell the artifact's scores from the reference's."""
+
+    exit_code = 3
+
+
 class DivergedError(AnnaError, ArithmeticError):
     """Training whose loss or gradient is not finite any more."""
 

@@ -51,6 +51,7 @@ from anna_export.tokenise import (
     find_tokenizer,
     read_contract,
 )
+from anna_export.verify.proof import Proof
 from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS
 from anna_export.verify.vectors import Parity
@@ -205,7 +206,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
-        exported = Exported(add_proof(artifact, parity), parity, seconds)
+        proof = Proof(parity) if parity is not None else None
+        exported = Exported(add_proof(artifact, proof), parity, seconds)
         shutil.rmtree(recipe.work, ignore_errors=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)

@@ -15,7 +15,6 @@ from anna_export.artifact import (
     add_evidence,
     hash_file,
     open_artifact,
-    read_evidence,
 )
 from anna_export.bake import bake, prefix_bytes
 from anna_export.card import model_card
@@ -26,7 +25,7 @@ from anna_export.progress import Progress
 from anna_export.prompts import PROMPTS_FILE, Prompts
 from anna_export.st_files import write_st_files
 from anna_export.staging import require_disk, staged
-from anna_export.verify.vectors import Parity
+from anna_export.verify.proof import read_proof
 
 
 def add_prompts(
@@ -140,7 +139,7 @@ def _with_prompts(
     new = [prompts.by_name[name] for name in to_bake]
     scheme = quantise.scheme_of(manifest)
     require_disk(artifact.folder, prefix_bytes(manifest.spec, scheme, tokeniser, new))
-    parity = read_evidence(artifact, PARITY_FILE)
+    proof = read_proof(artifact)
     with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
         shutil.copytree(
             artifact.folder, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True
@@ -158,7 +157,7 @@ def _with_prompts(
             (folder / manifest.prefixes[name].file).unlink()
         baked = bake(Artifact(folder, told), to_bake, checkpoint, progress)
         changed = with_prefixes(Artifact(folder, told), kept | baked)
-        card = model_card(changed, Parity(**parity) if parity else None)
+        card = model_card(changed, proof)
         changed = add_evidence(changed, CARD_FILE, card)
     return replace(changed, folder=artifact.folder)
 

@@ -1,16 +1,23 @@
 """Which versions of which libraries are installed: what a figure or an artifact depends on."""
 
+import hashlib
 import importlib.metadata
+from pathlib import Path
 from typing import Final
 
 _DISTRIBUTIONS: Final = (
     "anna-export",
+    "datasets",
+    "mteb",
     "numpy",
     "onnx-ir",
     "onnxruntime",
     "onnxruntime-gpu",
     "peft",
+    "pytrec_eval-terrier",
     "safetensors",
+    "scikit-learn",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",
@@ -18,7 +25,7 @@ _DISTRIBUTIONS: Final = (
 
 
 def installed() -> dict[str, str]:
-    """Return the version of each library that decides a vector and is installed here."""
+    """Return the version of each library that decides a vector or a score, if it is installed."""
     found = {}
     for name in _DISTRIBUTIONS:
         try:
@@ -26,3 +33,13 @@ def installed() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def source_sha256() -> str:
+    """Return the sha256 of this package's own source: what it computes may change with any of it."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

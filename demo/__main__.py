@@ -20,13 +20,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from anna_train.demo import DemoModels, heldout_texts, make_models
 from anna_train.kept import Kept, content_hash
 
-import anna_export
 from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
 from anna_export.cli.shown import print_rows, print_table, size, stage
 from anna_export.errors import AnnaError
 from anna_export.hardware import hardware
 from anna_export.spec import Precision
-from anna_export.versions import installed
+from anna_export.versions import installed, source_sha256
 
 OUT = Path("build/demo")
 TOOL = Path(sys.executable).with_name("anna-export")
@@ -76,7 +75,7 @@ def main(args: Sequence[str] = ()) -> int:
     made_from = {
         "base": content_hash(models.base),
         "adapter": content_hash(models.adapter),
-        "anna_export": _source_hash(),
+        "anna_export": source_sha256(),
         "versions": installed(),
     }
     artifacts = {
@@ -246,13 +245,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _source(name: str) -> str | None:
     return content_hash(Path(__file__).with_name(name))
-
-
-def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(anna_export.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 @shown.json_option
 def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what an artifact is, how it was made and what is proved."""
-    from anna_export.artifact import PARITY_FILE, open_artifact, read_evidence
+    from anna_export.artifact import PARITY_FILE, open_artifact
+    from anna_export.verify.proof import read_proof
 
     opened = open_artifact(artifact, check=check)
     if layers:
         _show_layers(opened, as_json)
         return
-    manifest, parity = opened.manifest, read_evidence(opened, PARITY_FILE)
+    manifest, proof = opened.manifest, read_proof(opened)
     if as_json:
-        shown.print_json(json.loads(manifest.model_dump_json()) | {"parity": parity})
+        shown.print_json(
+            json.loads(manifest.model_dump_json()) | {"parity": proof.to_json() if proof else None}
+        )
         return
     spec, contract, source = manifest.spec, manifest.contract, manifest.source
     rows = {
@@ -63,14 +66,25 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
             f"{len(quantised.high_precision)} linear inputs kept in {quantised.arithmetic} "
             "(--layers: which and why)"
         )
-    if parity is None:
+    if proof is None:
         rows["proof"] = "none; run anna-export verify"
     else:
         covers = manifest.evidence[PARITY_FILE].covers == manifest.artifact_id
-        rows["proof"] = f"{parity['verdict']}: worst cosine {parity['worst_cosine']:.7f}" + (
+        parity = proof.vectors
+        rows["proof"] = f"{proof.verdict}: worst cosine {parity.worst_cosine:.7f}" + (
             "" if covers else " (of another artifact)"
         )
-        rows |= {name: parity[name] for name in ("method", "reference", "candidate", "hardware")}
+        rows["method"] = parity.method
+        if tasks := proof.tasks:
+            rows["tasks"] = (
+                f"{tasks.verdict}: {len(tasks.tasks)} tasks, mean score "
+                f"{tasks.mean.reference:.4f} -> {tasks.mean.candidate:.4f}"
+            )
+        rows |= {
+            "reference": parity.reference,
+            "candidate": parity.candidate,
+            "hardware": parity.hardware,
+        }
     shown.print_rows(rows)
 
 

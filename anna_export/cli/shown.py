@@ -15,6 +15,8 @@ from anna_export.progress import Progress
 
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
+    from anna_export.verify.difference import Difference
+    from anna_export.verify.task_parity import TaskParity
     from anna_export.verify.vectors import Parity
 
 json_option = click.option(
@@ -102,6 +104,49 @@ def parity_rows(parity: "Parity") -> dict[str, str]:
         "texts": f"{parity.texts}, the longest of {parity.longest_tokens:,} tokens, "
         f"with no prompt and {len(parity.prompts)} prompts",
         "method": parity.method,
+        "reference": parity.reference,
+        "candidate": parity.candidate,
+        "hardware": parity.hardware,
+    }
+
+
+def print_tasks(parity: "TaskParity") -> None:
+    """Print a line for every task, and for the mean over them."""
+    heads = ("task", "metric", "reference", "artifact", "difference", "95 % interval")
+    rows = [
+        (
+            task.name + ("*" if task.trained_on else ""),
+            *_difference(task.metric, task.difference),
+            task.verdict,
+        )
+        for task in parity.tasks
+    ]
+    mean = ("mean over tasks", *_difference("", parity.mean), parity.verdict)
+    print_table((*heads, "margin", "noise floor", "verdict"), [*rows, mean])
+    if any(task.trained_on for task in parity.tasks):
+        print_line("* the model was trained on data of this task")
+
+
+def _difference(metric: str, found: "Difference") -> tuple[str, ...]:
+    return (
+        metric,
+        f"{found.reference:.4f}",
+        f"{found.candidate:.4f}",
+        f"{found.difference:+.4f}",
+        f"{found.low:+.4f} to {found.high:+.4f}",
+        f"{found.margin:.4f}",
+        f"{found.noise_floor:.4f}",
+    )
+
+
+def task_rows(parity: "TaskParity") -> dict[str, str]:
+    """Return what the tasks' verdicts were measured on, by name."""
+    texts = parity.texts
+    return {
+        "verdict": f"{parity.verdict} (tier {parity.tier})",
+        "texts": f"{texts.requested:,} asked for, {texts.distinct:,} different ones with a prompt; "
+        f"embedded now: {texts.embedded_reference:,} by the reference, "
+        f"{texts.embedded_again:,} by it again, {texts.embedded_candidate:,} by the artifact",
         "reference": parity.reference,
         "candidate": parity.candidate,
         "hardware": parity.hardware,

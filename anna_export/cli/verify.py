@@ -1,23 +1,28 @@
 """anna-export verify."""
 
 import errno
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from anna_export.cli import options, shown
-from anna_export.errors import ParityError
+from anna_export.errors import InconclusiveError, InputError, ParityError
 
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
-    from anna_export.verify.vectors import Parity
+    from anna_export.verify.flow import Verified
+    from anna_export.verify.proof import Proof
+    from anna_export.verify.tasks import TaskRun
+
+_TIERS: Final = ("vectors", "quick", "full")
 
 
 @click.command(
     "verify",
     cls=options.Verb,
-    example="anna-export verify artifact --reference base --adapter lora",
+    example="anna-export verify artifact --reference base --adapter lora --tier quick",
 )
 @options.artifact_argument
 @click.option(
@@ -29,11 +34,49 @@ if TYPE_CHECKING:
 @options.adapter_option
 @click.option(
     "--tier",
-    type=click.Choice(["vectors"]),
-    default="vectors",
-    show_default=True,
-    help="vectors: cosines over ordinary and odd texts, alone and in padded batches; seconds "
-    "for a small model, minutes for 7 billion parameters.",
+    type=click.Choice(_TIERS),
+    help="vectors (the default): cosines over ordinary and odd texts, alone and in padded "
+    "batches; seconds for a small model, minutes for 7 billion parameters. quick: then some small "
+    "MTEB tasks of every category, or all of --task-data. full: then MTEB(eng, v2), 41 tasks.",
+)
+@click.option(
+    "--task",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="An mteb task to run in place of a tier's; repeatable.",
+)
+@click.option(
+    "--task-data",
+    type=options.folder,
+    help="Folder with a manifest.json of tasks and their data; without it, data comes from the "
+    "Hugging Face cache or hub.",
+)
+@click.option(
+    "--task-prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prompts by mteb task, as JSON, in place of those that ship; the artifact's own prompts "
+    'of a task\'s name go before them. "none": no prompts.',
+)
+@click.option(
+    "--margin",
+    type=float,
+    help="What a score may lose, in its own unit, which is 0 to 1. Default: 0.5 % of the "
+    "reference's score, and at least 0.002.",
+)
+@click.option(
+    "--trained-on",
+    multiple=True,
+    metavar="NAME",
+    help="A task or data set the model was trained on, beside those its adapter's card names; "
+    "such tasks are marked. Repeatable.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of vectors that are embedded already; a run that was interrupted goes on from "
+    "them. Default: ~/.cache/anna-export.",
 )
 @options.backend_option
 @options.device_option
@@ -42,40 +85,108 @@ def command(
     artifact: Path,
     reference: Path,
     adapter: Path | None,
-    tier: str,
+    tier: str | None,
+    names: tuple[str, ...],
+    task_data: Path | None,
+    task_prompts: Path | None,
+    margin: float | None,
+    trained_on: tuple[str, ...],
+    cache: Path | None,
     backend: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare an artifact's vectors with the PyTorch model's.
+    """Compare an artifact with the PyTorch model: its vectors, then its scores on MTEB tasks.
 
     The figures are stored in the artifact if the reference is what it was made from. Exit code 1
-    if the vectors differ by more than its precision allows.
+    if vectors or scores differ by more than is allowed, 3 if there are too few texts to tell.
     """
+    # mteb draws bars of its own with tqdm, which reads this when it is first imported
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from anna_export.artifact import open_artifact
-    from anna_export.verify.prove import prove
+    from anna_export.verify.flow import verify
 
     opened = open_artifact(artifact)
-    with shown.stage("compare vectors", "texts") as progress:
-        parity = prove(opened, reference, adapter, progress, backend=backend, device=device)
-    stored = _store(opened, parity)
+    tasks = None
+    if names or (tier or _TIERS[0]) != _TIERS[0]:
+        if names and tier:
+            raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
+        tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
+    verified = verify(
+        opened, reference, adapter, tasks, shown.stage, backend=backend, device=device
+    )
+    stored = _store(opened, verified)
+    proof = verified.proof
     if as_json:
-        shown.print_json({**parity.to_json(), "stored": stored})
+        shown.print_json({**proof.to_json(), "stored": stored})
     else:
-        shown.print_rows(shown.parity_rows(parity) | {"stored": stored})
-    if parity.verdict != "pass":
-        raise ParityError(f"expected the reference's vectors, found: {'; '.join(parity.reasons)}")
+        _print(proof, stored)
+    _answer(proof)
 
 
-def _store(artifact: "Artifact", parity: "Parity") -> str:
+def _task_run(
+    tier: str | None,
+    names: tuple[str, ...],
+    task_data: Path | None,
+    task_prompts: Path | None,
+    margin: float | None,
+    trained_on: tuple[str, ...],
+    cache: Path | None,
+    adapter: Path | None,
+) -> "TaskRun":
+    from anna_export.verify.contamination import datasets_of
+    from anna_export.verify.task_data import sources
+    from anna_export.verify.task_prompts import read_task_prompts
+    from anna_export.verify.tasks import TaskRun, default_cache
+
+    return TaskRun(
+        tasks=sources(tier, names, task_data),
+        tier=tier or "chosen tasks",
+        cache=cache or default_cache(),
+        margin=margin,
+        prompts=read_task_prompts(task_prompts) if task_prompts is not None else None,
+        trained_on=datasets_of(adapter, trained_on),
+    )
+
+
+def _print(proof: "Proof", stored: str) -> None:
+    rows = shown.parity_rows(proof.vectors)
+    if proof.tasks is None:
+        shown.print_rows(rows | {"stored": stored})
+        return
+    shown.print_rows(rows)
+    shown.print_line("")
+    shown.print_tasks(proof.tasks)
+    shown.print_line("")
+    shown.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
+
+
+def _answer(proof: "Proof") -> None:
+    """Turn a verdict into an exit code."""
+    if proof.verdict == "pass":
+        return
+    found = "; ".join(proof.reasons)
+    if proof.tasks is None:
+        raise ParityError(f"expected the reference's vectors, found: {found}")
+    if proof.verdict == "fail":
+        raise ParityError(f"expected the reference's scores, found: {found}")
+    raise InconclusiveError(
+        f"expected enough texts to tell, found: {found}; run more tasks (--tier full), or fix a "
+        "wider --margin beforehand"
+    )
+
+
+def _store(artifact: "Artifact", verified: "Verified") -> str:
     """Keep a proof of what the artifact was made from, in the artifact; say where, or why not."""
     from anna_export.artifact import PARITY_FILE
-    from anna_export.card import add_proof
+    from anna_export.card import add_proof, add_results
+    from anna_export.verify.proof import with_tasks_of
 
-    if parity.reference_sha256 != artifact.manifest.source.sha256:
+    proof = with_tasks_of(verified.proof, artifact)
+    if proof.vectors.reference_sha256 != artifact.manifest.source.sha256:
         return "nowhere: this reference is not what the artifact was made from"
     try:
-        add_proof(artifact, parity)
+        add_results(add_proof(artifact, proof), verified.results)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -52,7 +52,7 @@ def prove(
     manifest = artifact.manifest
     scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
-    _require_same_model(manifest.spec, checkpoint)
+    require_same_model(manifest.spec, checkpoint)
     needed = forecast(manifest.spec, manifest.contract, scheme)
     chosen = (backend, device) != ("auto", "auto")
     way = proof_that_fits(needed, scheme)
@@ -101,7 +101,12 @@ def prove(
     return replace(parity, reference_sha256=checkpoint.source_hashes())
 
 
-def _require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
+def require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
+    """Refuse a reference of another shape.
+
+    Raises:
+        ShapeError: Naming the first number that differs.
+    """
     for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size"):
         expected, found = getattr(spec, name), getattr(reference.spec, name)
         if found != expected:

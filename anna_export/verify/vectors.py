@@ -113,7 +113,7 @@ def compare(
     """
     labels, rows = _labelled_rows(candidate, texts)
     _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
-    same_ids = [row.whole() for row in rows] == [row.whole() for row in expected_rows]
+    same_ids = _same([row.whole() for row in rows], [row.whole() for row in expected_rows])
     ticks = _Ticks(progress, 3 * len(rows))
     alike = [list(range(len(rows)))]
     if not together:
@@ -122,7 +122,7 @@ def compare(
     found = _vectors(candidate, rows, _unlike(rows), ticks)
     alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)
     return _judge(
-        _Compared(labels, expected, found, alone, same_ids),
+        _Compared(labels, expected, found, same_ids, alone),
         limits=limits,
         texts=len(texts),
         prompts=sorted(candidate.prompts.by_name),
@@ -143,7 +143,7 @@ def compare_weights(
             [repr(text[:60]) for text in texts],
             reference.backend.run(reference.tokeniser.batch(expected_rows)),
             candidate.backend.run(candidate.tokeniser.batch(rows)),
-            same_ids=rows == expected_rows,
+            same_ids=_same(rows, expected_rows),
         ),
         limits=replace(limits, alone_cosine=None, alone_max_abs=None),
         texts=len(texts),
@@ -162,8 +162,8 @@ class _Compared:
     labels: list[str]
     expected: np.ndarray
     found: np.ndarray
+    same_ids: np.ndarray  # (N,) bool
     alone: np.ndarray | None = None
-    same_ids: bool = True
 
 
 def _judge(
@@ -172,40 +172,54 @@ def _judge(
     limits: Limits,
     **described: Any,
 ) -> Parity:
-    cosines = _cosines(vectors.found, vectors.expected)
+    cosines, labels = _cosines(vectors.found, vectors.expected), vectors.labels
     finite = np.isfinite(vectors.found).all(axis=1)
-    lengths = np.linalg.norm(vectors.found[finite].astype(np.float64), axis=1)
     if vectors.alone is not None:
         finite &= np.isfinite(vectors.alone).all(axis=1)
     nonfinite = int((~finite).sum())
     worst = int(np.argmin(cosines))
-    alone_worst, alone_max_abs = None, None
-    reasons = [] if vectors.same_ids else ["token ids differ from the reference's"]
+    reasons = []
+    if not vectors.same_ids.all():
+        where = labels[int(np.argmin(vectors.same_ids))]
+        reasons.append(f"token ids differ from the reference's ({where})")
     if nonfinite:
-        reasons.append(f"{nonfinite} vectors are not finite")
-    if (off := np.abs(lengths - 1).max(initial=0.0)) > _LENGTH_TOLERANCE:
-        reasons.append(f"a vector's length is {off:.1e} from 1")
+        where = labels[int(np.argmin(finite))]
+        reasons.append(f"{nonfinite} vectors are not finite (the first: {where})")
+    off = np.where(finite, np.abs(np.linalg.norm(vectors.found, axis=1) - 1), 0.0)
+    if off.max() > _LENGTH_TOLERANCE:
+        where = labels[int(np.argmax(off))]
+        reasons.append(f"a vector's length is {off.max():.1e} from 1 ({where})")
     floor, loss = limits.worst_cosine, 1 - float(cosines.mean())
     if floor is not None and not cosines[worst] >= floor:
-        where = vectors.labels[worst]
-        reasons.append(f"worst cosine {cosines[worst]:.7f} is below {floor} ({where})")
+        reasons.append(f"worst cosine {cosines[worst]:.7f} is below {floor} ({labels[worst]})")
     if limits.max_loss is not None and not loss <= limits.max_loss:
-        reasons.append(f"mean loss (1 - cosine) {loss:.2e} is above {limits.max_loss}")
+        reasons.append(
+            f"mean loss (1 - cosine) {loss:.2e} is above {limits.max_loss} (the worst cosine, "
+            f"{cosines[worst]:.4f}: {labels[worst]})"
+        )
+    alone_worst, alone_max_abs = None, None
     alone_floor, alone_limit = limits.alone_cosine, limits.alone_max_abs
     if vectors.alone is not None:
-        alone_worst = float(_cosines(vectors.found, vectors.alone).min())
-        alone_max_abs = _largest(vectors.found, vectors.alone)
+        alike = _cosines(vectors.found, vectors.alone)
+        differences = _differences(vectors.found, vectors.alone)
+        alone_worst, alone_max_abs = float(alike.min()), float(differences.max())
         if alone_floor is not None and not alone_worst >= alone_floor:
-            reasons.append(f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor}")
+            where = labels[int(np.argmin(alike))]
+            reasons.append(
+                f"a text alone and in a batch: {alone_worst:.7f} below {alone_floor} ({where})"
+            )
         if alone_limit is not None and not alone_max_abs <= alone_limit:
-            reasons.append(f"a text alone and in a batch: {alone_max_abs:.1e} above {alone_limit}")
+            where = labels[int(np.argmax(differences))]
+            reasons.append(
+                f"a text alone and in a batch: {alone_max_abs:.1e} above {alone_limit} ({where})"
+            )
     return Parity(
         verdict="fail" if reasons else "pass",
         reasons=reasons,
         worst_cosine=float(cosines[worst]),
         worst_text=vectors.labels[worst],
         mean_cosine=float(cosines.mean()),
-        max_abs=_largest(vectors.found, vectors.expected),
+        max_abs=float(_differences(vectors.found, vectors.expected).max()),
         nonfinite=nonfinite,
         alone_worst_cosine=alone_worst,
         alone_max_abs=alone_max_abs,
@@ -278,8 +292,13 @@ def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(cosines), cosines, _OPPOSITE_COSINE)
 
 
-def _largest(left: np.ndarray, right: np.ndarray) -> float:
-    """Return the largest difference of two (N, D)."""
+def _differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(N,) largest differences in float64."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    return float(np.where(np.isfinite(difference), difference, _OPPOSITE_DIFFERENCE).max())
+    return np.where(np.isfinite(difference), difference, _OPPOSITE_DIFFERENCE).max(axis=1)
+
+
+def _same(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> np.ndarray:
+    """(N,) bool: which rows of token ids are equal."""
+    return np.array([list(one) == list(other) for one, other in zip(left, right, strict=True)])

@@ -1,0 +1,64 @@
+"""What verify does: plan, compare vectors, and only then tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anna_export.artifact import Artifact
+from anna_export.progress import Stage, no_stage
+from anna_export.verify.proof import Proof
+from anna_export.verify.prove import prove
+
+if TYPE_CHECKING:
+    from anna_export.verify.tasks import TaskRun
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A proof, and mteb's result files of the artifact, by task."""
+
+    proof: Proof
+    results: Mapping[str, Path]
+
+
+def verify(
+    artifact: Artifact,
+    model: Path,
+    adapter: Path | None = None,
+    tasks: "TaskRun | None" = None,
+    stage: Stage = no_stage,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+) -> Verified:
+    """Hold an artifact to base and adapter: its vectors, and if they pass, its scores on tasks.
+
+    Args:
+        artifact: What is held.
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        tasks: What is scored; None for vectors alone.
+        stage: Shows each stage.
+        backend: As `open_encoder`.
+        device: As `open_encoder`.
+
+    Raises:
+        AnnaError: If a model or the tasks' data cannot be used.
+    """
+    if tasks is None:
+        with stage("compare vectors", "texts") as progress:
+            parity = prove(artifact, model, adapter, progress, backend=backend, device=device)
+        return Verified(Proof(parity), {})
+    # mteb takes seconds to load: only who runs tasks waits for it
+    from anna_export.verify.tasks import compare_tasks, plan
+
+    demand = plan(artifact, tasks, stage)
+    with stage("compare vectors", "texts") as progress:
+        parity = prove(artifact, model, adapter, progress, backend=backend, device=device)
+    if parity.verdict != "pass":
+        return Verified(Proof(parity), {})
+    compared = compare_tasks(
+        artifact, model, adapter, tasks, demand, stage, backend=backend, device=device
+    )
+    return Verified(Proof(parity, compared.parity), compared.results)

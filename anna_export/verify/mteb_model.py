@@ -1,0 +1,115 @@
+"""An encoder as mteb sees one: its prompts by task, its vectors, its name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+from anna_export.artifact import Artifact, open_artifact
+from anna_export.backends import load_encoder
+from anna_export.prompts import Prompt
+from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import TokenContract
+from anna_export.verify.task_prompts import TaskPrompts, find_prompt
+
+Embed = Callable[[Sequence[str], Prompt], np.ndarray]
+# mteb's models are called organisation/name
+ORGANISATION: Final = "anna-export"
+
+
+class MtebModel(AbsEncoder):
+    """What `mteb.evaluate` takes.
+
+    Args:
+        embed: Gives (N, D) float32 vectors of N texts with a prompt.
+        find: Gives the prompt of a task by its name, its type, and the side of the text: "query",
+            "document" or None.
+        meta: What mteb files the results under.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        find: Callable[[str, str, str | None], Prompt],
+        meta: ModelMeta,
+    ) -> None:
+        self.embed, self.find = embed, find
+        self.mteb_model_meta = meta
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Return (N, D) float32 vectors of the batches' texts, in order.
+
+        Source: mteb 2.26's EncoderProtocol.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        side = None if prompt_type is None else str(prompt_type.value)
+        return self.embed(texts, self.find(task_metadata.name, task_metadata.type, side))
+
+
+def mteb_model(
+    artifact: str | Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    task_prompts: TaskPrompts | None = None,
+) -> MtebModel:
+    """Open an artifact for `mteb.evaluate(anna_export.mteb_model(artifact), tasks)`.
+
+    Args:
+        artifact: The artifact's folder.
+        backend: As `open_encoder`.
+        device: As `open_encoder`.
+        task_prompts: Prompts by mteb task; what is not in them is prompted as the artifact's own
+            prompts say, or those that ship with anna-export.
+
+    Raises:
+        AnnaError: If the artifact is missing, damaged, or cannot run here.
+    """
+    opened = open_artifact(Path(artifact))
+    encoder = load_encoder(opened, backend=backend, device=device)
+    prompts = opened.manifest.prompts
+
+    def find(task: str, kind: str, side: str | None) -> Prompt:
+        return find_prompt(task, kind, side, prompts, task_prompts)
+
+    return MtebModel(encoder.encode, find, artifact_meta(opened))
+
+
+def artifact_meta(artifact: Artifact) -> ModelMeta:
+    """Return what mteb files an artifact's results under."""
+    manifest = artifact.manifest
+    made_from = manifest.source.adapter or manifest.source.model
+    return model_meta(
+        f"{ORGANISATION}/{made_from}-{manifest.precision}",
+        manifest.artifact_id,
+        manifest.spec,
+        manifest.contract,
+    )
+
+
+def model_meta(name: str, revision: str, spec: EmbeddingSpec, contract: TokenContract) -> ModelMeta:
+    """Return mteb's description of a model of ours."""
+    return ModelMeta.create_empty(
+        {
+            "name": name,
+            "revision": revision,
+            "n_parameters": spec.parameters,
+            "embed_dim": spec.dim,
+            "max_tokens": contract.max_tokens,
+            # compared by identity in mteb: the name alone is not taken
+            "similarity_fn_name": ScoringFunction.COSINE,
+            "use_instructions": True,
+        }
+    )

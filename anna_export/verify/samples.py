@@ -1,0 +1,226 @@
+"""What an mteb score is made of: the values of its queries, pairs, texts or draws.
+
+mteb's result files hold means. Its predictions, with the task's data, hold what the means are of;
+each kind of task has a reader here that turns them into an estimator, whose score must be mteb's.
+"""
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pytrec_eval
+from scipy.stats import spearmanr
+
+from anna_export.errors import InputError, UnsupportedError
+from anna_export.verify.estimators import (
+    AveragePrecision,
+    MeanOf,
+    Sample,
+    Spearman,
+    VMeasure,
+)
+from anna_export.verify.resampling import groups_of, groups_of_pairs
+
+# mteb rounds the means of retrieval to five decimals.
+_TOLERANCE: Final = 1.1e-5
+_TREC: Final = {
+    "ndcg": "ndcg_cut",
+    "map": "map_cut",
+    "recall": "recall",
+    "precision": "P",
+    "hit_rate": "success",
+}
+_AT: Final = re.compile(r"(max_over_subqueries_)?(\w+?)_at_(\d+)")
+_DISTANCES: Final = frozenset({"manhattan_distances", "euclidean_distances"})
+
+
+def read_samples(task: Any, fresh: Any, predictions: Mapping[str, Any]) -> dict[str, Sample]:
+    """Return a sample of each subset.
+
+    Args:
+        task: The mteb task, evaluated, its data loaded.
+        fresh: The same task, not evaluated: its random generator is where the other's was.
+        predictions: What mteb saved of it: by subset and split.
+
+    Raises:
+        UnsupportedError: If the task is of a kind, or has a main score, that is not known here.
+    """
+    kind, metric = task.metadata.type, task.metadata.main_score
+    if (read := _READERS.get(kind)) is None:
+        raise UnsupportedError(
+            f"expected a task of type {', '.join(_READERS)}, found {task.metadata.name} of type "
+            f"{kind}; leave it out"
+        )
+    (split,) = task.eval_splits
+    return {
+        subset: read(_Subset(task, fresh, _data(task, subset), split, metric, told[split]))
+        for subset in task.hf_subsets
+        if (told := predictions[subset])
+    }
+
+
+def require_same_score(task: str, scored: float, mtebs: float) -> None:
+    """Refuse a score that is not what mteb made of the same predictions: a bug, here or there."""
+    if not abs(scored - mtebs) <= _TOLERANCE:
+        raise AssertionError(f"{task}: mteb's score is {mtebs}, of its predictions {scored}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Subset:
+    task: Any
+    fresh: Any
+    data: Any  # by split
+    split: str
+    metric: str
+    predicted: Any
+
+    @property
+    def test(self) -> Any:
+        return self.data[self.split]
+
+    def require_metric(self, *known: str) -> None:
+        if self.metric not in known:
+            raise UnsupportedError(
+                f"expected {' or '.join(known)} as the main score of {self.task.metadata.name}, "
+                f"found {self.metric}; leave it out"
+            )
+
+
+def _data(task: Any, subset: str) -> Any:
+    return task.dataset[subset] if subset in task.dataset else task.dataset
+
+
+def _classification(of: _Subset) -> Sample:
+    of.require_metric("accuracy")
+    gold = np.asarray(of.test[of.task.label_column_name])
+    right = np.asarray(of.predicted) == gold
+    texts = of.test[of.task.input_column_name]
+    return Sample(MeanOf(right.mean(axis=0)), groups_of(list(texts)))
+
+
+def _clustering(of: _Subset) -> Sample:
+    of.require_metric("v_measure")
+    task, rng = of.task, of.fresh.rng_state
+    rows = list(range(len(of.test)))
+    share, most = task.max_fraction_of_documents_to_embed, task.max_document_to_embed
+    if share is not None:
+        most = int(share * len(rows))
+    if most is not None:
+        rows = rng.sample(range(len(rows)), k=min(len(rows), most))
+    picked = of.test.select(rows)
+    labels = [
+        label if isinstance(label, list) else [label] for label in picked[task.label_column_name]
+    ]
+    levels = []
+    for level, assigned in enumerate(of.predicted.values()):
+        named = [label[level] if level < len(label) else -1 for label in labels]
+        known = np.flatnonzero([name != -1 for name in named])
+        _, codes = np.unique(np.asarray(named)[known], return_inverse=True)
+        gold = np.full(len(rows), -1, dtype=np.int64)
+        gold[known] = codes
+        draws = [rng.choices(range(len(known)), k=task.max_documents_per_cluster) for _ in assigned]
+        levels.append((gold, known[np.asarray(draws)], np.asarray(assigned)))
+    return Sample(VMeasure.of_levels(levels, len(rows)), groups_of(list(picked[task.input_column_name])))
+
+
+def _pairs(of: _Subset) -> Sample:
+    of.require_metric("max_ap")
+    # older data sets hold all pairs in one row
+    test = of.test if len(of.test) > 1 else of.test[0]
+    scores = [
+        -np.asarray(values, dtype=np.float64) if name in _DISTANCES else np.asarray(values, float)
+        for name, values in of.predicted.items()
+    ]
+    task = of.task
+    return Sample(
+        AveragePrecision(np.asarray(test[task.label_column_name]), np.stack(scores)),
+        groups_of_pairs(list(test[task.input1_column_name]), list(test[task.input2_column_name])),
+    )
+
+
+def _retrieval(of: _Subset) -> Sample:
+    found = _AT.fullmatch(of.metric)
+    if found is None or found[2] not in _TREC:
+        of.require_metric(*(f"{name}_at_k" for name in _TREC))
+        raise AssertionError(of.metric)
+    over_subqueries, name, cut = found.groups()
+    qrels, results = of.test["relevant_docs"], dict(of.predicted)
+    if over_subqueries:
+        qrels, results = _merged(qrels, results)
+    elif of.task.ignore_identical_ids:
+        results = {
+            query: {document: score for document, score in told.items() if document != query}
+            for query, told in results.items()
+        }
+    if of.task.skip_first_result and not over_subqueries:
+        results = {
+            query: dict(sorted(told.items(), key=lambda item: item[1], reverse=True)[1:])
+            for query, told in results.items()
+        }
+    measure = f"{_TREC[name]}"
+    scores = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{cut}"}).evaluate(results)
+    queries = list(scores)
+    values = np.array([scores[query][f"{measure}_{cut}"] for query in queries])
+    texts = dict(zip(of.test["queries"]["id"], of.test["queries"]["text"], strict=True))
+    texts_of: list[Hashable] = [texts.get(query, query) for query in queries]
+    return Sample(MeanOf(values), groups_of(texts_of))
+
+
+def _merged(
+    qrels: Mapping[str, Mapping[str, int]], results: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, Mapping[str, int]], dict[str, dict[str, float]]]:
+    """Join the parts of a query, `id_0`, `id_1` and so on: a document has the best of its scores.
+
+    Source: mteb's max_over_subqueries, MindSmallReranking.
+    """
+    relevant: dict[str, Mapping[str, int]] = {}
+    merged: dict[str, dict[str, float]] = {}
+    for query in qrels:
+        whole = query.rpartition("_")[0]
+        relevant[whole] = qrels[query]
+        best = merged.setdefault(whole, {})
+        for document, score in results[query].items():
+            best[document] = max(score, best.get(document, score))
+    return relevant, merged
+
+
+def _sts(of: _Subset) -> Sample:
+    of.require_metric("cosine_spearman")
+    left, right = of.task.column_names
+    return Sample(
+        Spearman(np.asarray(of.test["score"], float), np.asarray(of.predicted["cosine_scores"])),
+        groups_of_pairs(list(of.test[left]), list(of.test[right])),
+    )
+
+
+def _summarisation(of: _Subset) -> Sample:
+    of.require_metric("cosine_spearman")
+    told: Sequence[tuple[list[float], list[float]]] = list(
+        zip(of.predicted["human_scores"], of.predicted["cosine_scores"], strict=True)
+    )
+    values = [spearmanr(gold, found).statistic for gold, found in told]
+    # mteb leaves documents out, and does not say which: none here has the same text as another
+    return Sample(MeanOf(np.array(values)), np.arange(len(values)))
+
+
+_READERS: Final[dict[str, Callable[[_Subset], Sample]]] = {
+    "Classification": _classification,
+    "Clustering": _clustering,
+    "PairClassification": _pairs,
+    "Reranking": _retrieval,
+    "Retrieval": _retrieval,
+    "STS": _sts,
+    "Summarization": _summarisation,
+}
+
+
+def require_aligned(task: str, *samples: Sample) -> None:
+    """Refuse samples of other units, which cannot be compared in pairs."""
+    if len({len(sample.groups) for sample in samples}) > 1:
+        raise InputError(
+            f"expected the same units of {task} from every model, found "
+            f"{', '.join(str(len(sample.groups)) for sample in samples)}; a model whose vectors "
+            "are all alike has documents left out"
+        )

@@ -1,0 +1,106 @@
+"""One model on one mteb task: mteb's own score, and what it is made of."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import mteb
+import numpy as np
+
+from anna_export.verify.estimators import Sample
+from anna_export.verify.estimators import score as estimated
+from anna_export.verify.mteb_model import MtebModel
+from anna_export.verify.samples import read_samples, require_same_score
+from anna_export.verify.task_data import TaskSource, load
+
+# What mteb's loaders hand over at once; how texts are batched is the encoder's business.
+_LOADED_TEXTS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One model's result on one task.
+
+    Args:
+        score: The main score, by mteb.
+        samples: By subset, what it is made of.
+        result: mteb's result file.
+    """
+
+    score: float
+    samples: dict[str, Sample]
+    result: Path
+
+
+def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
+    """Evaluate a model on a task.
+
+    Args:
+        source: The task.
+        model: The model.
+        results: Where mteb's result files go, in mteb's layout.
+
+    Raises:
+        MissingError: If the task's data is not here and cannot be had.
+        UnsupportedError: If the task's kind of score is not known.
+    """
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        cache = mteb.ResultCache(results)
+        predicted = Path(folder)
+        task = load(source)
+        evaluated = mteb.evaluate(
+            model,
+            task,
+            cache=cache,
+            overwrite_strategy="always",
+            prediction_folder=predicted,
+            encode_kwargs={"batch_size": _LOADED_TEXTS, "show_progress_bar": False},
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+        (result,) = evaluated.task_results
+        predictions = json.loads(
+            (predicted / task.prediction_file_name).read_text(encoding="utf-8")
+        )
+        samples = read_samples(task, source.build(), predictions)
+        (split,) = task.eval_splits
+        for entry in result.scores[split]:
+            sample = samples[entry["hf_subset"]]
+            require_same_score(source.name, estimated(sample.estimator), entry["main_score"])
+        meta = model.mteb_model_meta
+        path = cache.get_task_result_path(source.name, meta)
+        task.unload_data()
+    scored = float(np.mean([estimated(sample.estimator) for sample in samples.values()]))
+    return Scored(scored, samples, path)
+
+
+def ask(source: TaskSource, model: MtebModel) -> None:
+    """Have a task ask a model for all of its vectors, and do nothing with its score."""
+    with _quiet(), np.errstate(all="ignore"):
+        task = load(source)
+        mteb.evaluate(
+            model,
+            task,
+            cache=None,
+            encode_kwargs={"batch_size": _LOADED_TEXTS, "show_progress_bar": False},
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+        task.unload_data()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep mteb's log off the terminal."""
+    logger = logging.getLogger("mteb")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
