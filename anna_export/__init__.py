@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anna_export.backends import open_encoder
     from anna_export.st import sentence_transformer
+    from anna_export.verify.mteb_model import mteb_model
 
-__all__ = ["open_encoder", "sentence_transformer"]
+__all__ = ["mteb_model", "open_encoder", "sentence_transformer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from anna_export.st import sentence_transformer
 
         return sentence_transformer
+    if name == "mteb_model":
+        from anna_export.verify.mteb_model import mteb_model
+
+        return mteb_model
     raise AttributeError(f"module 'anna_export' has no attribute {name!r}")

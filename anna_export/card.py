@@ -144,10 +144,11 @@ def _tasks(parity: TaskParity) -> str:
     return f"""
 ### Tasks: {parity.verdict}
 
-Scores of mteb {parity.versions.get("mteb", "")} on {len(parity.tasks)} tasks, as {parity.candidate},
-against {parity.reference}, on {parity.hardware}. A task passes if the whole 95 % interval of the
-difference, by a paired bootstrap over distinct texts, lies above minus the margin, which was fixed
-beforehand. The noise floor is the reference against itself in other batches.
+Scores of mteb {parity.versions.get("mteb", "")} on {len(parity.tasks)} tasks, as \
+{parity.candidate}, against {parity.reference}, on {parity.hardware}.
+A task passes if the whole 95 % interval of the difference, by a paired bootstrap over distinct
+texts, lies above minus the margin, which was fixed beforehand. The noise floor is the reference
+against itself in other batches.
 
 | task | metric | reference | artifact | difference | 95 % interval | margin | noise | verdict |
 |---|---|---|---|---|---|---|---|---|

@@ -36,7 +36,7 @@ def installed() -> dict[str, str]:
 
 
 def source_sha256() -> str:
-    """Return the sha256 of this package's own source: what it computes may change with any of it."""
+    """Return the sha256 of this package's source: what it computes may change with it."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Which texts tasks will ask for: known before anything is embedded, by a run that embeds nothing."""
+"""Which texts tasks ask for, found by a run that embeds none of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

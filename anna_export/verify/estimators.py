@@ -26,6 +26,11 @@ class Estimator(Protocol):
         """How often the metric itself drew from the units; 1 for a metric that does not."""
         ...
 
+    @property
+    def classes(self) -> int:
+        """Into how many parts the metric divides the units; 1 for a metric that does not."""
+        ...
+
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) float64 scores.
 
@@ -75,6 +80,11 @@ class MeanOf:
         """None of its own."""
         return 1
 
+    @property
+    def classes(self) -> int:
+        """All of them together."""
+        return 1
+
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) weighted means."""
         return (weights @ self.values) / weights.sum(axis=1)
@@ -95,6 +105,11 @@ class Spearman:
     @property
     def draws(self) -> int:
         """None of its own."""
+        return 1
+
+    @property
+    def classes(self) -> int:
+        """All of them together."""
         return 1
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -132,6 +147,11 @@ class AveragePrecision:
     @property
     def draws(self) -> int:
         """None of its own."""
+        return 1
+
+    @property
+    def classes(self) -> int:
+        """All of them together."""
         return 1
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -190,6 +210,11 @@ class VMeasure:
         """R draws of each level."""
         return len(self.clusterings)
 
+    @property
+    def classes(self) -> int:
+        """The gold classes of the level that has most."""
+        return max(one.classes.shape[0] for one in self.clusterings)
+
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) means over the draws of V-measures in which each text counts as drawn."""
         measures = np.stack([one.v_measure(weights) for one in self.clusterings], axis=1)
@@ -206,9 +231,7 @@ class _Clustering:
 
     @classmethod
     def of_draw(cls, gold: np.ndarray, drawn: np.ndarray, assigned: np.ndarray) -> Self:
-        pairs, cell = np.unique(
-            np.stack([gold[drawn], assigned]), axis=1, return_inverse=True
-        )
+        pairs, cell = np.unique(np.stack([gold[drawn], assigned]), axis=1, return_inverse=True)
         cells = csr_array(
             (np.ones(len(drawn)), (cell.reshape(-1), drawn)), shape=(pairs.shape[1], len(gold))
         )

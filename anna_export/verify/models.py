@@ -16,7 +16,6 @@ from anna_export.encoder import Encoder
 from anna_export.plan import forecast, require_memory
 from anna_export.progress import Stage
 from anna_export.prompts import Prompt
-from anna_export.tokenise import TOKENIZER_FILE, find_tokenizer
 from anna_export.verify.mteb_model import ORGANISATION, artifact_meta, model_meta
 from anna_export.verify.prove import require_same_model
 from anna_export.verify.stored_encoder import stored_prefixes

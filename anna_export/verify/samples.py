@@ -122,7 +122,8 @@ def _clustering(of: _Subset) -> Sample:
         gold[known] = codes
         draws = [rng.choices(range(len(known)), k=task.max_documents_per_cluster) for _ in assigned]
         levels.append((gold, known[np.asarray(draws)], np.asarray(assigned)))
-    return Sample(VMeasure.of_levels(levels, len(rows)), groups_of(list(picked[task.input_column_name])))
+    texts = list(picked[task.input_column_name])
+    return Sample(VMeasure.of_levels(levels, len(rows)), groups_of(texts))
 
 
 def _pairs(of: _Subset) -> Sample:

@@ -64,7 +64,8 @@ def compare_scores(
     Raises:
         InputError: If a score is not defined, as where all gold scores are equal.
     """
-    scores = np.array([[score(one.estimator) for one in told] for told in (reference, candidate, again)])
+    models = (reference, candidate, again)
+    scores = np.array([[score(one.estimator) for one in told] for told in models])
     if not np.isfinite(scores).all():
         raise InputError(
             f"expected a score of {name} for every model, found one that is not defined; its "
@@ -74,12 +75,13 @@ def compare_scores(
     drawn = np.mean(
         [
             _replicates(told, np.random.default_rng([seed, place]), replicates)
-            for place, told in enumerate(zip(reference, candidate, again, strict=True))
+            for place, told in enumerate(zip(*models, strict=True))
         ],
         axis=0,
     )
     groups = min(int(one.groups.max()) + 1 for one in reference)
-    few = min([groups, *(one.estimator.draws for one in reference if one.estimator.draws > 1)])
+    # entropies of a few texts a class vary more than a bootstrap of them shows
+    few = min(int(one.groups.max() + 1) // one.estimator.classes for one in reference)
     found, noise = (
         _stretched(drawn[place] - drawn[0], difference, few)
         for place, difference in ((1, second - first), (2, third - first))
@@ -112,9 +114,7 @@ def judge(differences: Mapping[str, Difference]) -> dict[str, Verdict]:
     trusted are inconclusive.
     """
     failed = _holm({name: one.p_inferior for name, one in differences.items()})
-    return {
-        name: _verdict(one, failed=name in failed) for name, one in differences.items()
-    }
+    return {name: _verdict(one, failed=name in failed) for name, one in differences.items()}
 
 
 def over_all(
@@ -148,9 +148,7 @@ def over_all(
         noise_floor=noise_floor,
         units=sum(one.units for one in told),
         groups=sum(one.groups for one in told),
-        p_inferior=float(
-            (1 + (found > -max(allowed, noise_floor)).sum()) / (1 + len(found))
-        ),
+        p_inferior=float((1 + (found > -max(allowed, noise_floor)).sum()) / (1 + len(found))),
     )
     if Verdict.FAIL in verdicts.values():
         return mean, Verdict.FAIL
@@ -165,9 +163,7 @@ def _verdict(found: Difference, *, failed: bool) -> Verdict:
     return Verdict.PASS if found.low > -found.margin else Verdict.INCONCLUSIVE
 
 
-def _replicates(
-    told: tuple[Sample, ...], rng: np.random.Generator, replicates: int
-) -> np.ndarray:
+def _replicates(told: tuple[Sample, ...], rng: np.random.Generator, replicates: int) -> np.ndarray:
     """(models, B) scores of the same resamples."""
     rare = [_rare(told[0], one, rng, replicates) for one in told]
     parts = [
@@ -215,8 +211,7 @@ def _rare(
 
 def _stretched(replicates: np.ndarray, difference: float, groups: int) -> np.ndarray:
     """Move replicates away from the difference, as few groups make it less sure than they show."""
-    if groups < 2:
-        return replicates
+    groups = max(groups, 2)
     factor = stats.t.ppf((1 + _LEVEL) / 2, groups - 1) / stats.norm.ppf((1 + _LEVEL) / 2)
     return difference + factor * math.sqrt(groups / (groups - 1)) * (replicates - difference)
 

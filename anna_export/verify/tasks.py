@@ -13,7 +13,7 @@ from anna_export.errors import InputError
 from anna_export.hardware import hardware
 from anna_export.progress import Stage, no_stage
 from anna_export.prompts import Prompt
-from anna_export.verify.contamination import is_contaminated
+from anna_export.verify.contamination import was_trained_on
 from anna_export.verify.demand import Demand
 from anna_export.verify.models import Model, open_models
 from anna_export.verify.mteb_model import MtebModel
@@ -163,15 +163,16 @@ def _judge(
     mean, verdict = over_all(verdicts, differences, replicates, asked.margin)
     tasks = [
         TaskResult(
-            source.name,
-            source.type,
-            source.main_score,
-            source.revision,
-            verdicts[source.name],
-            differences[source.name],
-            is_contaminated(source, asked.trained_on),
+            name,
+            metadata.type,
+            metadata.main_score,
+            metadata.dataset["revision"],
+            verdicts[name],
+            differences[name],
+            was_trained_on(asked.trained_on, name, source.base, metadata.dataset["path"]),
         )
         for source in asked.tasks
+        for name, metadata in [(source.name, source.build().metadata)]
     ]
     return TaskParity(
         verdict=verdict,
@@ -182,6 +183,7 @@ def _judge(
         summary=summary(
             {task.name: task.difference.candidate for task in tasks},
             {task.name: task.type for task in tasks},
+            local=any(source.folder is not None for source in asked.tasks),
         ),
         texts=Texts(
             demand.requested,

@@ -1,6 +1,4 @@
-"""Artifacts with one thing wrong each: the vectors tier, which every tier runs first, names a text.
-
-"""
+"""Artifacts with one thing wrong each: the vectors tier fails, and names a text."""
 
 import json
 import shutil
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 
 from anna_export.artifact import Artifact, hash_file, open_artifact, write_manifest
+from anna_export.backends import load_encoder
 from anna_export.encoder import Backend, Encoder
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch, Tokeniser
@@ -59,7 +58,7 @@ def proved(
 ) -> Callable[[Callable[[Encoder], Encoder]], Parity]:
     """Runs verify over the artifact with its encoder changed."""
     model, artifact = made
-    load = proving.load_encoder
+    load = load_encoder
 
     def run(change: Callable[[Encoder], Encoder]) -> Parity:
         monkeypatch.setattr(
@@ -136,7 +135,7 @@ def test_a_missing_end_token_fails(
 def test_one_vector_that_is_not_finite_fails(
     proved: Callable[[Callable[[Encoder], Encoder]], Parity],
 ) -> None:
-    seen = []
+    seen: list[TokenBatch] = []
 
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         if not seen:  # one vector of the whole run

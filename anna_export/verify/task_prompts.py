@@ -1,0 +1,125 @@
+"""Which prompt an mteb task's texts get: the artifact's own, a user's, or one that ships here.
+
+mteb_prompts.json holds an instruction for every task of MTEB(eng, v2), by the task's name, and one
+for every type of task. It is written as the project's own files of prompts are; where mteb gives
+a task an instruction, it is that, word for word, because published scores depend on it.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pydantic
+
+from anna_export.errors import InputError, MissingError
+from anna_export.prompt_file import Task
+from anna_export.prompts import NO_PROMPT, Prompt, Prompts
+from anna_export.validation import validated
+
+# What --task-prompts takes in place of a file.
+NONE: Final = "none"
+_SHIPPED: Final = Path(__file__).with_name("mteb_prompts.json")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPrompts:
+    """Prompts by the name or type of an mteb task.
+
+    Args:
+        prompts: The prompts.
+        alone: Look nowhere else: a task that is not among them has no prompt.
+    """
+
+    prompts: Prompts
+    alone: bool = False
+
+
+class _File(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    tasks: dict[str, Task]
+
+
+def find_prompt(
+    task: str, kind: str, side: str | None, own: Prompts, given: TaskPrompts | None = None
+) -> Prompt:
+    """Return what stands around a text of a task.
+
+    The artifact's own prompts come first, then what is given, then what ships; in each, a prompt
+    of the task's name, of its type's, or, in retrieval and reranking, "query" or "document".
+    Documents have the prompt that their queries' prompt names, else none.
+
+    Args:
+        task: The task's name in mteb.
+        kind: Its type in mteb.
+        side: "query" or "document" in retrieval and reranking, else None.
+        own: The artifact's.
+        given: A user's.
+    """
+    if given is not None and given.alone:
+        places = [given.prompts]
+    else:
+        places = [own, *([given.prompts] if given is not None else []), shipped()]
+    for prompts in places:
+        query = _named(prompts, [task, kind] if side is None else [task, kind, "query"])
+        if side != "document":
+            if query is not None:
+                return prompts.by_name[query]
+            continue
+        if query is not None and query in prompts.documents:
+            return prompts.find(prompts.documents[query])
+        if (document := _named(prompts, ["document"])) is not None:
+            return prompts.by_name[document]
+        if query is not None:
+            return NO_PROMPT
+    return NO_PROMPT
+
+
+@cache
+def shipped() -> Prompts:
+    """Return the prompts of mteb_prompts.json."""
+    return _read(_SHIPPED)
+
+
+def read_task_prompts(path: Path) -> TaskPrompts:
+    """Read a user's prompts by task; "none" is no prompt for any.
+
+    Raises:
+        MissingError: If there is no such file.
+        InputError: If it is not JSON, or a field of it is wrong (with its name).
+    """
+    if str(path) == NONE:
+        return TaskPrompts(Prompts(), alone=True)
+    if not path.is_file():
+        raise MissingError(
+            f'expected a file of prompts by mteb task at {path}, found none; "{NONE}" is for none'
+        )
+    return TaskPrompts(_read(path))
+
+
+def _read(path: Path) -> Prompts:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"expected JSON in {path}, found: {error}") from None
+    tasks = validated(_File, content, path).tasks
+    try:
+        return Prompts(
+            {name: task.prompt() for name, task in tasks.items()},
+            documents={
+                name: task.documents for name, task in tasks.items() if task.documents is not None
+            },
+        )
+    except InputError as error:
+        raise InputError(f"{error}, in {path}") from None
+
+
+def _named(prompts: Prompts, names: Sequence[str]) -> str | None:
+    """Return the first of these names there is a prompt of, as written or as it could be baked."""
+    baked = (re.sub(r"[^a-z0-9_-]", "-", name.lower()) for name in names)
+    pairs = zip(names, baked, strict=True)
+    return next((name for pair in pairs for name in pair if name in prompts.by_name), None)
