@@ -243,7 +243,8 @@ def test_proof_is_stored_in_the_artifact_and_shown_by_inspect(
     assert re.search(r"proof +pass: worst cosine", shown)
     assert re.search(r"candidate +pytorch: fp32 .* from the artifact's stored weights", shown)
     assert run(["inspect", str(copy), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parity"]["candidate"].startswith("pytorch: fp32")
+    told = json.loads(capsys.readouterr().out)["parity"]
+    assert told["vectors"]["candidate"].startswith("pytorch: fp32")
 
 
 def test_proof_of_an_artifact_that_may_not_be_written_to_is_an_answer_all_the_same(

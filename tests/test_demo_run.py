@@ -10,12 +10,13 @@ import pytest
 from anna_train.demo import DemoModels
 from anna_train.evaluate import Figures, Retrieval, Scores
 
-from anna_export.artifact import Artifact
+from anna_export.artifact import PARITY_FILE, Artifact
 from demo import __main__ as demo
 from demo import retrieve, speed
 
 PRECISIONS = ["fp32", "fp8", "int8", "int4"]
 SECONDS = {"merge and write": 1.25, "prove": 20.5}
+DIFFERENCES = dict(zip(PRECISIONS, (0.0, -0.25, 0.125, None), strict=True))  # None: vectors fail
 PYTORCH_NDCG = 0.5
 NDCG = dict(zip(PRECISIONS, (0.5, 0.49, 0.505, 0.4), strict=True))
 SPEED = {
@@ -33,17 +34,30 @@ class Run:
         self.retrieved: list[tuple[list[str], list[str]]] = []
         self.measures = 0
         self.failing = ""
+        self.verdict = 0
 
     def export(
         self, command: list[Any], *, stdout: int, check: bool
     ) -> subprocess.CompletedProcess[bytes]:
         assert command[-1] == "--json" and stdout == subprocess.PIPE
+        if command[1] == "verify":
+            return self.verify(command)
         (precision,) = (name for name in PRECISIONS if f"--{name}" in command)
         self.exported.append(precision)
         shutil.copytree(self.artifact.folder, command[-2])
         return subprocess.CompletedProcess(
             command, int(precision == self.failing), json.dumps({"seconds": SECONDS}).encode()
         )
+
+    def verify(self, command: list[Any]) -> subprocess.CompletedProcess[bytes]:
+        path = Path(command[2]) / PARITY_FILE
+        change, parity = DIFFERENCES[self.exported[-1]], json.loads(path.read_text())
+        if change is not None:
+            told = {"reference": 0.5, "difference": change}
+            task = {"name": "Docstrings", "metric": "recall", "difference": told, "verdict": "fail"}
+            parity["tasks"] = {"tasks": [task], "mean": told, "verdict": "inconclusive"}
+        path.write_text(json.dumps(parity))
+        return subprocess.CompletedProcess(command, self.verdict, json.dumps(parity).encode())
 
     def retrieve(
         self, artifacts: dict[str, Path], queries: list[str], documents: list[str]
@@ -74,6 +88,8 @@ def run(
     models = DemoModels(base, adapter, figures, {"base": 34.5})
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
     monkeypatch.setattr(demo, "make_models", lambda out, **_: models)
+    monkeypatch.setattr(demo, "training_pairs", lambda out: ())
+    monkeypatch.setattr(demo, "write_tasks", lambda pairs, folder: folder.mkdir())
     monkeypatch.setattr(demo, "heldout_texts", lambda out, count: ["q1", "d1", "q2", "d2"][:count])
     monkeypatch.setattr(subprocess, "run", run.export)
     monkeypatch.setattr(retrieve, "ndcg_at_10", run.retrieve)
@@ -98,9 +114,10 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
     assert demo.main() == 0
     found = times(capsys.readouterr().out)
     for name in PRECISIONS:
-        seconds, parts = found.pop(f"export {name}")
-        assert float(seconds) >= 0 and parts == "merge and write 1.2, prove 20.5"
-    for name in ("evaluate artifacts", "measure speed", "in all"):
+        seconds, parts = found.pop(f"export, verify {name}")
+        assert float(seconds) >= 0
+        assert parts.startswith("merge and write 1.2, prove 20.5, verify ")
+    for name in ("write tasks", "evaluate artifacts", "measure speed", "in all"):
         (seconds,) = found.pop(name)
         assert float(seconds) >= 0
     assert found == {
@@ -118,7 +135,7 @@ def test_every_precision_is_exported_by_its_option(run: Run, tmp_path: Path) -> 
     demo.main()
     assert run.exported == PRECISIONS
     made = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert made == {"artifact", "artifact-fp8", "artifact-int8", "artifact-int4"}
+    assert made == {"tasks", "artifact", "artifact-fp8", "artifact-int8", "artifact-int4"}
 
 
 def test_one_line_a_precision_shows_its_change_against_pytorch_and_its_speed(
@@ -154,7 +171,7 @@ def test_second_run_makes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) 
     demo.main()
     found = times(capsys.readouterr().out)
     assert run.made == (4, 1, 1)
-    exports = [f"export {name}" for name in PRECISIONS]
+    exports = [f"export, verify {name}" for name in PRECISIONS]
     for name in (*exports, "evaluate artifacts", "measure speed"):
         assert found[name] == ["reused"]
 
@@ -222,3 +239,23 @@ def test_tasks_are_shown_before_and_after_beside_tf_idf(
         ["docstrings", "0.700", "0.100", "0.050", "0.200", "0.150", "nDCG@10"],
         ["STS-B", "0.600", "0.300", "-", "0.400", "-", "Spearman"],
     ]
+
+
+def test_scores_are_shown_with_a_verdict_for_each_precision(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.verdict = 3
+    assert demo.main() == 0
+    row, mean = table(capsys.readouterr().out, "verified task")
+    assert row == [
+        "Docstrings", "0.5000", "+0.0000 fail", "-0.2500 fail", "+0.1250 fail", "vectors fail",
+        "recall",
+    ]  # fmt: skip
+    assert mean[2] == "+0.0000 inconclusive"
+
+
+def test_verification_that_cannot_be_done_ends_the_run(run: Run) -> None:
+    run.verdict = 2
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert ended.value.code == 2 and run.exported == ["fp32"]

@@ -259,7 +259,7 @@ def test_wrong_weight_is_rejected_with_its_figures(
     assert names(tmp_path) == {kept.name}
     parity = read_evidence(open_artifact(kept, check=True), PARITY_FILE)
     assert parity is not None and parity["verdict"] == "fail"
-    assert parity["worst_cosine"] < 0.999999
+    assert parity["vectors"]["worst_cosine"] < 0.999999
     assert "**fail**" in (kept / CARD_FILE).read_text()
 
 

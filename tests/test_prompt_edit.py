@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from anna_export import open_encoder, prompt_edit
-from anna_export.artifact import PARITY_FILE, open_artifact, read_evidence
+from anna_export.artifact import PARITY_FILE, open_artifact
 from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.cli import run
@@ -22,7 +22,7 @@ from anna_export.pipeline import Recipe, export
 from anna_export.prompt_edit import add_prompts, proved_prompts, remove_prompts
 from anna_export.prompts import PROMPTS_FILE, Prompt, Prompts
 from anna_export.spec import Precision
-from anna_export.verify.vectors import Parity
+from anna_export.verify.proof import Proof, read_proof
 
 Refused = Callable[..., str]
 WEIGHTS = "model.onnx.data"
@@ -103,9 +103,9 @@ def test_proof_does_not_cover_a_prompt_that_was_replaced(artifact: Path) -> None
 def test_proof_that_embedded_no_prompt_covers_none(artifact: Path) -> None:
     # as that of a model too large for this memory
     opened = open_artifact(artifact)
-    found = read_evidence(opened, PARITY_FILE)
+    found = read_proof(opened)
     assert found is not None
-    add_proof(opened, replace(Parity(**found), prompts=[]))
+    add_proof(opened, Proof(replace(found.vectors, prompts=[])))
     assert proved_prompts(open_artifact(artifact)) == set()
 
 

@@ -50,7 +50,10 @@ def test_artifact_holds_the_files_prompts_and_was_proved_with_them(artifact: Pat
     manifest = open_artifact(artifact).manifest
     assert manifest.prompts.by_name == {"sts": Prompt(FRONT, BACK), "passage": Prompt("passage: ")}
     assert manifest.prompts.default == "sts" and manifest.prompts.documents == {"sts": "sts"}
-    assert json.loads((artifact / "parity.json").read_text())["prompts"] == ["passage", "sts"]
+    assert json.loads((artifact / "parity.json").read_text())["vectors"]["prompts"] == [
+        "passage",
+        "sts",
+    ]
     assert repr(BACK) in (artifact / "README.md").read_text()
 
 

@@ -170,9 +170,11 @@ def _answer(proof: "Proof") -> None:
         raise ParityError(f"expected the reference's vectors, found: {found}")
     if proof.verdict == "fail":
         raise ParityError(f"expected the reference's scores, found: {found}")
+    mean = proof.tasks.mean
     raise InconclusiveError(
-        f"expected enough texts to tell, found: {found}; run more tasks (--tier full), or fix a "
-        "wider --margin beforehand"
+        f"expected enough texts to tell, found a mean over tasks that differs by "
+        f"{mean.difference:+.4f} ({mean.low:+.4f} to {mean.high:+.4f}), against a margin of "
+        f"{mean.margin:.4f}; run more tasks, or fix a wider --margin beforehand"
     )
 
 

@@ -164,8 +164,7 @@ def _verdict(found: Difference, *, failed: bool) -> Verdict:
 
 
 def _replicates(told: tuple[Sample, ...], rng: np.random.Generator, replicates: int) -> np.ndarray:
-    """(models, B) scores of the same resamples."""
-    rare = [_rare(told[0], one, rng, replicates) for one in told]
+    """(3, B) scores of reference, candidate and reference again on the same resamples."""
     parts = [
         np.stack([one.estimator.resampled(weights, draws) for one in told])
         for weights, draws in draw(told[0].groups, told[0].estimator.draws, replicates, rng)
@@ -176,9 +175,9 @@ def _replicates(told: tuple[Sample, ...], rng: np.random.Generator, replicates: 
     if not defined.any():
         return np.full_like(found, np.nan)
     found = np.where(defined, found, found[:, defined].mean(axis=1, keepdims=True))
-    for place, changes in enumerate(rare):
-        if changes is not None:
-            found[place] = found[0] + changes
+    rare = _rare(told[0], told[1], rng, replicates)
+    if rare is not None:
+        found[1] = found[0] + rare
     return found
 
 

@@ -186,6 +186,11 @@ def heldout_texts(out: Path, count: int) -> list[str]:
     return texts[:count]
 
 
+def training_pairs(out: Path) -> tuple[Pair, ...]:
+    """Return what base and adapter were trained on; `out` is as for heldout_texts."""
+    return _load_corpus(Kept(out)).train
+
+
 def _making(name: str) -> Callable[..., None]:
     """Return what makes something; its imports take seconds, which a run that reuses all saves."""
     from anna_train import making

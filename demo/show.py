@@ -1,0 +1,167 @@
+"""What the demonstration prints: what was made, how good and how fast it is, what took how long."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from anna_train.demo import DemoModels
+
+from anna_export.artifact import PARITY_FILE, Artifact
+from anna_export.cli.shown import print_rows, print_table, size
+from anna_export.hardware import hardware
+from anna_export.spec import Precision
+
+# what is made in each precision, in this order
+ARTIFACTS: Final[dict[str, str]] = {
+    Precision.FP32: "artifact",
+    Precision.FP8: "artifact-fp8",
+    Precision.INT8: "artifact-int8",
+    Precision.INT4: "artifact-int4",
+}
+# what each stage makes, and its name in the table
+STAGES: Final = {
+    "corpus.json": "read docstrings",
+    "base": "base model",
+    "check.json": "check rows",
+    "mined.jsonl": "mine negatives",
+    "scored.jsonl": "soft labels",
+    "adapter": "tune LoRA",
+    "figures.json": "evaluate both",
+    "tasks": "write tasks",
+    **{name: f"export, verify {precision}" for precision, name in ARTIFACTS.items()},
+    "retrieval.json": "evaluate artifacts",
+    "speed.json": "measure speed",
+}
+
+
+def result(
+    models: DemoModels,
+    artifacts: Mapping[str, Artifact],
+    ndcg: Mapping[str, float],
+    speed: Mapping[str, Mapping[str, float]],
+    out: Path,
+) -> None:
+    """Print what was made, and a line for each precision."""
+    manifest, figures = artifacts[Precision.FP32].manifest, models.figures
+    parities = {precision: _parity(one)["vectors"] for precision, one in artifacts.items()}
+    proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
+    pytorch = speed["pytorch"]["texts_per_second"]
+    print()
+    _tasks(models)
+    print()
+    print_rows(
+        {
+            "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
+            f"trained on {figures.train_pairs:,} docstrings",
+            "adapter": f"{models.adapter}  LoRA on all linear layers; nDCG@10 of held-out "
+            f"prompted queries {figures.base_prompted.ndcg_at_10:.3f} -> {tuned:.3f}",
+            "artifacts": f"{out}/  {', '.join(one.folder.name for one in artifacts.values())}",
+            "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
+            "adapter in PyTorch; alone: against itself in a batch",
+            "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
+            "adapter in PyTorch: a few percent are chance",
+            "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
+            "for GPUs, here it runs in fp32",
+        }
+    )
+    lines = [
+        {
+            "precision": precision,
+            "size": size(artifact.size_bytes),
+            "mean loss": f"{1 - parities[precision]['mean_cosine']:.1e}",
+            "worst cosine": f"{parities[precision]['worst_cosine']:.7f}",
+            "alone": f"{parities[precision]['alone_worst_cosine']:.7f}",
+            "nDCG@10": f"{ndcg[precision]:.4f}",
+            "change": f"{100 * (ndcg[precision] / tuned - 1):+.2f} %",
+            "texts/s": f"{speed[precision]['texts_per_second']:,.0f}",
+            "speed": f"{speed[precision]['ratio']:.1f} x",
+            "proof": _verdict(parities[precision]),
+        }
+        for precision, artifact in artifacts.items()
+    ]
+    print()
+    print_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _tasks(models: DemoModels) -> None:
+    """Print how well base and adapter do, without and with examples in the prompt."""
+    scores = models.figures.tasks
+    print_table(
+        ("task", "TF-IDF", "base", "few-shot", "tuned", "few-shot", "metric"),
+        [
+            (
+                name,
+                *(
+                    "-" if value is None else f"{value:.3f}"
+                    for value in (
+                        one.tf_idf,
+                        one.base,
+                        one.base_few_shot,
+                        one.tuned,
+                        one.tuned_few_shot,
+                    )
+                ),
+                one.metric,
+            )
+            for name, one in scores.items()
+        ],
+    )
+
+
+def parity(artifacts: Mapping[str, Artifact]) -> None:
+    """Print each artifact's scores on the tasks, and its verdicts."""
+    tasks = {precision: _parity(one)["tasks"] for precision, one in artifacts.items()}
+    told = next(found for found in tasks.values() if found)
+    rows = [
+        (
+            one["name"],
+            f"{one['difference']['reference']:.4f}",
+            *(_change(found and found["tasks"][place]) for found in tasks.values()),
+            one["metric"],
+        )
+        for place, one in enumerate(told["tasks"])
+    ]
+    means = [
+        found and {"difference": found["mean"], "verdict": found["verdict"]}
+        for found in tasks.values()
+    ]
+    reference = f"{told['mean']['reference']:.4f}"
+    rows.append(("mean over tasks", reference, *map(_change, means), ""))
+    print()
+    print_table(("verified task", "pytorch", *tasks, "metric"), rows)
+
+
+def _change(task: Mapping[str, Any] | None) -> str:
+    if task is None:
+        return "vectors fail"
+    return f"{task['difference']['difference']:+.4f} {task['verdict']}"
+
+
+def _verdict(parity: Mapping[str, Any]) -> str:
+    if parity["floor"] is not None:
+        return f"{parity['verdict']}: worst >= {parity['floor']}"
+    return f"{parity['verdict']}: loss <= {parity['max_loss']}"
+
+
+def times(
+    seconds: Mapping[str, float], stages: Mapping[str, Mapping[str, float]], total: float
+) -> None:
+    """Print the seconds of each stage, and of the parts of an export."""
+    print()
+    print_table(
+        ("stage", "seconds", "of which"),
+        [
+            (
+                name,
+                f"{seconds[made]:.1f}" if made in seconds else "reused",
+                ", ".join(f"{part} {spent:.1f}" for part, spent in stages.get(made, {}).items()),
+            )
+            for made, name in STAGES.items()
+        ]
+        + [("in all", f"{total:.1f}", "")],
+    )
+
+
+def _parity(artifact: Artifact) -> dict[str, Any]:
+    return dict(json.loads((artifact.folder / PARITY_FILE).read_text(encoding="utf-8")))
