@@ -28,7 +28,7 @@ from anna_export.hardware import hardware
 from anna_export.versions import installed, source_sha256
 from demo import show
 from demo.show import ARTIFACTS
-from demo.tasks import write_tasks
+from demo.tasks import read_docstrings, write_tasks
 
 OUT = Path("build/demo")
 TOOL = Path(sys.executable).with_name("anna-export")
@@ -62,7 +62,7 @@ def main(args: Sequence[str] = ()) -> int:
             "corpus": content_hash(OUT / "corpus.json"),
             "written_by": _source("tasks.py"),
         },
-        lambda folder: write_tasks(training_pairs(OUT), folder),
+        lambda folder: write_tasks(read_docstrings(training_pairs(OUT)), folder),
     )
     made_from = {
         "base": content_hash(models.base),

@@ -37,14 +37,8 @@ class Docstring:
         return f"{self.pair.query} {self.pair.document}"
 
 
-def write_tasks(trained: Sequence[Pair], folder: Path) -> None:
-    """Write a folder of tasks.
-
-    Args:
-        trained: What no text may be of.
-        folder: Made, with manifest.json and data/<task>/.
-    """
-    docstrings = read_docstrings(trained)
+def write_tasks(docstrings: Sequence[Docstring], folder: Path) -> None:
+    """Write a folder of tasks: manifest.json and data/<task>/."""
     folder.mkdir(parents=True)
     manifest = {name: write(docstrings, folder / "data" / name) for name, write in _TASKS.items()}
     text = json.dumps(manifest, indent=2) + "\n"
@@ -73,7 +67,7 @@ def _retrieval(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
     queries = [(f"q{place}", one.pair.query) for place, one in enumerate(documents[:QUERIES])]
     corpus = [(f"d{place}", "", one.pair.document) for place, one in enumerate(documents)]
     answers = [(f"q{place}", f"d{place}", 1) for place in range(len(queries))]
-    revision = _write(
+    revision = write_data(
         folder,
         {
             "corpus": {"test": _table(("_id", "title", "text"), corpus)},
@@ -93,7 +87,7 @@ def _classification(docstrings: Sequence[Docstring], folder: Path) -> dict[str, 
             split = "train" if place < TRAIN_TEXTS else "test"
             rows[split].append((one.pair.document, label, name))
     told = {split: _table(("text", "label", "label_text"), found) for split, found in rows.items()}
-    revision = _write(folder, {"default": told})
+    revision = write_data(folder, {"default": told})
     return _entry("Banking77Classification", revision, "the module of a docstring", folder.name)
 
 
@@ -103,7 +97,7 @@ def _clustering(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]
     rows = [(one.pair.query, name) for name, found in by_package.items() for one in found[:each]]
     random.Random(0).shuffle(rows)
     rows = rows[:CLUSTERED]
-    revision = _write(folder, {"default": {"test": _table(("sentences", "labels"), rows)}})
+    revision = write_data(folder, {"default": {"test": _table(("sentences", "labels"), rows)}})
     entry = _entry("GeoreviewClusteringP2P", revision, "the package of a docstring", folder.name)
     entry["metadata"] |= {"eval_langs": ["eng-Latn"], "domains": ["Programming", "Written"]}
     return entry
@@ -120,7 +114,7 @@ def _pairs(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
         rows.append((one.pair.query, (one if same else other).pair.document, int(same)))
     left, right, labels = zip(*rows, strict=True)
     table = pa.table({"sent1": [left], "sent2": [right], "labels": [labels]})
-    revision = _write(folder, {"default": {"test": table}})
+    revision = write_data(folder, {"default": {"test": table}})
     return _entry("TwitterURLCorpus", revision, "two parts of one docstring, or not", folder.name)
 
 
@@ -150,8 +144,12 @@ def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     return pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def _write(folder: Path, configurations: Mapping[str, Mapping[str, pa.Table]]) -> str:
-    """Write Parquet files named by their content, and the README that lists them."""
+def write_data(folder: Path, configurations: Mapping[str, Mapping[str, pa.Table]]) -> str:
+    """Write a data set of configurations and splits: Parquet files, and the README that lists them.
+
+    Returns:
+        Its revision: a hash of the files.
+    """
     folder.mkdir(parents=True)
     lines, digest = ["---", "configs:"], hashlib.sha256()
     for name, splits in configurations.items():

@@ -89,6 +89,7 @@ def run(
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
     monkeypatch.setattr(demo, "make_models", lambda out, **_: models)
     monkeypatch.setattr(demo, "training_pairs", lambda out: ())
+    monkeypatch.setattr(demo, "read_docstrings", lambda trained: [])
     monkeypatch.setattr(demo, "write_tasks", lambda pairs, folder: folder.mkdir())
     monkeypatch.setattr(demo, "heldout_texts", lambda out, count: ["q1", "d1", "q2", "d2"][:count])
     monkeypatch.setattr(subprocess, "run", run.export)

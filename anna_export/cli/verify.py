@@ -134,6 +134,8 @@ def _task_run(
     cache: Path | None,
     adapter: Path | None,
 ) -> "TaskRun":
+    if margin is not None and not 0 < margin < 1:
+        raise InputError(f"expected a margin above 0 and below 1, found {margin}")
     from anna_export.verify.contamination import datasets_of
     from anna_export.verify.task_data import sources
     from anna_export.verify.task_prompts import read_task_prompts

@@ -1,0 +1,233 @@
+"""Verdicts: intervals that hold the truth, passes that are right, and every way to tell no."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from anna_export.errors import InputError
+from anna_export.verify.difference import Difference, Verdict
+from anna_export.verify.estimators import (
+    AveragePrecision,
+    Estimator,
+    MeanOf,
+    Sample,
+    Spearman,
+    VMeasure,
+    score,
+)
+from anna_export.verify.statistics import compare_scores, judge, margin_of, over_all
+
+Models = tuple[Estimator, Estimator, np.ndarray]
+Make = Callable[[np.random.Generator, int], Models]
+SIMULATED = 150
+# of so few simulations: benchmarks/bootstrap.py has thousands, and 93 to 97 %
+LEAST_COVERAGE, MOST_FALSE_PASSES = 0.90, 0.09
+
+
+def mean(rng: np.random.Generator, count: int) -> Models:
+    reference = rng.beta(4, 2, count)
+    candidate = reference + rng.normal(-0.01, 0.05, count)
+    return MeanOf(reference), MeanOf(candidate), np.arange(count)
+
+
+def right_or_wrong(rng: np.random.Generator, count: int) -> Models:
+    reference, luck = rng.random(count) < 0.8, rng.random(count)
+    candidate = np.where(reference, luck > 0.05, luck < 0.1)
+    return MeanOf(reference * 1.0), MeanOf(candidate * 1.0), np.arange(count)
+
+
+def few_changed(rng: np.random.Generator, count: int) -> Models:
+    reference = rng.beta(4, 2, count)
+    changes = np.where(rng.random(count) < 0.03, rng.normal(-0.05, 0.2, count), 0.0)
+    return MeanOf(reference), MeanOf(reference + changes), np.arange(count)
+
+
+def of_one_text(rng: np.random.Generator, count: int) -> Models:
+    groups = np.repeat(np.arange(count // 3), 3)
+    reference = rng.beta(4, 2, len(groups))
+    changes = rng.normal(-0.01, 0.05, count // 3)[groups]
+    return MeanOf(reference), MeanOf(reference + changes), groups
+
+
+def spearman(rng: np.random.Generator, count: int) -> Models:
+    gold = np.round(rng.normal(size=count) * 2) / 2
+    reference = gold + rng.normal(0, 0.7, count)
+    candidate = reference + rng.normal(0, 0.3, count)
+    return Spearman(gold, reference), Spearman(gold, candidate), np.arange(count)
+
+
+def precision(rng: np.random.Generator, count: int) -> Models:
+    labels = (rng.random(count) < 0.3) * 1
+    reference = 1.5 * labels + rng.normal(size=count)
+    candidate = reference + rng.normal(0, 0.3, count)
+    pair = (AveragePrecision(labels, one[None]) for one in (reference, candidate))
+    return (*pair, np.arange(count))
+
+
+def v_measure(rng: np.random.Generator, count: int) -> Models:
+    classes, draws = 5, 4
+    gold = rng.integers(0, classes, count)
+    reference = np.where(rng.random(count) < 0.75, gold, rng.integers(0, classes, count))
+    other = np.where(rng.random(count) < 0.6, gold, rng.integers(0, classes, count))
+    candidate = np.where(rng.random(count) < 0.85, reference, other)
+    indices = rng.integers(0, count, (draws, 3 * count))
+    pair = (
+        VMeasure.of_levels([(gold, indices, found[indices])], count)
+        for found in (reference, candidate)
+    )
+    return (*pair, np.arange(count))
+
+
+def compared(models: Models, margin: float, seed: int = 0, replicates: int = 300) -> Difference:
+    reference, candidate, groups = models
+    told = [Sample(reference, groups)]
+    return compare_scores(
+        "made up", told, [Sample(candidate, groups)], told,
+        margin=margin, seed=seed, replicates=replicates,
+    )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (mean, 60),
+        (right_or_wrong, 100),
+        (few_changed, 100),
+        (of_one_text, 180),
+        (spearman, 60),
+        (precision, 60),
+        (v_measure, 100),
+    ],
+)
+def test_interval_holds_the_truth_and_few_pass_that_are_at_the_margin(
+    make: Make, count: int
+) -> None:
+    rng = np.random.default_rng(3)
+    truth = float(
+        np.mean(
+            [score(pair[1]) - score(pair[0]) for pair in (make(rng, count) for _ in range(700))]
+        )
+    )
+    assert truth < 0
+    found = [compared(make(rng, count), -truth, seed) for seed in range(SIMULATED)]
+    coverage = np.mean([one.low <= truth <= one.high for one in found])
+    false_passes = np.mean([judge({"task": one})["task"] is Verdict.PASS for one in found])
+    assert coverage >= LEAST_COVERAGE and false_passes <= MOST_FALSE_PASSES
+
+
+def test_units_of_one_text_count_once() -> None:
+    values = np.random.default_rng(0).normal(size=90)
+    reference, candidate = MeanOf(np.zeros(900)), MeanOf(np.repeat(values, 10))
+    together = compared((reference, candidate, np.repeat(np.arange(90), 10)), 0.1)
+    apart = compared((reference, candidate, np.arange(900)), 0.1)
+    ratio = (together.high - together.low) / (apart.high - apart.low)
+    assert ratio == pytest.approx(10**0.5, rel=0.15) and together.groups == 90
+
+
+def test_models_are_compared_in_pairs() -> None:
+    # queries differ a hundred times as much as models do
+    reference = np.random.default_rng(0).normal(size=200)
+    candidate = reference + np.random.default_rng(1).normal(0, 0.01, 200)
+    found = compared((MeanOf(reference), MeanOf(candidate), np.arange(200)), 0.01)
+    assert found.high - found.low < 0.005
+
+
+def test_a_clear_loss_fails_and_a_clear_gain_passes() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.beta(4, 2, 300)
+    for change, verdict in ((-0.1, Verdict.FAIL), (0.1, Verdict.PASS), (0.0, Verdict.PASS)):
+        candidate = reference + rng.normal(change, 0.02, 300)
+        found = compared((MeanOf(reference), MeanOf(candidate), np.arange(300)), 0.01)
+        assert judge({"task": found}) == {"task": verdict}
+
+
+def test_few_texts_are_inconclusive_whatever_they_say() -> None:
+    for change in (-0.5, 0.0, 0.5):
+        reference = np.linspace(0, 1, 12)
+        found = compared((MeanOf(reference), MeanOf(reference + change), np.arange(12)), 0.01)
+        assert judge({"task": found}) == {"task": Verdict.INCONCLUSIVE}
+
+
+def test_a_wide_interval_around_no_difference_is_inconclusive() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.beta(4, 2, 40)
+    found = compared(
+        (MeanOf(reference), MeanOf(reference + rng.normal(0, 0.2, 40)), np.arange(40)), 0.01
+    )
+    assert judge({"task": found}) == {"task": Verdict.INCONCLUSIVE}
+
+
+def test_the_noise_floor_is_what_the_reference_differs_from_itself() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.beta(4, 2, 400)
+    again = reference + rng.normal(0.0, 0.05, 400)
+    groups = np.arange(400)
+    found, _ = compare_scores(
+        "made up",
+        *([Sample(MeanOf(values), groups)] for values in (reference, reference - 0.004, again)),
+        margin=0.002,
+    )
+    assert 0.004 < found.noise_floor < 0.015
+    # worse than the margin, and no worse than noise
+    assert judge({"task": found}) == {"task": Verdict.INCONCLUSIVE}
+
+
+def test_of_many_tasks_one_fails_only_beyond_what_chance_brings() -> None:
+    def found(p_inferior: float) -> Difference:
+        return Difference(0.5, 0.5, -0.01, -0.02, 0.0, 0.005, 0.0, 500, 500, p_inferior)
+
+    alone = judge({"a": found(0.03)})
+    assert alone == {"a": Verdict.FAIL}
+    many = judge({"a": found(0.03), **{f"t{place}": found(0.5) for place in range(9)}})
+    assert set(many.values()) == {Verdict.INCONCLUSIVE}
+    # Holm: the second is held against one test fewer
+    two = judge({"a": found(0.001), "b": found(0.02), "c": found(0.5)})
+    assert two == {"a": Verdict.FAIL, "b": Verdict.FAIL, "c": Verdict.INCONCLUSIVE}
+
+
+def test_over_all_fails_by_one_task_and_passes_by_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.beta(4, 2, 400)
+    changes = {"good": 0.0, "wide": 0.0, "bad": -0.1}
+    differences, replicates = {}, {}
+    for name, change in changes.items():
+        spread = 0.2 if name == "wide" else 0.002
+        told = [Sample(MeanOf(reference), np.arange(400))]
+        candidate = [Sample(MeanOf(reference + rng.normal(change, spread, 400)), np.arange(400))]
+        differences[name], replicates[name] = compare_scores(name, told, candidate, told)
+    verdicts = judge(differences)
+    assert verdicts == {
+        "good": Verdict.PASS,
+        "wide": Verdict.INCONCLUSIVE,
+        "bad": Verdict.FAIL,
+    }
+    assert over_all(verdicts, differences, replicates)[1] is Verdict.FAIL
+    one = {"good": differences["good"]}
+    assert over_all({"good": Verdict.PASS}, one, replicates)[1] is Verdict.PASS
+    two = {name: differences[name] for name in ("good", "wide")}
+    told = {name: verdicts[name] for name in two}
+    assert over_all(told, two, replicates, margin=0.002)[1] is Verdict.INCONCLUSIVE
+    overall, verdict = over_all(told, two, replicates, margin=0.05)
+    assert verdict is Verdict.PASS and overall.margin == 0.05
+    # twice as many tasks, the same spread in one: half of it in the mean
+    wide, both = differences["wide"], overall
+    assert (both.high - both.low) == pytest.approx((wide.high - wide.low) / 2, rel=0.1)
+
+
+def test_the_margin_is_half_a_percent_and_at_least_two_thousandths() -> None:
+    assert margin_of(0.8) == pytest.approx(0.004)
+    assert margin_of(0.1) == 0.002 and margin_of(0.1, 0.03) == 0.03
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    models = spearman(np.random.default_rng(0), 50)
+    assert compared(models, 0.01, seed=4) == compared(models, 0.01, seed=4)
+    assert compared(models, 0.01, seed=4) != compared(models, 0.01, seed=5)
+
+
+def test_a_score_that_is_not_defined_is_refused() -> None:
+    gold = np.ones(30)
+    models = (Spearman(gold, np.arange(30.0)), Spearman(gold, np.arange(30.0)), np.arange(30))
+    with pytest.raises(InputError, match=r"expected a score of made up .* leave it out"):
+        compared(models, 0.01)

@@ -1,0 +1,305 @@
+"""Artifacts on tasks: the verdict is right, and every text is embedded once."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from anna_export.artifact import (
+    PARITY_FILE,
+    Artifact,
+    hash_file,
+    identity,
+    open_artifact,
+    write_manifest,
+)
+from anna_export.backends import load_encoder
+from anna_export.cli import run
+from anna_export.encoder import Encoder
+from anna_export.errors import InputError, MissingError
+from anna_export.progress import Progress
+from anna_export.spec import Precision
+from anna_export.tokenise import TokenBatch
+from anna_export.verify import models
+from anna_export.verify.difference import Verdict
+from anna_export.verify.proof import read_proof
+from anna_export.verify.task_data import sources
+from anna_export.verify.task_parity import TaskParity
+from anna_export.verify.tasks import TaskRun, compare_tasks, plan
+from tests.verify.small_tasks import write_small_tasks
+
+MakeModel = Callable[..., Path]
+MakeArtifact = Callable[..., Artifact]
+Output = pytest.CaptureFixture[str]
+# of sixty units no smaller difference can be told
+MARGIN = 0.1
+
+
+class Shown:
+    """Notes what each stage reports."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[tuple[int, int]]] = {}
+
+    def __call__(self, name: str, unit: str) -> AbstractContextManager[Progress | None]:
+        told = self.told.setdefault(name, [])
+        return nullcontext(lambda done, total: told.append((done, total)))
+
+
+def asked(
+    folder: Path, cache: Path, names: Sequence[str] = (), margin: float | None = MARGIN
+) -> TaskRun:
+    return TaskRun(sources("quick", names, folder), "quick", cache, margin)
+
+
+def judged(
+    artifact: Artifact, model: Path, run: TaskRun, adapter: Path | None = None, **options: Any
+) -> TaskParity:
+    return compare_tasks(artifact, model, adapter, run, plan(artifact, run), **options).parity
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> Path:
+    """Attends sharply, so that a broken layer shows in every score."""
+    return make_model(hidden_size=64, intermediate_size=96, initializer_range=0.1, seed=5)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, make_artifact: MakeArtifact) -> Artifact:
+    return make_artifact(model)
+
+
+def test_the_artifact_itself_passes_on_every_kind_of_task(
+    whole: Artifact, model: Path, small: Path, tmp_path: Path
+) -> None:
+    parity = judged(whole, model, asked(small, tmp_path))
+    verdicts = {task.name: task.verdict for task in parity.tasks}
+    assert parity.verdict is Verdict.PASS and verdicts.pop("SmallSummaries") is not Verdict.FAIL
+    assert set(verdicts.values()) == {Verdict.PASS} and len(verdicts) == 6
+    for task in parity.tasks:
+        assert task.difference.difference == pytest.approx(0, abs=1e-3)
+        assert task.revision.startswith("local-") and not task.trained_on
+    assert parity.candidate == "ort: fp32 on CPU" and parity.hardware
+
+
+def broken(artifact: Artifact, folder: Path) -> Artifact:
+    """Return a copy whose middle layer's 4-bit weights are noise, and whose hashes all hold."""
+    shutil.copytree(artifact.folder, folder)
+    manifest = artifact.manifest
+    graph = onnx.load(folder / manifest.graphs["cpu"], load_external_data=False).graph
+    path = folder / "model.onnx.data"
+    content = bytearray(path.read_bytes())
+    noise = np.random.default_rng(0)
+    for tensor in graph.initializer:
+        if tensor.name.startswith("layers.1.") and tensor.data_type == onnx.TensorProto.UINT8:
+            stored = {entry.key: entry.value for entry in tensor.external_data}
+            if stored:
+                start, length = int(stored["offset"]), int(stored["length"])
+                content[start : start + length] = noise.bytes(length)
+    assert content != path.read_bytes()
+    path.write_bytes(bytes(content))
+    files = {**manifest.files, path.name: hash_file(path)}
+    changed = identity(files, manifest.spec, manifest.contract)
+    write_manifest(folder, manifest.model_copy(update={"files": files, "artifact_id": changed}))
+    return open_artifact(folder, check=True)
+
+
+def test_int4_with_a_broken_layer_fails_before_any_task_is_run(
+    model: Path, make_artifact: MakeArtifact, small: Path, tmp_path: Path, capsys: Output
+) -> None:
+    folder = tmp_path / "broken"
+    broken(make_artifact(model, Precision.INT4), folder)
+    verify = ["verify", str(folder), "--reference", str(model), "--tier", "quick"]
+    verify += ["--task-data", str(small), "--cache", str(tmp_path / "cache"), "--json"]
+    assert run(verify) == 1
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["verdict"] == "fail" and found["tasks"] is None
+    assert re.search(r"mean loss .* \(the worst cosine, .*: no prompt: ", shown.err)
+
+
+def test_vectors_that_are_half_noise_fail(
+    whole: Artifact, model: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(artifact: Artifact, **options: Any) -> Encoder:
+        encoder = load_encoder(artifact, **options)
+        compute = encoder.backend.run
+
+        def run(batch: TokenBatch) -> np.ndarray:
+            noise = [np.random.default_rng(ids.sum()).normal(size=encoder.dim) for ids in batch.ids]
+            vectors = compute(batch) + 0.2 * np.asarray(noise, np.float32)
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+        monkeypatch.setattr(encoder.backend, "run", run)
+        return encoder
+
+    monkeypatch.setattr(models, "load_encoder", noisy)
+    parity = judged(whole, model, asked(small, tmp_path, ["SmallSTS", "SmallPairs"]))
+    assert parity.verdict is Verdict.FAIL
+    assert "SmallSTS fail: -" in parity.reasons[0]
+
+
+def test_too_few_texts_are_inconclusive_and_exit_3(
+    whole: Artifact, model: Path, tmp_path: Path, capsys: Output
+) -> None:
+    few = write_small_tasks(tmp_path / "few", 12, ["SmallRetrieval", "SmallSTS"])
+    verify = ["verify", str(whole.folder), "--reference", str(model), "--tier", "quick"]
+    verify += ["--task-data", str(few), "--cache", str(tmp_path / "cache"), "--margin", "1e-9"]
+    assert run([*verify, "--backend", "ort"]) == 3
+    shown = capsys.readouterr()
+    assert re.search(r"SmallRetrieval +ndcg_at_10 .* inconclusive", shown.out)
+    assert shown.err.startswith("anna-export: expected enough texts to tell")
+    assert shown.err.count("\n") == 1
+
+
+def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
+    whole: Artifact, model: Path, small: Path, tmp_path: Path
+) -> None:
+    shown = Shown()
+    first = judged(whole, model, asked(small, tmp_path), stage=shown)
+    texts = first.texts
+    assert texts.requested > texts.distinct
+    assert (
+        texts.embedded_reference
+        == texts.embedded_again
+        == texts.embedded_candidate
+        == texts.distinct
+    )
+    for name in ("reference", "reference again", "artifact"):
+        assert shown.told[name][0] == (0, texts.distinct)
+        assert shown.told[name][-1] == (texts.distinct, texts.distinct)
+    second = judged(whole, model, asked(small, tmp_path))
+    assert second.texts.embedded_reference == second.texts.embedded_candidate == 0
+    assert second.tasks == first.tasks and second.mean == first.mean
+
+
+def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
+    whole: Artifact, model: Path, small: Path, tmp_path: Path, capsys: Output
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.folder, copy)
+    verify = ["verify", str(copy), "--reference", str(model)]
+    tasks = ["--task", "SmallSTS", "--task", "SmallPairs", "--task-data", str(small)]
+    tasks += [
+        "--margin",
+        str(MARGIN),
+        "--trained-on",
+        "sts-benchmark",
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    tasks += ["--trained-on", "mteb/SmallSTS"]
+    assert run([*verify, *tasks]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"SmallSTS\* +cosine_spearman .* pass\n", shown)
+    assert "* the model was trained on data of this task" in shown
+    opened = open_artifact(copy, check=True)
+    proof = read_proof(opened)
+    assert proof is not None and proof.tasks is not None and proof.verdict == "pass"
+    assert [task.trained_on for task in proof.tasks.tasks] == [True, False]
+    card = (copy / "README.md").read_text()
+    assert "### Tasks: pass" in card and "| SmallSTS* | cosine_spearman |" in card
+    (result,) = copy.glob("mteb/anna-export__*/*/SmallSTS.json")
+    told = json.loads(result.read_text())
+    (entry,) = told["scores"]["test"]
+    assert told["task_name"] == "SmallSTS" and entry["main_score"] == pytest.approx(
+        proof.tasks.tasks[0].difference.candidate, abs=1e-6
+    )
+    assert str(result.relative_to(copy)) in opened.manifest.evidence
+    assert run(verify) == 0
+    kept = read_proof(open_artifact(copy))
+    assert kept is not None and kept.tasks == proof.tasks
+    assert run(["inspect", str(copy)]) == 0
+    assert re.search(r"tasks +pass: 2 tasks", capsys.readouterr().out)
+
+
+def test_an_artifact_that_changes_meanwhile_is_refused(
+    whole: Artifact, model: Path, small: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.folder, copy)
+    opened = open_artifact(copy)
+
+    def stage(name: str, unit: str) -> AbstractContextManager[Progress | None]:
+        if name == "artifact":
+            manifest = opened.manifest
+            prompts = replace(manifest.prompts, default=None, by_name={})
+            changed = replace(manifest.spec, norm_eps=2 * manifest.spec.norm_eps)
+            told = {
+                "spec": changed,
+                "prompts": prompts,
+                "artifact_id": identity(manifest.files, changed, manifest.contract),
+            }
+            write_manifest(copy, manifest.model_copy(update=told))
+        return nullcontext()
+
+    with pytest.raises(InputError, match=r"expected .* to stay as it is, found it changed since"):
+        judged(opened, model, asked(small, tmp_path, ["SmallSTS"]), stage=stage)
+
+
+def test_nothing_is_embedded_where_data_is_missing(
+    whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told = TaskRun(sources(None, ["STS12"], None), "chosen", tmp_path)
+    with pytest.raises(MissingError, match=r"expected the data of STS12 .* --task-data"):
+        plan(whole, told)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "SmallST"], r"found 'SmallST'; did you mean SmallSTS"),
+        (["--task", "SmallSTS", "--tier", "quick"], r"expected --task or --tier"),
+        (["--tier", "quick", "--margin", "nan"], r"expected a margin"),
+        (["--tier", "quick", "--margin", "-1"], r"expected a margin"),
+        (["--tier", "quick", "--task-prompts", "absent.json"], r"expected a file of prompts"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str],
+    message: str,
+    whole: Artifact,
+    model: Path,
+    small: Path,
+    capsys: Output,
+) -> None:
+    verify = ["verify", str(whole.folder), "--reference", str(model), "--task-data", str(small)]
+    assert run([*verify, *arguments]) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err) and shown.err.count("\n") == 1 and not shown.out
+
+
+def test_a_reference_of_another_width_is_refused(
+    whole: Artifact, make_model: MakeModel, small: Path, tmp_path: Path, capsys: Output
+) -> None:
+    other = make_model(hidden_size=32)
+    verify = ["verify", str(whole.folder), "--reference", str(other), "--task", "SmallSTS"]
+    assert run([*verify, "--task-data", str(small), "--cache", str(tmp_path)]) == 2
+    assert "expected a reference with dim" in capsys.readouterr().err
+
+
+def test_proof_of_another_schema_gives_way(whole: Artifact, model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.folder, copy)
+    assert run(["verify", str(copy), "--reference", str(model)]) == 0
+    manifest = open_artifact(copy).manifest
+    (copy / PARITY_FILE).write_text('{"verdict": "pass"}')
+    entry = manifest.evidence[PARITY_FILE].model_copy(
+        update=hash_file(copy / PARITY_FILE).model_dump()
+    )
+    write_manifest(
+        copy, manifest.model_copy(update={"evidence": {**manifest.evidence, PARITY_FILE: entry}})
+    )
+    assert run(["inspect", str(copy)]) == 2
+    assert run(["verify", str(copy), "--reference", str(model)]) == 0
+    assert run(["inspect", str(copy)]) == 0
