@@ -1,13 +1,11 @@
 """One model on one mteb task: mteb's own score, and what it is made of."""
 
-import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mteb
 import numpy as np
@@ -49,24 +47,27 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
         MissingError: If the task's data is not here and cannot be had.
         UnsupportedError: If the task's kind of score is not known.
     """
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    predictions: dict[str, dict[str, Any]] = {}
+
+    def keep(found: Any, _: object, __: Path, hf_split: str, hf_subset: str) -> None:
+        predictions.setdefault(hf_subset, {})[hf_split] = found
+
+    with _quiet():
         cache = mteb.ResultCache(results)
-        predicted = Path(folder)
         task = load(source)
+        # mteb would write them as JSON, which takes longer than to search
+        task._save_task_predictions = keep
         evaluated = mteb.evaluate(
             model,
             task,
             cache=cache,
             overwrite_strategy="always",
-            prediction_folder=predicted,
+            prediction_folder=results,
             encode_kwargs={"batch_size": _LOADED_TEXTS, "show_progress_bar": False},
             show_progress_bar=False,
             co2_tracker=False,
         )
         (result,) = evaluated.task_results
-        predictions = json.loads(
-            (predicted / task.prediction_file_name).read_text(encoding="utf-8")
-        )
         samples = read_samples(task, source.build(), predictions)
         (split,) = task.eval_splits
         for entry in result.scores[split]:
@@ -75,8 +76,7 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
         meta = model.mteb_model_meta
         path = cache.get_task_result_path(source.name, meta)
         task.unload_data()
-    scored = float(np.mean([estimated(sample.estimator) for sample in samples.values()]))
-    return Scored(scored, samples, path)
+    return Scored(result.get_score(), samples, path)
 
 
 def ask(source: TaskSource, model: MtebModel) -> None:

@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from anna_export.artifact import Manifest
-from anna_export.encoder import Encoder
 from anna_export.progress import Progress
 from anna_export.prompts import Prompt
 from anna_export.verify.vector_store import VectorStore, behind, text_key
@@ -14,6 +14,14 @@ from anna_export.verify.vector_store import VectorStore, behind, text_key
 # What a kill may lose: a part is stored when it is embedded.
 PART_TEXTS = 256
 PART_CHARACTERS = 1 << 16
+
+
+class Embedder(Protocol):
+    """What is in front of a store: an Encoder, or any other of one prompt at a time."""
+
+    def encode(self, texts: Sequence[str], prompt: Prompt) -> np.ndarray:
+        """Return (N, D) float32 rows of unit L2 length, in order."""
+        ...
 
 
 class StoredEncoder:
@@ -28,7 +36,7 @@ class StoredEncoder:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Embedder,
         store: VectorStore,
         prefixes: Mapping[Prompt, str],
         *,

@@ -61,8 +61,8 @@ def precision(rng: np.random.Generator, count: int) -> Models:
     labels = (rng.random(count) < 0.3) * 1
     reference = 1.5 * labels + rng.normal(size=count)
     candidate = reference + rng.normal(0, 0.3, count)
-    pair = (AveragePrecision(labels, one[None]) for one in (reference, candidate))
-    return (*pair, np.arange(count))
+    one, other = (AveragePrecision(labels, scores[None]) for scores in (reference, candidate))
+    return one, other, np.arange(count)
 
 
 def v_measure(rng: np.random.Generator, count: int) -> Models:
@@ -72,11 +72,11 @@ def v_measure(rng: np.random.Generator, count: int) -> Models:
     other = np.where(rng.random(count) < 0.6, gold, rng.integers(0, classes, count))
     candidate = np.where(rng.random(count) < 0.85, reference, other)
     indices = rng.integers(0, count, (draws, 3 * count))
-    pair = (
+    one, other = (
         VMeasure.of_levels([(gold, indices, found[indices])], count)
         for found in (reference, candidate)
     )
-    return (*pair, np.arange(count))
+    return one, other, np.arange(count)
 
 
 def compared(models: Models, margin: float, seed: int = 0, replicates: int = 300) -> Difference:
@@ -206,9 +206,9 @@ def test_over_all_fails_by_one_task_and_passes_by_the_mean() -> None:
     one = {"good": differences["good"]}
     assert over_all({"good": Verdict.PASS}, one, replicates)[1] is Verdict.PASS
     two = {name: differences[name] for name in ("good", "wide")}
-    told = {name: verdicts[name] for name in two}
-    assert over_all(told, two, replicates, margin=0.002)[1] is Verdict.INCONCLUSIVE
-    overall, verdict = over_all(told, two, replicates, margin=0.05)
+    of_two = {name: verdicts[name] for name in two}
+    assert over_all(of_two, two, replicates, margin=0.002)[1] is Verdict.INCONCLUSIVE
+    overall, verdict = over_all(of_two, two, replicates, margin=0.05)
     assert verdict is Verdict.PASS and overall.margin == 0.05
     # twice as many tasks, the same spread in one: half of it in the mean
     wide, both = differences["wide"], overall

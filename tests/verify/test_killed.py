@@ -1,0 +1,89 @@
+"""A verification that is killed goes on where it was, to the same numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anna_export.artifact import Artifact
+from tests.verify.small_tasks import write_small_tasks
+
+MakeModel = Callable[..., Path]
+MakeArtifact = Callable[..., Artifact]
+TOOL = Path(sys.executable).with_name("anna-export")
+NAMES = ("SmallSTS", "SmallPairs")
+
+
+@pytest.fixture(scope="module")
+def command(
+    make_model: MakeModel,
+    make_artifact: MakeArtifact,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[str]:
+    model = make_model()
+    tasks = write_small_tasks(tmp_path_factory.mktemp("tasks") / "tasks", 700, NAMES)
+    return [
+        str(TOOL), "verify", str(make_artifact(model).folder), "--reference", str(model),
+        "--tier", "quick", "--task-data", str(tasks), "--margin", "0.1", "--json",
+    ]  # fmt: skip
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+
+
+def verified(command: list[str], cache: Path, tmp_path: Path) -> dict[str, Any]:
+    finished = subprocess.run(
+        [*command, "--cache", str(cache)],
+        stdout=subprocess.PIPE,
+        env=environment(tmp_path),
+        check=True,
+    )
+    return json.loads(finished.stdout)["tasks"]
+
+
+def kept(cache: Path) -> list[int]:
+    """Return how many vectors each store holds, the oldest first."""
+    paths = sorted(cache.glob("vectors/*/keys"), key=lambda path: path.parent.stat().st_ctime_ns)
+    return [path.stat().st_size // 16 for path in paths]
+
+
+def kill_when(
+    command: list[str], cache: Path, tmp_path: Path, when: Callable[[list[int]], bool]
+) -> None:
+    with subprocess.Popen(
+        [*command, "--cache", str(cache)], stdout=subprocess.DEVNULL, env=environment(tmp_path)
+    ) as process:
+        while not when(kept(cache)):
+            assert process.poll() is None, "it was done before it could be killed"
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_killed_twice_it_gives_the_same_numbers_and_embeds_nothing_again(
+    command: list[str], tmp_path: Path
+) -> None:
+    whole = verified(command, tmp_path / "whole", tmp_path)
+    cache, distinct = tmp_path / "cache", whole["texts"]["distinct"]
+
+    kill_when(command, cache, tmp_path, lambda found: bool(found and found[0]))
+    first = kept(cache)
+    assert 0 < first[0] < distinct, "killed in the middle of the reference"
+
+    kill_when(command, cache, tmp_path, lambda found: len(found) == 3 and found[2] > 0)
+    second = kept(cache)
+    assert second[:2] == [distinct, distinct] and 0 < second[2] < distinct
+
+    again = verified(command, cache, tmp_path)
+    texts = again["texts"]
+    assert texts["embedded_reference"] == texts["embedded_again"] == 0
+    assert texts["embedded_candidate"] == distinct - second[2]
+    assert again["tasks"] == whole["tasks"] and again["mean"] == whole["mean"]
