@@ -7,6 +7,7 @@ from typing import Final
 
 from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, Manifest, add_evidence
 from anna_export.verify.proof import Proof
+from anna_export.verify.published import Summary
 from anna_export.verify.task_parity import TaskParity
 from anna_export.verify.vectors import Parity
 
@@ -156,4 +157,23 @@ against itself in other batches.
 | mean over tasks | | {mean.reference:.4f} | {mean.candidate:.4f} | {mean.difference:+.4f} | \
 {mean.low:+.4f} to {mean.high:+.4f} | {mean.margin:.4f} | {mean.noise_floor:.4f} | \
 **{parity.verdict}** |{trained}
+
+{_standings(parity.summary)}
 """
+
+
+def _standings(summary: Summary) -> str:
+    """Return the means, beside those of published models, as a table."""
+    kinds = list(summary.standings[0].by_type)
+    rows = "\n".join(
+        f"| {one.model} | {'-' if one.borda_rank is None else one.borda_rank} | "
+        f"{one.mean_over_tasks:.4f} | {one.mean_over_types:.4f} | "
+        + " | ".join(f"{one.by_type[kind]:.4f}" if kind in one.by_type else "-" for kind in kinds)
+        + " |"
+        for one in summary.standings
+    )
+    return f"""Means, beside published ones as a check of sanity: {summary.note}.
+
+| model | Borda rank | over tasks | over types | {" | ".join(kinds)} |
+|{"---|" * (4 + len(kinds))}
+{rows}"""

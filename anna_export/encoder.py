@@ -1,6 +1,6 @@
 """Texts in, vectors out: one encoder over any backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Protocol
 
@@ -106,7 +106,13 @@ class Encoder:
         pairs = list(zip(texts, self._prompt_of_each(len(texts), prompt), strict=True))
         for index, pair in enumerate(pairs):
             first.setdefault(pair, index)
-        vectors = self._encode(self._rows(list(first)), list(first.values()), progress)
+        distinct = list(first.items())
+
+        def name(place: int) -> str:
+            (text, _), index = distinct[place]
+            return f"{index} ({text[:40]!r})"
+
+        vectors = self._encode(self._rows(list(first)), name, progress)
         if len(first) == len(texts):
             return vectors
         place = {pair: index for index, pair in enumerate(first)}
@@ -134,7 +140,7 @@ class Encoder:
                 f"{longest}; cut them, or export with a larger --max-tokens"
             )
         known = list(self.prefixes.ids) if self.prefixes is not None else []
-        return self._encode(self._behind_prefixes(rows, known), range(len(rows)), None)
+        return self._encode(self._behind_prefixes(rows, known), str, None)
 
     def _prompt_of_each(
         self, texts: int, prompt: str | Prompt | Sequence[str | Prompt | None] | None
@@ -190,9 +196,9 @@ class Encoder:
         return placed
 
     def _encode(
-        self, rows: Sequence[Row], names: Sequence[int], progress: Progress | None
+        self, rows: Sequence[Row], name: Callable[[int], str], progress: Progress | None
     ) -> np.ndarray:
-        """Embed rows; names are the indices they have for the caller."""
+        """Embed rows; `name` is what the caller calls the one at an index."""
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         done = 0
         for members in batches(rows, self.batch_tokens):
@@ -201,7 +207,7 @@ class Encoder:
             if not finite.all():
                 raise DamagedError(
                     f"expected finite vectors, found NaN or infinity for text "
-                    f"{names[members[int(np.argmin(finite))]]} in {self.backend.arithmetic}; "
+                    f"{name(members[int(np.argmin(finite))])} in {self.backend.arithmetic}; "
                     "export in a wider precision"
                 )
             vectors[members] = found

@@ -332,5 +332,7 @@ def test_vector_that_is_not_finite_is_refused_by_its_place_among_all_texts(
 
     encoder = Encoder(Overflows(read_spec(base)), tokeniser)
     assert np.isfinite(encoder.encode(["good"])).all()
-    with pytest.raises(DamagedError, match="for text 3 in fp32; export in a wider precision"):
+    with pytest.raises(
+        DamagedError, match=r"for text 3 \('.*'\) in fp32; export in a wider precision"
+    ):
         encoder.encode(["good", "good", "fine", "bad"])

@@ -16,6 +16,7 @@ from anna_export.progress import Progress
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
     from anna_export.verify.difference import Difference
+    from anna_export.verify.published import Summary
     from anna_export.verify.task_parity import TaskParity
     from anna_export.verify.vectors import Parity
 
@@ -137,6 +138,26 @@ def _difference(metric: str, found: "Difference") -> tuple[str, ...]:
         f"{found.margin:.4f}",
         f"{found.noise_floor:.4f}",
     )
+
+
+def print_standings(summary: "Summary") -> None:
+    """Print means over tasks and types, and those of published models over the same tasks."""
+    kinds = list(summary.standings[0].by_type)
+    print_table(
+        ("model", "Borda", "over tasks", "over types", *kinds, ""),
+        [
+            (
+                one.model,
+                "-" if one.borda_rank is None else str(one.borda_rank),
+                f"{one.mean_over_tasks:.4f}",
+                f"{one.mean_over_types:.4f}",
+                *(f"{one.by_type[kind]:.4f}" if kind in one.by_type else "-" for kind in kinds),
+                "",
+            )
+            for one in summary.standings
+        ],
+    )
+    print_line(summary.note)
 
 
 def task_rows(parity: "TaskParity") -> dict[str, str]:

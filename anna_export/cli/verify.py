@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from anna_export.cli import options, shown
-from anna_export.errors import InconclusiveError, InputError, ParityError
+from anna_export.errors import ExtraError, InconclusiveError, InputError, ParityError
 
 if TYPE_CHECKING:
     from anna_export.artifact import Artifact
@@ -136,6 +136,12 @@ def _task_run(
 ) -> "TaskRun":
     if margin is not None and not 0 < margin < 1:
         raise InputError(f"expected a margin above 0 and below 1, found {margin}")
+    try:
+        import mteb  # noqa: F401
+    except ImportError:
+        raise ExtraError(
+            "expected mteb, which evaluates tasks, found none; install anna-export[eval]"
+        ) from None
     from anna_export.verify.contamination import datasets_of
     from anna_export.verify.task_data import sources
     from anna_export.verify.task_prompts import read_task_prompts
@@ -159,6 +165,8 @@ def _print(proof: "Proof", stored: str) -> None:
     shown.print_rows(rows)
     shown.print_line("")
     shown.print_tasks(proof.tasks)
+    shown.print_line("")
+    shown.print_standings(proof.tasks.summary)
     shown.print_line("")
     shown.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
 

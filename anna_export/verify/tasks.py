@@ -75,6 +75,7 @@ def compare_tasks(
     demand: Demand,
     stage: Stage = no_stage,
     *,
+    alike: bool = False,
     backend: str = "auto",
     device: str = "auto",
 ) -> Compared:
@@ -87,6 +88,7 @@ def compare_tasks(
         asked: The tasks, and how they are run.
         demand: What `plan` found they ask for.
         stage: Shows each stage.
+        alike: Whether the artifact's vectors are known to be the reference's but for rounding.
         backend: As `open_encoder`.
         device: As `open_encoder`.
 
@@ -104,7 +106,7 @@ def compare_tasks(
         del one  # before the next is loaded
     reference, again, candidate = runs
     _require_unchanged(artifact)
-    parity = _judge(asked, demand, reference, again, candidate)
+    parity = _judge(asked, demand, reference, again, candidate, alike=alike)
     return Compared(parity, {name: one.result for name, one in candidate.scores.items()})
 
 
@@ -148,7 +150,13 @@ def _finder(manifest: Manifest, asked: TaskRun) -> Callable[[str, str, str | Non
 
 
 def _judge(
-    asked: TaskRun, demand: Demand, reference: _Run, again: _Run, candidate: _Run
+    asked: TaskRun,
+    demand: Demand,
+    reference: _Run,
+    again: _Run,
+    candidate: _Run,
+    *,
+    alike: bool,
 ) -> TaskParity:
     differences, replicates = {}, {}
     for source in asked.tasks:
@@ -157,7 +165,7 @@ def _judge(
         for subset in told[0]:
             require_aligned(name, *(samples[subset] for samples in told))
         differences[name], replicates[name] = compare_scores(
-            name, *(list(samples.values()) for samples in told), margin=asked.margin
+            name, *(list(samples.values()) for samples in told), margin=asked.margin, alike=alike
         )
     verdicts = judge(differences)
     mean, verdict = over_all(verdicts, differences, replicates, asked.margin)

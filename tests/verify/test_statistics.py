@@ -69,8 +69,8 @@ def v_measure(rng: np.random.Generator, count: int) -> Models:
     classes, draws = 5, 4
     gold = rng.integers(0, classes, count)
     reference = np.where(rng.random(count) < 0.75, gold, rng.integers(0, classes, count))
-    other = np.where(rng.random(count) < 0.6, gold, rng.integers(0, classes, count))
-    candidate = np.where(rng.random(count) < 0.85, reference, other)
+    fresh = np.where(rng.random(count) < 0.6, gold, rng.integers(0, classes, count))
+    candidate = np.where(rng.random(count) < 0.85, reference, fresh)
     indices = rng.integers(0, count, (draws, 3 * count))
     one, other = (
         VMeasure.of_levels([(gold, indices, found[indices])], count)
@@ -147,6 +147,17 @@ def test_few_texts_are_inconclusive_whatever_they_say() -> None:
         reference = np.linspace(0, 1, 12)
         found = compared((MeanOf(reference), MeanOf(reference + change), np.arange(12)), 0.01)
         assert judge({"task": found}) == {"task": Verdict.INCONCLUSIVE}
+
+
+def test_no_change_in_a_hundred_queries_may_be_luck_unless_vectors_are_alike() -> None:
+    told = [Sample(MeanOf(np.random.default_rng(0).beta(4, 2, 100)), np.arange(100))]
+    for alike, verdict in ((False, Verdict.INCONCLUSIVE), (True, Verdict.PASS)):
+        found, _ = compare_scores("made up", told, told, told, margin=0.005, alike=alike)
+        assert judge({"task": found}) == {"task": verdict} and found.difference == 0
+    # of ten thousand it is none
+    told = [Sample(MeanOf(np.random.default_rng(0).beta(4, 2, 10_000)), np.arange(10_000))]
+    found, _ = compare_scores("made up", told, told, told, margin=0.005)
+    assert judge({"task": found}) == {"task": Verdict.PASS}
 
 
 def test_a_wide_interval_around_no_difference_is_inconclusive() -> None:
