@@ -32,7 +32,16 @@ _TREC: Final = {
     "precision": "P",
     "hit_rate": "success",
 }
-_AT: Final = re.compile(r"(max_over_subqueries_)?(\w+?)_at_(\d+)")
+_RANKED: Final = re.compile(rf"(max_over_subqueries_)?({'|'.join(_TREC)})_at_(\d+)")
+_METRICS: Final = {
+    "Classification": re.compile("accuracy"),
+    "Clustering": re.compile("v_measure"),
+    "PairClassification": re.compile("max_ap"),
+    "Reranking": _RANKED,
+    "Retrieval": _RANKED,
+    "STS": re.compile("cosine_spearman"),
+    "Summarization": re.compile("cosine_spearman"),
+}
 _DISTANCES: Final = frozenset({"manhattan_distances", "euclidean_distances"})
 
 
@@ -42,23 +51,34 @@ def read_samples(task: Any, fresh: Any, predictions: Mapping[str, Any]) -> dict[
     Args:
         task: The mteb task, evaluated, its data loaded.
         fresh: The same task, not evaluated: its random generator is where the other's was.
-        predictions: What mteb saved of it: by subset and split.
-
-    Raises:
-        UnsupportedError: If the task is of a kind, or has a main score, that is not known here.
+        predictions: What mteb predicts of it: by subset and split.
     """
-    kind, metric = task.metadata.type, task.metadata.main_score
-    if (read := _READERS.get(kind)) is None:
-        raise UnsupportedError(
-            f"expected a task of type {', '.join(_READERS)}, found {task.metadata.name} of type "
-            f"{kind}; leave it out"
-        )
     (split,) = task.eval_splits
+    read = _READERS[task.metadata.type]
     return {
-        subset: read(_Subset(task, fresh, _data(task, subset), split, metric, told[split]))
+        subset: read(_Subset(task, fresh, _data(task, subset), split, told[split]))
         for subset in task.hf_subsets
         if (told := predictions[subset])
     }
+
+
+def require_supported(task: Any) -> None:
+    """Refuse a task whose score cannot be taken apart here.
+
+    Raises:
+        UnsupportedError: Naming what is known of its type, or the types.
+    """
+    kind, metric = task.metadata.type, task.metadata.main_score
+    if kind not in _METRICS:
+        raise UnsupportedError(
+            f"expected a task of type {', '.join(_METRICS)}, found {task.metadata.name} of type "
+            f"{kind}; leave it out"
+        )
+    if not _METRICS[kind].fullmatch(metric):
+        raise UnsupportedError(
+            f"expected {_METRICS[kind].pattern} as the main score of {task.metadata.name}, found "
+            f"{metric}; leave it out"
+        )
 
 
 def require_same_score(task: str, scored: float, mtebs: float) -> None:
@@ -73,19 +93,11 @@ class _Subset:
     fresh: Any
     data: Any  # by split
     split: str
-    metric: str
     predicted: Any
 
     @property
     def test(self) -> Any:
         return self.data[self.split]
-
-    def require_metric(self, *known: str) -> None:
-        if self.metric not in known:
-            raise UnsupportedError(
-                f"expected {' or '.join(known)} as the main score of {self.task.metadata.name}, "
-                f"found {self.metric}; leave it out"
-            )
 
 
 def _data(task: Any, subset: str) -> Any:
@@ -93,7 +105,6 @@ def _data(task: Any, subset: str) -> Any:
 
 
 def _classification(of: _Subset) -> Sample:
-    of.require_metric("accuracy")
     gold = np.asarray(of.test[of.task.label_column_name])
     right = np.asarray(of.predicted) == gold
     texts = of.test[of.task.input_column_name]
@@ -101,7 +112,6 @@ def _classification(of: _Subset) -> Sample:
 
 
 def _clustering(of: _Subset) -> Sample:
-    of.require_metric("v_measure")
     task, rng = of.task, of.fresh.rng_state
     rows = list(range(len(of.test)))
     share, most = task.max_fraction_of_documents_to_embed, task.max_document_to_embed
@@ -127,7 +137,6 @@ def _clustering(of: _Subset) -> Sample:
 
 
 def _pairs(of: _Subset) -> Sample:
-    of.require_metric("max_ap")
     # older data sets hold all pairs in one row
     test = of.test if len(of.test) > 1 else of.test[0]
     scores = [
@@ -142,10 +151,8 @@ def _pairs(of: _Subset) -> Sample:
 
 
 def _retrieval(of: _Subset) -> Sample:
-    found = _AT.fullmatch(of.metric)
-    if found is None or found[2] not in _TREC:
-        of.require_metric(*(f"{name}_at_k" for name in _TREC))
-        raise AssertionError(of.metric)
+    found = _RANKED.fullmatch(of.task.metadata.main_score)
+    assert found is not None, "require_supported lets no other pass"
     over_subqueries, name, cut = found.groups()
     qrels, results = of.test["relevant_docs"], dict(of.predicted)
     if over_subqueries:
@@ -188,7 +195,6 @@ def _merged(
 
 
 def _sts(of: _Subset) -> Sample:
-    of.require_metric("cosine_spearman")
     left, right = of.task.column_names
     return Sample(
         Spearman(np.asarray(of.test["score"], float), np.asarray(of.predicted["cosine_scores"])),
@@ -197,7 +203,6 @@ def _sts(of: _Subset) -> Sample:
 
 
 def _summarisation(of: _Subset) -> Sample:
-    of.require_metric("cosine_spearman")
     told: Sequence[tuple[list[float], list[float]]] = list(
         zip(of.predicted["human_scores"], of.predicted["cosine_scores"], strict=True)
     )

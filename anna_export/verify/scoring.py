@@ -13,7 +13,7 @@ import numpy as np
 from anna_export.verify.estimators import Sample
 from anna_export.verify.estimators import score as estimated
 from anna_export.verify.mteb_model import MtebModel
-from anna_export.verify.samples import read_samples, require_same_score
+from anna_export.verify.samples import read_samples, require_same_score, require_supported
 from anna_export.verify.task_data import TaskSource, load
 
 # What mteb's loaders hand over at once; how texts are batched is the encoder's business.
@@ -45,7 +45,6 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
 
     Raises:
         MissingError: If the task's data is not here and cannot be had.
-        UnsupportedError: If the task's kind of score is not known.
     """
     predictions: dict[str, dict[str, Any]] = {}
 
@@ -80,8 +79,14 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
 
 
 def ask(source: TaskSource, model: MtebModel) -> None:
-    """Have a task ask a model for all of its vectors, and do nothing with its score."""
+    """Have a task ask a model for all of its vectors, and do nothing with its score.
+
+    Raises:
+        MissingError: If the task's data is not here and cannot be had.
+        UnsupportedError: If the task's kind of score is not known.
+    """
     with _quiet(), np.errstate(all="ignore"):
+        require_supported(source.build())
         task = load(source)
         mteb.evaluate(
             model,

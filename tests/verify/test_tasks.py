@@ -24,7 +24,7 @@ from anna_export.artifact import (
 from anna_export.backends import load_encoder
 from anna_export.cli import run
 from anna_export.encoder import Encoder
-from anna_export.errors import InputError, MissingError
+from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -243,6 +243,21 @@ def test_an_artifact_that_changes_meanwhile_is_refused(
 
     with pytest.raises(InputError, match=r"expected .* to stay as it is, found it changed since"):
         judged(opened, model, asked(small, tmp_path, ["SmallSTS"]), stage=stage)
+
+
+def test_a_score_that_cannot_be_taken_apart_is_refused_before_anything_is_embedded(
+    whole: Artifact, tmp_path: Path
+) -> None:
+    told = {"SmallSTS": {"main_score": "pearson"}, "SmallRetrieval": {"main_score": "mrr_at_10"}}
+    for name, metadata in told.items():
+        folder = write_small_tasks(tmp_path / name, 20, [name])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[name]["metadata"] |= metadata
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UnsupportedError, match=rf"as the main score of {name}, found"):
+            plan(whole, asked(folder, tmp_path / "cache"))
+    with pytest.raises(UnsupportedError, match=r"found .* of type BitextMining; leave it out"):
+        plan(whole, TaskRun(sources(None, ["Tatoeba"], None), "chosen", tmp_path / "cache"))
 
 
 def test_nothing_is_embedded_where_data_is_missing(

@@ -1,0 +1,190 @@
+"""How often verify's intervals hold the truth, and how often an artifact at the margin passes.
+
+Data sets are simulated of which the true difference of the two models is known: the mean over many
+more of them. For every estimator and number of texts: the share of 95 % intervals that hold it, the
+share that passes where the truth is exactly at minus the margin, and the share that fails where
+the margin is met twice over.
+
+python benchmarks/bootstrap.py          2,000 data sets of each kind; about 15 minutes
+python benchmarks/bootstrap.py --quick  300 of each, in about 3
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import Figure, record, say
+
+from anna_export.verify.difference import Difference, Verdict
+from anna_export.verify.estimators import (
+    AveragePrecision,
+    Estimator,
+    MeanOf,
+    Sample,
+    Spearman,
+    VMeasure,
+    score,
+)
+from anna_export.verify.statistics import compare_scores, judge
+
+Models = tuple[Estimator, Estimator, np.ndarray]
+COVERAGE, FALSE_PASSES, FALSE_FAILS = (0.93, 0.97), 0.05, 0.05
+REPLICATES = 500
+
+
+def continuous(rng: np.random.Generator, count: int) -> Models:
+    """Return queries whose values all differ a little."""
+    reference = rng.beta(4, 2, count)
+    candidate = reference + rng.normal(-0.01, 0.05, count)
+    return MeanOf(reference), MeanOf(candidate), np.arange(count)
+
+
+def right_or_wrong(rng: np.random.Generator, count: int) -> Models:
+    """Return texts that are classified right or wrong, few of them otherwise."""
+    reference, luck = rng.random(count) < 0.8, rng.random(count)
+    candidate = np.where(reference, luck > 0.05, luck < 0.1)
+    return MeanOf(reference * 1.0), MeanOf(candidate * 1.0), np.arange(count)
+
+
+def tenth_changed(rng: np.random.Generator, count: int) -> Models:
+    """Return queries of which one in ten changes, and may change much."""
+    reference = rng.beta(4, 2, count)
+    changes = np.where(rng.random(count) < 0.1, rng.normal(-0.05, 0.2, count), 0.0)
+    return MeanOf(reference), MeanOf(reference + changes), np.arange(count)
+
+
+def of_one_text(rng: np.random.Generator, count: int) -> Models:
+    """Return units of which three have one text."""
+    groups = np.repeat(np.arange(count), 3)
+    reference = rng.beta(4, 2, 3 * count)
+    changes = rng.normal(-0.01, 0.05, count)[groups] + rng.normal(0, 0.02, 3 * count)
+    return MeanOf(reference), MeanOf(reference + changes), groups
+
+
+def spearman(rng: np.random.Generator, count: int) -> Models:
+    """Return pairs with gold scores in steps."""
+    gold = np.round(rng.normal(size=count) * 2) / 2
+    reference = gold + rng.normal(0, 0.7, count)
+    candidate = reference + rng.normal(0, 0.3, count)
+    return Spearman(gold, reference), Spearman(gold, candidate), np.arange(count)
+
+
+def average_precision(rng: np.random.Generator, count: int) -> Models:
+    """Return pairs of which three in ten mean the same."""
+    labels = (rng.random(count) < 0.3) * 1
+    reference = 1.5 * labels + rng.normal(size=count)
+    candidate = reference + rng.normal(0, 0.3, count)
+    one, other = (AveragePrecision(labels, scores[None]) for scores in (reference, candidate))
+    return one, other, np.arange(count)
+
+
+def v_measure(rng: np.random.Generator, count: int) -> Models:
+    """Return texts of five classes, clustered ten times, each time a little otherwise."""
+    classes = 5
+    gold = rng.integers(0, classes, count)
+    reference = np.where(rng.random(count) < 0.75, gold, rng.integers(0, classes, count))
+    fresh = np.where(rng.random(count) < 0.6, gold, rng.integers(0, classes, count))
+    candidate = np.where(rng.random(count) < 0.85, reference, fresh)
+    indices = rng.integers(0, count, (10, 4 * count))
+
+    def clustered(clusters: np.ndarray) -> VMeasure:
+        drawn = [
+            np.where(rng.random(count) < 0.98, clusters, rng.integers(0, classes, count))[rows]
+            for rows in indices
+        ]
+        return VMeasure.of_levels([(gold, indices, np.stack(drawn))], count)
+
+    return clustered(reference), clustered(candidate), np.arange(count)
+
+
+CASES: dict[str, tuple[Callable[[np.random.Generator, int], Models], tuple[int, ...]]] = {
+    "mean, continuous": (continuous, (50, 200, 1000)),
+    "mean, right or wrong": (right_or_wrong, (100, 200, 1000)),
+    "mean, a tenth changed": (tenth_changed, (50, 200, 1000)),
+    "mean, three of a text": (of_one_text, (50, 200)),
+    "Spearman": (spearman, (50, 200)),
+    "average precision": (average_precision, (50, 200)),
+    "V-measure": (v_measure, (80, 200)),
+}
+
+
+def main() -> int:
+    """Run the simulations and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="300 data sets of each kind.")
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    count = 300 if arguments.quick else 2000
+    # what chance alone does to a share of so few
+    slack = 2 * (0.05 * 0.95 / count) ** 0.5
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {}
+    for name, (make, sizes) in CASES.items():
+        for size in sizes:
+            told = simulate(make, size, count)
+            label = f"{name}, {size} texts"
+            samples[label] = told
+            say(f"{label}: {told}")
+            low, high = COVERAGE[0] - slack, COVERAGE[1] + slack
+            figures += [
+                Figure(
+                    f"{label}: coverage", told["coverage"], "share", "0.93..0.97",
+                    low <= told["coverage"] <= high,
+                ),
+                Figure(
+                    f"{label}: passes at the margin", told["false_passes"], "share",
+                    f"<= {FALSE_PASSES}", told["false_passes"] <= FALSE_PASSES + slack,
+                ),
+                Figure(
+                    f"{label}: fails within the margin", told["false_fails"], "share",
+                    f"<= {FALSE_FAILS}", told["false_fails"] <= FALSE_FAILS + slack,
+                ),
+            ]  # fmt: skip
+    samples["slack"] = slack
+    return record("bootstrap", figures, samples, [], arguments.json)
+
+
+def simulate(
+    make: Callable[[np.random.Generator, int], Models], size: int, count: int
+) -> dict[str, float]:
+    """Return the shares of `count` simulated data sets, and the true difference."""
+    rng = np.random.default_rng(20261126)
+    truth = float(np.mean([_difference(make(rng, size)) for _ in range(4 * count)]))
+    assert truth < 0, "the candidate is worse, so that the margin can be put there"
+    held = passed = failed = 0
+    for seed in range(count):
+        models = make(rng, size)
+        at_margin = compared(models, -truth, seed)
+        held += at_margin.low <= truth <= at_margin.high
+        passed += judge({"task": at_margin})["task"] is Verdict.PASS
+        within = compared(models, -2 * truth, seed)
+        failed += judge({"task": within})["task"] is Verdict.FAIL
+    return {
+        "coverage": held / count,
+        "false_passes": passed / count,
+        "false_fails": failed / count,
+        "true_difference": truth,
+        "data_sets": count,
+    }
+
+
+def compared(models: Models, margin: float, seed: int) -> Difference:
+    """Compare two models; the reference runs again to the same values."""
+    reference, candidate, groups = models
+    told = [Sample(reference, groups)]
+    return compare_scores(
+        "simulated", told, [Sample(candidate, groups)], told,
+        margin=margin, seed=seed, replicates=REPLICATES,
+    )[0]  # fmt: skip
+
+
+def _difference(models: Models) -> float:
+    reference, candidate, _ = models
+    return score(candidate) - score(reference)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What `anna-export verify --tier quick` says of the demonstration's artifacts on MTEB tasks.
+
+Needs `make demo`, whose artifacts are verified as they are, and once with a broken layer.
+
+python benchmarks/task_parity.py --task-data DIR  a folder of tasks; some 15 minutes for ten tasks
+python benchmarks/task_parity.py --quick          the demonstration's docstring tasks, 4 minutes
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from record import Figure, record, say
+
+from anna_export.artifact import hash_file, identity, open_artifact, write_manifest
+
+DEMO = Path(__file__).parent.parent / "build" / "demo"
+TOOL = Path(sys.executable).with_name("anna-export")
+ARTIFACTS = {"fp32": "artifact", "fp8": "artifact-fp8", "int8": "artifact-int8"}
+BROKEN = "artifact-int4"
+# exit codes of verify: no more than a verdict
+VERDICTS = {0: "pass", 1: "fail", 3: "inconclusive"}
+
+
+def main() -> int:
+    """Verify every artifact and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task-data", type=Path, default=DEMO / "tasks", help="Tasks and data.")
+    parser.add_argument("--quick", action="store_true", help="The docstring tasks.")
+    parser.add_argument("--json", type=Path, help="Results file (default: a dated one).")
+    arguments = parser.parse_args()
+    tasks = DEMO / "tasks" if arguments.quick else arguments.task_data
+    if not (DEMO / BROKEN).is_dir() or not tasks.is_dir():
+        not_run = [{"name": "all", "why": f"{DEMO} or {tasks} is missing; run make demo"}]
+        return record("task-parity", [], {}, not_run, arguments.json)
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "cache"
+        for name, folder in ARTIFACTS.items():
+            copy = Path(shutil.copytree(DEMO / folder, Path(scratch) / folder))
+            found = verify(copy, tasks, cache)
+            samples[name] = found
+            told = found["tasks"]
+            failed = sum(task["verdict"] == "fail" for task in told["tasks"])
+            mean = told["mean"]
+            figures += [
+                Figure(
+                    f"{name}: tasks that fail, of {len(told['tasks'])}",
+                    failed,
+                    "",
+                    "0",
+                    failed == 0,
+                ),
+                Figure(
+                    f"{name}: mean over tasks, difference ({told['verdict']})",
+                    mean["difference"], "score", f"> -{mean['margin']:.4f}",
+                    told["verdict"] != "fail", (mean["low"], mean["high"]),
+                ),
+            ]  # fmt: skip
+        broken = break_layer(DEMO / BROKEN, Path(scratch) / "broken")
+        samples["int4, a layer broken"] = found = verify(broken, tasks, cache)
+        says_fail = found["verdict"] == "fail"
+        figures.append(Figure("int4 with a broken layer: fails", says_fail, "", "1", says_fail))
+    return record("task-parity", figures, samples, [], arguments.json)
+
+
+def verify(artifact: Path, tasks: Path, cache: Path) -> dict[str, Any]:
+    """Run the command, and return what it prints, with the verdict that its exit code says."""
+    say(f"verify {artifact.name}")
+    command = [TOOL, "verify", artifact, "--reference", DEMO / "base"]
+    command += ["--adapter", DEMO / "adapter", "--tier", "quick", "--task-data", tasks]
+    started = time.perf_counter()
+    finished = subprocess.run(
+        [*map(str, command), "--cache", str(cache), "--json"], stdout=subprocess.PIPE, check=False
+    )
+    found: dict[str, Any] = json.loads(finished.stdout)
+    assert VERDICTS[finished.returncode] == found["verdict"]
+    return found | {"seconds": time.perf_counter() - started}
+
+
+def break_layer(source: Path, folder: Path) -> Path:
+    """Copy an int4 artifact; its second layer's 4-bit weights become noise, and all hashes hold."""
+    shutil.copytree(source, folder)
+    manifest = open_artifact(folder).manifest
+    graph = onnx.load(folder / manifest.graphs["cpu"], load_external_data=False).graph
+    path, noise = folder / "model.onnx.data", np.random.default_rng(0)
+    content = bytearray(path.read_bytes())
+    for tensor in graph.initializer:
+        stored = {entry.key: entry.value for entry in tensor.external_data}
+        packed = tensor.data_type == onnx.TensorProto.UINT8 and stored
+        if tensor.name.startswith("layers.1.") and packed:
+            start, length = int(stored["offset"]), int(stored["length"])
+            content[start : start + length] = noise.bytes(length)
+    path.write_bytes(bytes(content))
+    files = {**manifest.files, path.name: hash_file(path)}
+    told = {"files": files, "artifact_id": identity(files, manifest.spec, manifest.contract)}
+    write_manifest(folder, manifest.model_copy(update=told))
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
