@@ -27,7 +27,7 @@ MARGIN: Final = 0.002
 # Of fewer groups than these no interval is trusted.
 FEWEST_GROUPS: Final = 20
 # Of fewer changed groups than these a bootstrap of a mean is too sure.
-FEWEST_CHANGED: Final = 20
+FEWEST_CHANGED: Final = 30
 _LEVEL: Final = 0.95
 _ALPHA: Final = 0.05
 
