@@ -1,6 +1,6 @@
 """Run every benchmark, one after the other, and print one table.
 
-    python benchmarks/everything.py          two hours, and 32 GB of disk while it lasts
+    python benchmarks/everything.py          two and a half hours, and 32 GB of disk while it lasts
     python benchmarks/everything.py --quick  each at most five minutes, smaller
 
 Each writes its own file into benchmarks/results, or into the folder given by --results.
@@ -28,6 +28,9 @@ BENCHMARKS = (
     "quantised",
     "scale",
     "training",
+    "bootstrap",
+    "task_parity",
+    "vector_store",
 )
 
 
