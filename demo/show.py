@@ -59,6 +59,8 @@ def result(
             "artifacts": f"{out}/  {', '.join(one.folder.name for one in artifacts.values())}",
             "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
             "adapter in PyTorch; alone: against itself in a batch",
+            "verified": "scores by mteb's evaluators, and each artifact's difference; ? has too few "
+            "texts to tell",
             "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
             "adapter in PyTorch: a few percent are chance",
             "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
@@ -135,7 +137,8 @@ def parity(artifacts: Mapping[str, Artifact]) -> None:
 def _change(task: Mapping[str, Any] | None) -> str:
     if task is None:
         return "vectors fail"
-    return f"{task['difference']['difference']:+.4f} {task['verdict']}"
+    verdict = "?" if task["verdict"] == "inconclusive" else task["verdict"]
+    return f"{task['difference']['difference']:+.4f} {verdict}"
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:

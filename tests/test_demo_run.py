@@ -252,7 +252,7 @@ def test_scores_are_shown_with_a_verdict_for_each_precision(
         "Docstrings", "0.5000", "+0.0000 fail", "-0.2500 fail", "+0.1250 fail", "vectors fail",
         "recall",
     ]  # fmt: skip
-    assert mean[2] == "+0.0000 inconclusive"
+    assert mean[2] == "+0.0000 ?"
 
 
 def test_verification_that_cannot_be_done_ends_the_run(run: Run) -> None:

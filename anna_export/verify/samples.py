@@ -69,6 +69,11 @@ def require_supported(task: Any) -> None:
         UnsupportedError: Naming what is known of its type, or the types.
     """
     kind, metric = task.metadata.type, task.metadata.main_score
+    if (found := _hindrance(task)) is not None:
+        raise UnsupportedError(
+            f"expected a task whose score can be taken apart, found {task.metadata.name}, {found}; "
+            "leave it out"
+        )
     if kind not in _METRICS:
         raise UnsupportedError(
             f"expected a task of type {', '.join(_METRICS)}, found {task.metadata.name} of type "
@@ -79,6 +84,17 @@ def require_supported(task: Any) -> None:
             f"expected {_METRICS[kind].pattern} as the main score of {task.metadata.name}, found "
             f"{metric}; leave it out"
         )
+
+
+def _hindrance(task: Any) -> str | None:
+    """Say why a task of a known type is not of the form that its type is read as, if it is not."""
+    if task.is_aggregate:
+        return "which is several; name them one by one"
+    if getattr(task, "is_cross_validation", False):
+        return "which is cross-validated"
+    if task.metadata.type == "Clustering" and not hasattr(task, "max_documents_per_cluster"):
+        return f"of mteb's older kind of clustering; {task.metadata.name}.v2 is not"
+    return None
 
 
 def require_same_score(task: str, scored: float, mtebs: float) -> None:

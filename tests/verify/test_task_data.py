@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from anna_export.errors import AnnaError, InputError, MissingError
+from anna_export.verify.samples import require_supported
 from anna_export.verify.task_data import QUICK, TaskSource, load, sources
 from tests.verify.small_tasks import write_small_tasks
 
@@ -53,6 +56,8 @@ def test_quick_has_every_category_and_full_the_benchmark() -> None:
     assert {source.build().metadata.type for source in quick} == CATEGORIES
     full = {source.name: source for source in sources("full", [], None)}
     assert len(full) == 41
+    for source in full.values():
+        require_supported(source.build())
     assert full["STS17"].build().hf_subsets == ["en-en"]
     assert full["AmazonCounterfactualClassification"].build().eval_splits == ["test"]
 
@@ -66,15 +71,19 @@ def test_a_task_is_built_anew_each_time(small: Path) -> None:
 def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     # datasets finds a converted folder again by its name and its configuration's text alone
     found = []
-    for count in (30, 40):
-        folder = write_small_tasks(tmp_path / str(count) / "tasks", count, ["SmallSTS"])
+    for word in ("one", "two"):
+        folder = write_small_tasks(tmp_path / word / "tasks", 20, ["SmallSTS"])
         data = folder / "data" / "SmallSTS"
         (path,) = data.glob("*.parquet")
-        path.rename(data / "test.parquet")
+        told = {"sentence1": [word] * 30, "sentence2": ["and"] * 30, "score": [0.0] * 30}
+        pq.write_table(pa.table(told), data / "test.parquet", compression="none")
         readme = data / "README.md"
         readme.write_text(readme.read_text().replace(path.name, "test.parquet"))
-        found.append(len(load(*sources("quick", [], folder)).dataset["test"]))
-    assert found == [30, 40]
+        path.unlink()
+        found.append((load(*sources("quick", [], folder)), (data / "test.parquet").stat().st_size))
+    (one, size), (two, same_size) = found
+    assert size == same_size
+    assert [task.dataset["test"]["sentence1"][0] for task in (one, two)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

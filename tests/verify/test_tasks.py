@@ -256,8 +256,13 @@ def test_a_score_that_cannot_be_taken_apart_is_refused_before_anything_is_embedd
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UnsupportedError, match=rf"as the main score of {name}, found"):
             plan(whole, asked(folder, tmp_path / "cache"))
-    with pytest.raises(UnsupportedError, match=r"found .* of type BitextMining; leave it out"):
-        plan(whole, TaskRun(sources(None, ["Tatoeba"], None), "chosen", tmp_path / "cache"))
+    for name, found in {
+        "Tatoeba": "of type BitextMining; leave it out",
+        "TwentyNewsgroupsClustering": r"older kind of clustering; TwentyNewsgroupsClustering\.v2 is",
+        "CQADupstackRetrieval": "which is several; name them one by one",
+    }.items():
+        with pytest.raises(UnsupportedError, match=found):
+            plan(whole, TaskRun(sources(None, [name], None), "chosen", tmp_path / "cache"))
 
 
 def test_nothing_is_embedded_where_data_is_missing(
