@@ -258,7 +258,7 @@ def test_a_score_that_cannot_be_taken_apart_is_refused_before_anything_is_embedd
             plan(whole, asked(folder, tmp_path / "cache"))
     for name, found in {
         "Tatoeba": "of type BitextMining; leave it out",
-        "TwentyNewsgroupsClustering": r"older kind of clustering; TwentyNewsgroupsClustering\.v2 is",
+        "TwentyNewsgroupsClustering": "older kind of clustering; TwentyNewsgroupsClustering.v2 is",
         "CQADupstackRetrieval": "which is several; name them one by one",
     }.items():
         with pytest.raises(UnsupportedError, match=found):
