@@ -59,8 +59,8 @@ def result(
             "artifacts": f"{out}/  {', '.join(one.folder.name for one in artifacts.values())}",
             "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
             "adapter in PyTorch; alone: against itself in a batch",
-            "verified": "scores by mteb's evaluators, and each artifact's difference; ? has too few "
-            "texts to tell",
+            "verified": "scores by mteb's evaluators, and each artifact's difference; ? is for too "
+            "few texts to tell",
             "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
             "adapter in PyTorch: a few percent are chance",
             "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "

@@ -81,6 +81,9 @@ def compare_tasks(
 ) -> Compared:
     """Score the reference, the reference again, and the artifact, and judge the differences.
 
+    Every distinct text with its prompt is embedded once by each; what an earlier run embedded,
+    killed or not, is not embedded again.
+
     Args:
         artifact: What is judged.
         model: The base model's folder.
@@ -91,9 +94,6 @@ def compare_tasks(
         alike: Whether the artifact's vectors are known to be the reference's but for rounding.
         backend: As `open_encoder`.
         device: As `open_encoder`.
-
-    Every distinct text with its prompt is embedded once by each; what an earlier run embedded,
-    killed or not, is not embedded again.
 
     Raises:
         SpaceError: If memory does not hold a model, or the disk its vectors.
