@@ -154,7 +154,8 @@ def test_verify_compares_stored_weights_in_pytorch(
     asked = ["verify", copy, "--reference", model, "--adapter", adapter, "--backend", "pytorch"]
     assert run([*map(str, asked), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "pass" and found["candidate"].startswith("pytorch: ")
+    assert found["verdict"] == "pass" and found["tasks"] is None
+    assert found["vectors"]["candidate"].startswith("pytorch: ")
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
