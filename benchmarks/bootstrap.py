@@ -56,6 +56,13 @@ def tenth_changed(rng: np.random.Generator, count: int) -> Models:
     return MeanOf(reference), MeanOf(reference + changes), np.arange(count)
 
 
+def few_lost(rng: np.random.Generator, count: int) -> Models:
+    """Return texts of which one in twenty is classified wrong from now on, and none right."""
+    reference = rng.random(count) < 0.7
+    candidate = reference & (rng.random(count) > 0.05)
+    return MeanOf(reference * 1.0), MeanOf(candidate * 1.0), np.arange(count)
+
+
 def of_one_text(rng: np.random.Generator, count: int) -> Models:
     """Return units of which three have one text."""
     groups = np.repeat(np.arange(count), 3)
@@ -104,6 +111,7 @@ CASES: dict[str, tuple[Callable[[np.random.Generator, int], Models], tuple[int, 
     "mean, continuous": (continuous, (50, 200, 1000)),
     "mean, right or wrong": (right_or_wrong, (100, 200, 1000)),
     "mean, a tenth changed": (tenth_changed, (50, 200, 1000)),
+    "mean, few lost": (few_lost, (100, 200, 1000)),
     "mean, three of a text": (of_one_text, (50, 200)),
     "Spearman": (spearman, (50, 200)),
     "average precision": (average_precision, (50, 200)),

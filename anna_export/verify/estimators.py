@@ -5,6 +5,7 @@ subset of a task, and gives mteb's score of them, and the scores of resamples, i
 counts as often as it was drawn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -26,9 +27,8 @@ class Estimator(Protocol):
         """How often the metric itself drew from the units; 1 for a metric that does not."""
         ...
 
-    @property
-    def classes(self) -> int:
-        """Into how many parts the metric divides the units; 1 for a metric that does not."""
+    def freedom(self, groups: int) -> float:
+        """Degrees of freedom of its spread over resamples of so many groups."""
         ...
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -80,10 +80,9 @@ class MeanOf:
         """None of its own."""
         return 1
 
-    @property
-    def classes(self) -> int:
-        """All of them together."""
-        return 1
+    def freedom(self, groups: int) -> float:
+        """As of any mean."""
+        return groups - 1
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) weighted means."""
@@ -107,10 +106,9 @@ class Spearman:
         """None of its own."""
         return 1
 
-    @property
-    def classes(self) -> int:
-        """All of them together."""
-        return 1
+    def freedom(self, groups: int) -> float:
+        """No correction: the ties in a resample spread it more than another sample would."""
+        return math.inf
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) Pearson correlations of weighted midranks.
@@ -149,10 +147,9 @@ class AveragePrecision:
         """None of its own."""
         return 1
 
-    @property
-    def classes(self) -> int:
-        """All of them together."""
-        return 1
+    def freedom(self, groups: int) -> float:
+        """No correction: the ties in a resample spread it more than another sample would."""
+        return math.inf
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) average precisions."""
@@ -210,10 +207,10 @@ class VMeasure:
         """R draws of each level."""
         return len(self.clusterings)
 
-    @property
-    def classes(self) -> int:
-        """The gold classes of the level that has most."""
-        return max(one.classes.shape[0] for one in self.clusterings)
+    def freedom(self, groups: int) -> float:
+        """As of a mean over the texts of a class: entropies of a few vary more than it shows."""
+        classes = max(one.classes.shape[0] for one in self.clusterings)
+        return groups // classes - 1
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) means over the draws of V-measures in which each text counts as drawn."""

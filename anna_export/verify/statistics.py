@@ -34,7 +34,7 @@ _ALPHA: Final = 0.05
 
 def margin_of(reference: float, margin: float | None = None) -> float:
     """Return what a score may lose, in its own unit."""
-    return max(MARGIN_SHARE * reference, MARGIN) if margin is None else margin
+    return max(MARGIN_SHARE * float(reference), MARGIN) if margin is None else margin
 
 
 def compare_scores(
@@ -83,10 +83,9 @@ def compare_scores(
         axis=0,
     )
     groups = min(int(one.groups.max()) + 1 for one in reference)
-    # entropies of a few texts a class vary more than a bootstrap of them shows
-    few = min(int(one.groups.max() + 1) // one.estimator.classes for one in reference)
+    freedom = min(one.estimator.freedom(int(one.groups.max()) + 1) for one in reference)
     found, noise = (
-        _stretched(drawn[place] - drawn[0], difference, few)
+        _stretched(drawn[place] - drawn[0], difference, freedom)
         for place, difference in ((1, second - first), (2, third - first))
     )
     low, high = _interval(found)
@@ -195,7 +194,7 @@ def _rare(
     A bootstrap of a few changed groups knows nothing of those that chance kept out of the sample.
     Here, the number of groups that lose, and of those that gain, has a gamma distribution, as the
     rate of a Poisson count has; how much they do is a Dirichlet-weighted mean of what was seen and,
-    the fewer were seen the more, of what units differ by.
+    the fewer were seen the more, of what was seen the other way and of what units differ by.
     """
     if not isinstance(reference.estimator, MeanOf) or not isinstance(other.estimator, MeanOf):
         return None
@@ -205,21 +204,33 @@ def _rare(
     changed = change[change != 0]
     if len(changed) >= FEWEST_CHANGED:
         return None
-    sizes = np.append(np.abs(changed), np.std(reference.estimator.values))
-    shares = np.append(np.ones(len(changed)), 1 / (1 + len(changed)))
+    sizes = np.append(np.abs(changed), _apart(reference.estimator.values))
     total = np.zeros(replicates)
     for sign in (-1, 1):
-        count = int((sign * changed > 0).sum())
+        own = sign * changed > 0
+        count = int(own.sum())
+        # what changed the other way tells the less, the more was seen that changed this way
+        shares = np.append(np.where(own, 1, 1 / (1 + count)), 1 / (1 + len(changed)))
         mean = rng.dirichlet(shares, replicates) @ sizes
         total += sign * rng.gamma(count + 1, size=replicates) * mean
     return total / len(reference.groups)
 
 
-def _stretched(replicates: np.ndarray, difference: float, groups: int) -> np.ndarray:
+def _apart(values: np.ndarray) -> float:
+    """Return by how much values differ where they do; where none does, how large they are."""
+    _, counts = np.unique(values, return_counts=True)
+    pairs = (len(values) ** 2 - (counts**2).sum()) / 2
+    if not pairs:
+        return float(np.abs(values).max())
+    places = 2 * np.arange(len(values)) - len(values) + 1
+    return float((places * np.sort(values)).sum() / pairs)
+
+
+def _stretched(replicates: np.ndarray, difference: float, freedom: float) -> np.ndarray:
     """Move replicates away from the difference, as few groups make it less sure than they show."""
-    groups = max(groups, 2)
-    factor = stats.t.ppf((1 + _LEVEL) / 2, groups - 1) / stats.norm.ppf((1 + _LEVEL) / 2)
-    return difference + factor * math.sqrt(groups / (groups - 1)) * (replicates - difference)
+    freedom = max(freedom, 1)
+    factor = stats.t.ppf((1 + _LEVEL) / 2, freedom) / stats.norm.ppf((1 + _LEVEL) / 2)
+    return difference + factor * math.sqrt(1 + 1 / freedom) * (replicates - difference)
 
 
 def _interval(replicates: np.ndarray) -> tuple[float, float]:

@@ -160,6 +160,26 @@ def test_no_change_in_a_hundred_queries_may_be_luck_unless_vectors_are_alike() -
     assert judge({"task": found}) == {"task": Verdict.PASS}
 
 
+def test_no_loss_in_fifty_texts_does_not_rule_out_one_in_thirty() -> None:
+    told = [Sample(MeanOf((np.arange(50) % 5 < 4) * 1.0), np.arange(50))]
+    found, _ = compare_scores("made up", told, told, told, margin=0.0355)
+    # of a rate of 0.0355 a text, no loss in fifty is seen once in six times
+    assert found.low < -0.0355 and judge({"task": found})["task"] is Verdict.INCONCLUSIVE
+    assert found.low > -0.15
+
+
+def test_gains_and_losses_are_as_large_as_those_that_were_seen() -> None:
+    values = np.linspace(0.2, 1, 200)
+    change = np.zeros(200)
+    change[:12], change[12:20] = -0.02, 0.1
+    told, other = ([Sample(MeanOf(v), np.arange(200))] for v in (values, values + change))
+    found, _ = compare_scores("made up", told, other, told)
+    # twelve small losses and eight large gains, not twenty changes of one size
+    assert -0.001 < found.low and found.high > 0.005
+    back, _ = compare_scores("made up", other, told, other)
+    assert back.low < -0.005 and back.high < 0.001
+
+
 def test_a_wide_interval_around_no_difference_is_inconclusive() -> None:
     rng = np.random.default_rng(0)
     reference = rng.beta(4, 2, 40)
