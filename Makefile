@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
 test: install lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

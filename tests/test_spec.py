@@ -20,7 +20,7 @@ from anna_export.prompts import (
 from anna_export.spec import EmbeddingSpec, read_json, read_spec
 
 Configure = Callable[..., Path]
-ABSENT = object()
+ABSENT = "(absent)"
 
 
 @pytest.fixture
