@@ -103,8 +103,8 @@ def both_ways(source: TaskSource, scratch: Path) -> dict[str, Any]:
         encode_kwargs={"batch_size": 512, "show_progress_bar": False},
     ).task_results  # fmt: skip
     return {
-        "score": scored.score,
-        "plain": result.get_score(),
+        "score": float(scored.score),
+        "plain": float(result.get_score()),
         "requested": len(seen),
         "distinct": len(distinct),
         "embedded": embedded,
