@@ -9,6 +9,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Holm 1979.
 """
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -51,7 +52,7 @@ def compare_scores(
     """Compare two models' scores on a task, unit by unit.
 
     Args:
-        name: The task's, for messages.
+        name: The task's, which the resamples depend on.
         reference: The reference's samples, one a subset; the score is their mean.
         candidate: The candidate's, of the same units.
         again: The reference's of another run, for the noise floor.
@@ -75,9 +76,10 @@ def compare_scores(
             "labels or a model's similarities are all equal: leave it out"
         )
     first, second, third = scores.mean(axis=1)
+    own = seed, zlib.crc32(name.encode())  # tasks are drawn independently of one another
     drawn = np.mean(
         [
-            _replicates(told, np.random.default_rng([seed, place]), replicates, alike=alike)
+            _replicates(told, np.random.default_rng([*own, place]), replicates, alike=alike)
             for place, told in enumerate(zip(*models, strict=True))
         ],
         axis=0,

@@ -246,6 +246,16 @@ def test_over_all_fails_by_one_task_and_passes_by_the_mean() -> None:
     assert (both.high - both.low) == pytest.approx((wide.high - wide.low) / 2, rel=0.1)
 
 
+@pytest.mark.parametrize("changed", [400, 5])
+def test_tasks_are_drawn_independently_of_one_another(changed: int) -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.beta(4, 2, 400)
+    other = reference + np.where(np.arange(400) < changed, rng.normal(0, 0.1, 400), 0)
+    told, candidate = ([Sample(MeanOf(v), np.arange(400))] for v in (reference, other))
+    one, two = (compare_scores(name, told, candidate, told)[1] for name in ("one", "two"))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.1
+
+
 def test_the_margin_is_half_a_percent_and_at_least_two_thousandths() -> None:
     assert margin_of(0.8) == pytest.approx(0.004)
     assert margin_of(0.1) == 0.002 and margin_of(0.1, 0.03) == 0.03
