@@ -11,25 +11,20 @@ python benchmarks/bootstrap.py --quick  300 of each, in about 3
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from record import Figure, record, say
-
-from anna_export.verify.difference import Difference, Verdict
-from anna_export.verify.estimators import Sample, score
-from anna_export.verify.statistics import compare_scores, judge
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.verify.simulated import (
-    Models,
+    Make,
     average_precision,
     continuous,
     few_lost,
     of_one_text,
     right_or_wrong,
+    simulate,
     spearman,
     tenth_changed,
     v_measure,
@@ -38,8 +33,7 @@ from tests.verify.simulated import (
 COVERAGE, FALSE_PASSES, FALSE_FAILS = (0.93, 0.97), 0.05, 0.05
 REPLICATES = 500
 
-
-CASES: dict[str, tuple[Callable[[np.random.Generator, int], Models], tuple[int, ...]]] = {
+CASES: dict[str, tuple[Make, tuple[int, ...]]] = {
     "mean, continuous": (continuous, (50, 200, 1000)),
     "mean, right or wrong": (right_or_wrong, (100, 200, 1000)),
     "mean, a tenth changed": (tenth_changed, (50, 200, 1000)),
@@ -64,7 +58,7 @@ def main() -> int:
     samples: dict[str, Any] = {}
     for name, (make, sizes) in CASES.items():
         for size in sizes:
-            told = simulate(make, size, count)
+            told = simulate(make, size, count, REPLICATES)
             label = f"{name}, {size} texts"
             samples[label] = told
             say(f"{label}: {told}")
@@ -85,45 +79,6 @@ def main() -> int:
             ]  # fmt: skip
     samples["slack"] = slack
     return record("bootstrap", figures, samples, [], arguments.json)
-
-
-def simulate(
-    make: Callable[[np.random.Generator, int], Models], size: int, count: int
-) -> dict[str, float]:
-    """Return the shares of `count` simulated data sets, and the true difference."""
-    rng = np.random.default_rng(20261126)
-    truth = float(np.mean([_difference(make(rng, size)) for _ in range(4 * count)]))
-    assert truth < 0, "the candidate is worse, so that the margin can be put there"
-    held = passed = failed = 0
-    for seed in range(count):
-        models = make(rng, size)
-        at_margin = compared(models, -truth, seed)
-        held += at_margin.low <= truth <= at_margin.high
-        passed += judge({"task": at_margin})["task"] is Verdict.PASS
-        within = compared(models, -2 * truth, seed)
-        failed += judge({"task": within})["task"] is Verdict.FAIL
-    return {
-        "coverage": held / count,
-        "false_passes": passed / count,
-        "false_fails": failed / count,
-        "true_difference": truth,
-        "data_sets": count,
-    }
-
-
-def compared(models: Models, margin: float, seed: int) -> Difference:
-    """Compare two models; the reference runs again to the same values."""
-    reference, candidate, groups = models
-    told = [Sample(reference, groups)]
-    return compare_scores(
-        "simulated", told, [Sample(candidate, groups)], told,
-        margin=margin, seed=seed, replicates=REPLICATES,
-    )[0]  # fmt: skip
-
-
-def _difference(models: Models) -> float:
-    reference, candidate, _ = models
-    return score(candidate) - score(reference)
 
 
 if __name__ == "__main__":

@@ -32,16 +32,7 @@ _TREC: Final = {
     "precision": "P",
     "hit_rate": "success",
 }
-_RANKED: Final = re.compile(rf"(max_over_subqueries_)?({'|'.join(_TREC)})_at_(\d+)")
-_METRICS: Final = {
-    "Classification": re.compile("accuracy"),
-    "Clustering": re.compile("v_measure"),
-    "PairClassification": re.compile("max_ap"),
-    "Reranking": _RANKED,
-    "Retrieval": _RANKED,
-    "STS": re.compile("cosine_spearman"),
-    "Summarization": re.compile("cosine_spearman"),
-}
+_RANKED: Final = rf"(max_over_subqueries_)?({'|'.join(_TREC)})_at_(\d+)"
 _DISTANCES: Final = frozenset({"manhattan_distances", "euclidean_distances"})
 
 
@@ -54,7 +45,7 @@ def read_samples(task: Any, fresh: Any, predictions: Mapping[str, Any]) -> dict[
         predictions: What mteb predicts of it: by subset and split.
     """
     (split,) = task.eval_splits
-    read = _READERS[task.metadata.type]
+    _, read = _KINDS[task.metadata.type]
     return {
         subset: read(_Subset(task, fresh, _data(task, subset), split, told[split]))
         for subset in task.hf_subsets
@@ -74,14 +65,15 @@ def require_supported(task: Any) -> None:
             f"expected a task whose score can be taken apart, found {task.metadata.name}, {found}; "
             "leave it out"
         )
-    if kind not in _METRICS:
+    if kind not in _KINDS:
         raise UnsupportedError(
-            f"expected a task of type {', '.join(_METRICS)}, found {task.metadata.name} of type "
+            f"expected a task of type {', '.join(_KINDS)}, found {task.metadata.name} of type "
             f"{kind}; leave it out"
         )
-    if not _METRICS[kind].fullmatch(metric):
+    known, _ = _KINDS[kind]
+    if not re.fullmatch(known, metric):
         raise UnsupportedError(
-            f"expected {_METRICS[kind].pattern} as the main score of {task.metadata.name}, found "
+            f"expected {known} as the main score of {task.metadata.name}, found "
             f"{metric}; leave it out"
         )
 
@@ -167,7 +159,7 @@ def _pairs(of: _Subset) -> Sample:
 
 
 def _retrieval(of: _Subset) -> Sample:
-    found = _RANKED.fullmatch(of.task.metadata.main_score)
+    found = re.fullmatch(_RANKED, of.task.metadata.main_score)
     assert found is not None, "require_supported lets no other pass"
     over_subqueries, name, cut = found.groups()
     qrels, results = of.test["relevant_docs"], dict(of.predicted)
@@ -183,7 +175,7 @@ def _retrieval(of: _Subset) -> Sample:
             query: dict(sorted(told.items(), key=lambda item: item[1], reverse=True)[1:])
             for query, told in results.items()
         }
-    measure = f"{_TREC[name]}"
+    measure = _TREC[name]
     scores = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{cut}"}).evaluate(results)
     queries = list(scores)
     values = np.array([scores[query][f"{measure}_{cut}"] for query in queries])
@@ -227,14 +219,15 @@ def _summarisation(of: _Subset) -> Sample:
     return Sample(MeanOf(np.array(values)), np.arange(len(values)))
 
 
-_READERS: Final[dict[str, Callable[[_Subset], Sample]]] = {
-    "Classification": _classification,
-    "Clustering": _clustering,
-    "PairClassification": _pairs,
-    "Reranking": _retrieval,
-    "Retrieval": _retrieval,
-    "STS": _sts,
-    "Summarization": _summarisation,
+# Of each type of task: the main scores that can be taken apart, a pattern, and how.
+_KINDS: Final[dict[str, tuple[str, Callable[[_Subset], Sample]]]] = {
+    "Classification": ("accuracy", _classification),
+    "Clustering": ("v_measure", _clustering),
+    "PairClassification": ("max_ap", _pairs),
+    "Reranking": (_RANKED, _retrieval),
+    "Retrieval": (_RANKED, _retrieval),
+    "STS": ("cosine_spearman", _sts),
+    "Summarization": ("cosine_spearman", _summarisation),
 }
 
 

@@ -35,7 +35,7 @@ _ALPHA: Final = 0.05
 
 def margin_of(reference: float, margin: float | None = None) -> float:
     """Return what a score may lose, in its own unit."""
-    return max(MARGIN_SHARE * float(reference), MARGIN) if margin is None else margin
+    return max(MARGIN_SHARE * reference, MARGIN) if margin is None else margin
 
 
 def compare_scores(
@@ -75,7 +75,7 @@ def compare_scores(
             f"expected a score of {name} for every model, found one that is not defined; its "
             "labels or a model's similarities are all equal: leave it out"
         )
-    first, second, third = scores.mean(axis=1)
+    first, second, third = scores.mean(axis=1).tolist()
     own = seed, zlib.crc32(name.encode())  # tasks are drawn independently of one another
     drawn = np.mean(
         [
@@ -84,8 +84,10 @@ def compare_scores(
         ],
         axis=0,
     )
-    groups = min(int(one.groups.max()) + 1 for one in reference)
-    freedom = min(one.estimator.freedom(int(one.groups.max()) + 1) for one in reference)
+    groups = [int(one.groups.max()) + 1 for one in reference]
+    freedom = min(
+        one.estimator.freedom(count) for one, count in zip(reference, groups, strict=True)
+    )
     found, noise = (
         _stretched(drawn[place] - drawn[0], difference, freedom)
         for place, difference in ((1, second - first), (2, third - first))
@@ -96,15 +98,15 @@ def compare_scores(
     worse = (found > -max(allowed, noise_floor)).sum()
     return (
         Difference(
-            reference=float(first),
-            candidate=float(second),
-            difference=float(second - first),
+            reference=first,
+            candidate=second,
+            difference=second - first,
             low=low,
             high=high,
             margin=allowed,
             noise_floor=noise_floor,
             units=sum(one.estimator.units for one in reference),
-            groups=groups,
+            groups=min(groups),
             p_inferior=float((1 + worse) / (1 + replicates)),
         ),
         found,

@@ -1,11 +1,67 @@
-"""Two models on made-up data, of which the true difference can be known to any precision."""
+"""Two models on made-up data, and how often their true difference is told rightly."""
+
+from collections.abc import Callable
 
 import numpy as np
 
-from anna_export.verify.estimators import AveragePrecision, Estimator, MeanOf, Spearman, VMeasure
+from anna_export.verify.difference import Difference, Verdict
+from anna_export.verify.estimators import (
+    AveragePrecision,
+    Estimator,
+    MeanOf,
+    Sample,
+    Spearman,
+    VMeasure,
+    score,
+)
+from anna_export.verify.statistics import compare_scores, judge
 
 # the reference, the candidate, and which of their units share a text
 Models = tuple[Estimator, Estimator, np.ndarray]
+# gives models on so many units
+Make = Callable[[np.random.Generator, int], Models]
+
+
+def simulate(
+    make: Make, size: int, count: int, replicates: int, seed: int = 20261126
+) -> dict[str, float]:
+    """Return the shares of `count` simulated data sets, and the true difference.
+
+    That is the mean of four times as many data sets.
+    """
+    rng = np.random.default_rng(seed)
+    truth = float(np.mean([_difference(make(rng, size)) for _ in range(4 * count)]))
+    assert truth < 0, "the candidate is worse, so that the margin can be put there"
+    held = passed = failed = 0
+    for place in range(count):
+        models = make(rng, size)
+        at_margin = compared(models, -truth, place, replicates)
+        held += at_margin.low <= truth <= at_margin.high
+        passed += judge({"task": at_margin})["task"] is Verdict.PASS
+        within = compared(models, -2 * truth, place, replicates)
+        failed += judge({"task": within})["task"] is Verdict.FAIL
+    return {
+        "coverage": held / count,
+        "false_passes": passed / count,
+        "false_fails": failed / count,
+        "true_difference": truth,
+        "data_sets": count,
+    }
+
+
+def compared(models: Models, margin: float, seed: int = 0, replicates: int = 300) -> Difference:
+    """Compare two models; the reference runs again to the same values."""
+    reference, candidate, groups = models
+    told = [Sample(reference, groups)]
+    return compare_scores(
+        "simulated", told, [Sample(candidate, groups)], told,
+        margin=margin, seed=seed, replicates=replicates,
+    )[0]  # fmt: skip
+
+
+def _difference(models: Models) -> float:
+    reference, candidate, _ = models
+    return score(candidate) - score(reference)
 
 
 def continuous(rng: np.random.Generator, count: int) -> Models:
