@@ -1,11 +1,21 @@
 """Kernels for embedding models, each in two versions with one signature.
 
-`anna_kernels.reference` says in plain PyTorch what is computed, on any device and with gradients;
-what it has is offered here. `anna_kernels.fused` computes the same in one Triton launch, for
-inference on a GPU, and `anna_kernels.ahead_of_time` compiles that kernel to PTX with no GPU
-present. Those two need Triton and are imported by name; nothing else here imports it.
+`anna_kernels.reference` says in plain PyTorch what is computed, on any device and with gradients.
+`anna_kernels.fused` computes the same in one Triton launch, on a GPU, and
+`anna_kernels.ahead_of_time` compiles that kernel to PTX with no GPU present. What is offered here
+is the fused version on CUDA and the reference elsewhere; Triton is imported where it is needed.
 """
 
-from anna_kernels.reference import pool_normalise
+from anna_kernels.dispatch import last_token_pool_normalise
+from anna_kernels.pooling import Last, Lengths, Mask, Offsets, Output, Pooled, RMSNorm
 
-__all__ = ["pool_normalise"]
+__all__ = [
+    "Last",
+    "Lengths",
+    "Mask",
+    "Offsets",
+    "Output",
+    "Pooled",
+    "RMSNorm",
+    "last_token_pool_normalise",
+]

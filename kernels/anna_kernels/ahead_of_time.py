@@ -1,20 +1,21 @@
 """Compile the kernels to PTX with no GPU present, in the form TensorRT's plugins can launch."""
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from anna_kernels.fused import pool_normalise_kernel, tiling
-from anna_kernels.reference import check_dtype, check_eps
+from anna_kernels.kernel import Variant, last_token_pool_normalise_kernel
+from anna_kernels.pooling import check_dtype, check_eps
 
-CAPABILITIES = (80, 89, 90, 100, 120)
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 ENTRY = re.compile(r"\.entry (\w+)\(([^)]*)\)")
 
 
@@ -33,41 +34,53 @@ class CompiledKernel:
     shared_bytes: int  # dynamic shared memory
 
 
-def compile_pool_normalise(
-    dim: int, dtype: torch.dtype, capability: int, eps: float = 1e-12
-) -> CompiledKernel:
-    """Compile `fused.pool_normalise_kernel` for hidden states of one width and dtype.
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What an assembler made of a kernel for one architecture."""
+
+    registers: int  # a thread
+    spilled_bytes: int  # stored and loaded again, a thread
+    cubin: bytes
+
+
+def compile_pooling(variant: Variant, capability: int) -> CompiledKernel:
+    """Compile the pooling kernel.
 
     Args:
-        dim: D, the width of the hidden states.
-        dtype: Their dtype; bf16, fp16 or fp32.
+        variant: What is compiled into it.
         capability: Compute capability of the GPU times ten, one of CAPABILITIES.
-        eps: Smallest norm divided by.
 
     Returns:
-        A kernel to launch with grid (B,) and the parameters hidden, last, S, output.
+        A kernel to launch with grid (B,) and the parameters hidden, tokens, the norm's weight and
+        ranges where the variant has them, S (T where tokens are offsets), vectors, and which are
+        finite where it is flagged.
 
     Raises:
-        TypeError: The dtype is another.
-        ValueError: dim, capability or eps is out of range.
+        TypeError: A dtype is none of those that the kernel reads.
+        ValueError: dim, width, capability or an eps is out of range.
     """
-    check_dtype(dtype)
-    check_eps(eps)
-    if dim < 1:
-        raise ValueError(f"expected dim of at least 1, found {dim}")
-    block, num_warps = tiling(dim)
+    check_dtype("hidden", variant.dtype)
+    check_eps("eps", variant.eps)
+    if variant.weight_dtype is not None:
+        check_dtype("norm.weight", variant.weight_dtype)
+        check_eps("norm.eps", variant.norm_eps)
+    if not 1 <= (variant.width or variant.dim) <= variant.dim:
+        raise ValueError(
+            f"expected dim of at least 1 and width in 1..dim, found {variant.dim} and "
+            f"{variant.width}"
+        )
     return compile_kernel(
-        pool_normalise_kernel,
-        {"hidden_ptr": POINTERS[dtype], "last_ptr": "*i64", "S": "i32", "output_ptr": "*fp32"},
-        {"D": dim, "EPS": float(eps), "BLOCK": block},
+        last_token_pool_normalise_kernel,
+        variant.parameters(),
+        variant.constants(),
         capability,
-        num_warps,
+        variant.num_warps,
     )
 
 
 def compile_kernel(
     kernel: Any,
-    parameters: Mapping[str, str],
+    parameters: Mapping[str, str | None],
     constants: Mapping[str, int | float],
     capability: int,
     num_warps: int,
@@ -76,7 +89,8 @@ def compile_kernel(
 
     Args:
         kernel: The function under `triton.jit`: parameters first, then constants.
-        parameters: Name to Triton type, such as "*bf16" or "i32", in the kernel's order.
+        parameters: Name to Triton type, such as "*bf16" or "i32", in the kernel's order; None
+            for a pointer that is not passed.
         constants: Name to value of each `tl.constexpr`.
         capability: One of CAPABILITIES.
         num_warps: Warps in a block.
@@ -92,11 +106,13 @@ def compile_kernel(
             "expected a kernel to compile, found one for Triton's interpreter; "
             "start Python without TRITON_INTERPRET"
         )
-    pointers = [index for index, kind in enumerate(parameters.values()) if kind.startswith("*")]
+    absent = dict.fromkeys(name for name, kind in parameters.items() if kind is None)
+    passed = [kind for kind in parameters.values() if kind is not None]
+    pointers = [index for index, kind in enumerate(parameters.values()) if kind and kind[0] == "*"]
     source = ASTSource(
         fn=kernel,
-        signature={**parameters, **dict.fromkeys(constants, "constexpr")},
-        constexprs=dict(constants),
+        signature={**parameters, **dict.fromkeys([*absent, *constants], "constexpr")},
+        constexprs={**absent, **constants},
         # what lets it load 16 bytes at once
         attrs={(index,): [["tt.divisibility", 16]] for index in pointers},
     )
@@ -112,7 +128,7 @@ def compile_kernel(
             f"expected {metadata.name} to need no scratch memory, found {scratch[0]} global and "
             f"{scratch[1]} profile bytes; leave tensor descriptors and allocators out of it"
         )
-    ptx = cut_scratch_pointers(compiled.asm["ptx"], len(parameters))
+    ptx = cut_scratch_pointers(compiled.asm["ptx"], len(passed))
     return CompiledKernel(metadata.name, ptx, capability, metadata.num_warps, metadata.shared)
 
 
@@ -140,3 +156,29 @@ def cut_scratch_pointers(ptx: str, count: int) -> str:
             f"triton {triton.__version__} writes kernels in another way than 3.6 and 3.7"
         )
     return ptx[: entry.start(2)] + ",".join(declared[:count]) + "\n" + ptx[entry.end(2) :]
+
+
+def assemble(compiled: CompiledKernel) -> Assembled:
+    """Assemble a kernel's PTX with the ptxas that Triton carries, warnings being errors.
+
+    Raises:
+        RuntimeError: If ptxas refuses it.
+    """
+    capability = compiled.capability
+    tools = triton.knobs.nvidia
+    ptxas = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
+    target = f"--gpu-name=sm_{capability}" + ("a" if capability >= 90 else "")
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(compiled.ptx)
+        command = [ptxas.path, "--verbose", "--warning-as-error", target, str(source)]
+        run = subprocess.run(
+            [*command, "-o", str(cubin)], capture_output=True, text=True, check=False
+        )
+        if run.returncode:
+            raise RuntimeError(
+                f"expected ptxas to take {compiled.name} for sm_{capability}, found: {run.stderr}"
+            )
+        registers = re.findall(r"Used (\d+) registers", run.stderr)
+        spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", run.stderr)
+        return Assembled(int(registers[0]), sum(map(int, spilled)), cubin.read_bytes())

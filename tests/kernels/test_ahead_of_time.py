@@ -1,12 +1,11 @@
 """PTX compiled with no GPU: its parameters, its version, and that an assembler takes it."""
 
 import re
-import subprocess
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from anna_kernels.reference import DTYPES
+from anna_kernels.pooling import DTYPES, Output
 
 pytest.importorskip("triton", reason="compiling ahead of time needs triton: Linux on x86_64")
 import triton
@@ -15,11 +14,12 @@ from anna_kernels.ahead_of_time import (
     CAPABILITIES,
     ENTRY,
     CompiledKernel,
+    assemble,
     compile_kernel,
-    compile_pool_normalise,
+    compile_pooling,
     cut_scratch_pointers,
 )
-from anna_kernels.fused import MAX_BLOCK, pool_normalise_kernel
+from anna_kernels.kernel import MAX_BLOCK, Variant, last_token_pool_normalise_kernel
 from triton.runtime.interpreter import InterpretedFunction
 
 # Odd, that of Mistral, and longer than one block
@@ -40,13 +40,13 @@ def parameter_types(ptx: str) -> list[str]:
 def test_parameters_are_inputs_then_an_int32_then_the_output(
     capability: int, dtype: torch.dtype
 ) -> None:
-    compiled = compile_pool_normalise(129, dtype, capability)
+    compiled = compile_pooling(Variant(129, dtype), capability)
     assert parameter_types(compiled.ptx) == [".u64", ".u64", ".u32", ".u64"]
 
 
 @everywhere
 def test_ptx_names_its_architecture_and_a_version_old_drivers_take(capability: int) -> None:
-    ptx = compile_pool_normalise(129, torch.bfloat16, capability).ptx
+    ptx = compile_pooling(Variant(129, torch.bfloat16), capability).ptx
     suffix = "a" if capability >= 90 else ""
     assert re.findall(r"^\.target (\w+)$", ptx, re.MULTILINE) == [f"sm_{capability}{suffix}"]
     (version,) = re.findall(r"^\.version (\S+)$", ptx, re.MULTILINE)
@@ -54,32 +54,53 @@ def test_ptx_names_its_architecture_and_a_version_old_drivers_take(capability: i
     assert version == ("8.7" if capability >= 100 else "8.6")
 
 
+VARIANTS = {
+    **{f"{dim} {dtype}": Variant(dim, dtype) for dim, dtype in zip(DIMS, DTYPES, strict=True)},
+    "normed": Variant(4096, torch.bfloat16, weight_dtype=torch.bfloat16, norm_eps=1e-5),
+    "normed, cut": Variant(4096, torch.float16, "lengths", torch.int32, 512, torch.float32, 1e-5),
+    "mask": Variant(4096, torch.bfloat16, "mask", torch.bool, flagged=True),
+    "packed": Variant(4096, torch.bfloat16, "offsets", torch.int32, output=Output.BFLOAT16),
+    "int8": Variant(4096, torch.bfloat16, output=Output.INT8, flagged=True),
+    "ubinary": Variant(4096, torch.bfloat16, output=Output.UBINARY),
+}
+
+
 @everywhere
-@pytest.mark.parametrize(("dim", "dtype"), zip(DIMS, DTYPES, strict=True), ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_assembler_takes_the_ptx_without_warnings_or_spills(
-    dim: int, dtype: torch.dtype, capability: int, tmp_path: Path
+    variant: Variant, capability: int
 ) -> None:
-    compiled = compile_pool_normalise(dim, dtype, capability)
-    source, cubin = tmp_path / "kernel.ptx", tmp_path / "kernel.cubin"
-    source.write_text(compiled.ptx)
-    tools = triton.knobs.nvidia
-    ptxas = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
-    target = f"--gpu-name=sm_{capability}" + ("a" if capability >= 90 else "")
-    strict = ["--warning-as-error", "--warn-on-spills", "--warn-on-local-memory-usage"]
-    run = subprocess.run(
-        [ptxas.path, *strict, target, str(source), "-o", str(cubin)],
-        capture_output=True,
-        text=True,
-        check=False,
+    compiled = compile_pooling(variant, capability)
+    assembled = assemble(compiled)
+    assert assembled.spilled_bytes == 0
+    # a multiprocessor's 65,536 registers hold at least one block
+    assert 0 < assembled.registers * 32 * compiled.num_warps <= 65_536
+    assert compiled.name.encode() in assembled.cubin
+
+
+def test_what_the_assembler_refuses_is_an_error() -> None:
+    compiled = compile_pooling(Variant(129, torch.float32), 80)
+    with pytest.raises(RuntimeError, match=r"expected ptxas to take .* for sm_80, found"):
+        assemble(replace(compiled, ptx=compiled.ptx.replace("ld.global", "ld.nowhere")))
+
+
+def test_parameters_that_a_variant_does_not_have_are_not_there() -> None:
+    all_of_them = Variant(
+        129,
+        torch.bfloat16,
+        weight_dtype=torch.float32,
+        norm_eps=1e-5,
+        output=Output.INT8,
+        flagged=True,
     )
-    assert run.returncode == 0 and not run.stderr, run.stderr
-    assert compiled.name.encode() in cubin.read_bytes()
+    found = parameter_types(compile_pooling(all_of_them, 90).ptx)
+    assert found == [".u64"] * 4 + [".u32"] + [".u64"] * 2
 
 
 @of_every_dtype
 @pytest.mark.parametrize("dim", [129, 4096, MAX_BLOCK])
 def test_row_that_fits_is_read_once(dim: int, dtype: torch.dtype) -> None:
-    compiled = compile_pool_normalise(dim, dtype, 90)
+    compiled = compile_pooling(Variant(dim, dtype), 90)
     loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", compiled.ptx)
     loaded = [int(count or 1) * int(bits) // 8 for count, bits in loads]
     # each thread reads its share of a block, and the 8 bytes of its row's index
@@ -89,37 +110,37 @@ def test_row_that_fits_is_read_once(dim: int, dtype: torch.dtype) -> None:
 
 @of_every_dtype
 def test_aligned_rows_move_16_bytes_at_once(dtype: torch.dtype) -> None:
-    ptx = compile_pool_normalise(4096, dtype, 90).ptx
+    ptx = compile_pooling(Variant(4096, dtype), 90).ptx
     assert set(re.findall(r"(?:ld|st)\.global\.(v\d\.b\d+)", ptx)) == {"v4.b32"}
 
 
 def test_norm_of_nan_stays_nan() -> None:
     # a plain maximum drops a NaN on a GPU, and keeps it in the interpreter
-    ptx = compile_pool_normalise(129, torch.bfloat16, 90).ptx
+    ptx = compile_pooling(Variant(129, torch.bfloat16), 90).ptx
     assert "max.NaN.f32" in ptx and "max.f32" not in ptx
 
 
 def test_sums_of_rows_use_no_atomics() -> None:
-    ptx = compile_pool_normalise(DIMS[-1], torch.bfloat16, 90).ptx
+    ptx = compile_pooling(Variant(DIMS[-1], torch.bfloat16), 90).ptx
     assert not re.search(r"\b(atom|red)\.", ptx)
 
 
 def test_launch_fits_what_every_gpu_grants_unasked() -> None:
-    for dim in (1, *DIMS):
-        compiled = compile_pool_normalise(dim, torch.bfloat16, 80)
+    for variant in VARIANTS.values():
+        compiled = compile_pooling(variant, 80)
         assert 1 <= compiled.num_warps <= 32 and compiled.shared_bytes <= 48 * 1024
         assert f".reqntid {32 * compiled.num_warps}" in compiled.ptx
 
 
 def test_ptx_holds_no_path_of_this_machine() -> None:
-    ptx = compile_pool_normalise(129, torch.bfloat16, 90).ptx
+    ptx = compile_pooling(Variant(129, torch.bfloat16), 90).ptx
     assert ".file" not in ptx and ".section" not in ptx
 
 
 def test_eps_is_compiled_in() -> None:
     # the bits of 0.5 in float32
-    assert "0f3F000000" in compile_pool_normalise(129, torch.float32, 90, eps=0.5).ptx
-    assert "0f3F000000" not in compile_pool_normalise(129, torch.float32, 90).ptx
+    assert "0f3F000000" in compile_pooling(Variant(129, torch.float32, eps=0.5), 90).ptx
+    assert "0f3F000000" not in compile_pooling(Variant(129, torch.float32), 90).ptx
 
 
 # -- what is refused --
@@ -128,19 +149,19 @@ def test_eps_is_compiled_in() -> None:
 @pytest.mark.parametrize(
     ("dim", "capability", "eps", "found"),
     [
-        (129, 75, 1e-12, r"expected a capability of \(80, 89, 90, 100, 120\), found 75"),
-        (0, 90, 1e-12, "expected dim of at least 1, found 0"),
+        (129, 75, 1e-12, r"capability of \(80, 86, 89, 90, 100, 120\), found 75"),
+        (0, 90, 1e-12, "expected dim of at least 1 and .*, found 0"),
         (129, 90, 0.0, r"expected eps between 1\.2e-38 and .* found 0.0"),
     ],
 )
 def test_value_out_of_range_is_refused(dim: int, capability: int, eps: float, found: str) -> None:
     with pytest.raises(ValueError, match=found):
-        compile_pool_normalise(dim, torch.bfloat16, capability, eps)
+        compile_pooling(Variant(dim, torch.bfloat16, eps=eps), capability)
 
 
 def test_dtype_that_no_kernel_reads_is_refused() -> None:
     with pytest.raises(TypeError, match=r"found torch\.float64"):
-        compile_pool_normalise(129, torch.float64, 90)
+        compile_pooling(Variant(129, torch.float64), 90)
 
 
 @triton.jit
@@ -181,6 +202,6 @@ def test_unknown_parameter_list_is_refused(ptx: str) -> None:
 
 
 def test_kernel_for_the_interpreter_is_refused() -> None:
-    interpreted = InterpretedFunction(pool_normalise_kernel.fn)
+    interpreted = InterpretedFunction(last_token_pool_normalise_kernel.fn)
     with pytest.raises(RuntimeError, match="start Python without TRITON_INTERPRET"):
         compile_kernel(interpreted, {}, {}, 90, num_warps=1)
