@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
@@ -17,6 +17,10 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/everything.py
+
+# With the Python that has CUDA's PyTorch: .venv holds a CPU build.
+gpu-check:
+	PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/gpu_check.py $(ARGUMENTS)
 
 install: .venv/installed
 

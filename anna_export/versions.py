@@ -18,9 +18,12 @@ _DISTRIBUTIONS: Final = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "tensorrt",
+    "tensorrt-rtx",
     "tokenizers",
     "torch",
     "transformers",
+    "triton",
 )
 
 

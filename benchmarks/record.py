@@ -9,8 +9,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from anna_export.hardware import hardware
 from anna_export.versions import installed
 
@@ -45,7 +43,7 @@ def machine() -> dict[str, Any]:
     return {
         "hardware": hardware(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }

@@ -25,7 +25,7 @@ def last_token_pool_normalise(
     on CUDA a row without a last token is not refused: its vector is not finite. Gradients reach
     hidden and norm.weight through vectors of floats.
     """
-    options = {"width": width, "output": output, "ranges": ranges, "eps": eps}
+    options: dict[str, Any] = {"width": width, "output": output, "ranges": ranges, "eps": eps}
     if not isinstance(hidden, torch.Tensor) or not hidden.is_cuda:
         return reference.last_token_pool_normalise(hidden, tokens, norm=norm, **options)
     from anna_kernels import fused

@@ -21,7 +21,8 @@ def reference_gradients() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     vectors = reference.last_token_pool_normalise(
         hidden, LAST, norm=RMSNorm(weight, 1e-5), width=65
     ).vectors
-    return (vectors, *torch.autograd.grad(vectors[:, :5].sum(), [hidden, weight]))
+    of_hidden, of_weight = torch.autograd.grad(vectors[:, :5].sum(), [hidden, weight])
+    return vectors, of_hidden, of_weight
 
 
 def test_cpu_computes_the_reference_with_gradients() -> None:

@@ -1,0 +1,86 @@
+"""Everything that only a GPU can show, in one run and one file: `make gpu-check`.
+
+python benchmarks/gpu_check.py [--json FILE] [--without PART]...
+
+Needs torch, triton, transformers and click; peft for the training step, and ONNX Runtime or
+TensorRT for theirs. What cannot run is named in the file, and why. Under 8 minutes on an H100.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import mistral_on_gpu
+import pooling_kernel
+import torch
+from pooling_kernel import Found
+from record import record, say
+
+
+def main() -> int:
+    """Run every part; one that breaks is reported and does not stop the others."""
+    parts: dict[str, tuple[Callable[[Found], None], str | None]] = {
+        "compiled": (pooling_kernel.compiled, "triton"),
+        "equal": (pooling_kernel.equal_to_reference, "triton"),
+        "ptx": (pooling_kernel.ptx_equal_to_reference, "triton"),
+        "speed": (lambda found: pooling_kernel.speed(found, quick=False), "triton"),
+        "embedding": (mistral_on_gpu.measure_embedding, "transformers"),
+        "training": (mistral_on_gpu.measure_training, "peft"),
+    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write to this file")
+    parser.add_argument("--without", action="append", default=[], choices=[*parts], help="skip")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        say("expected a CUDA device, found none; nothing was run")
+        return 2
+    found, broken = Found(), False
+    found.samples["device"] = _device()
+    for name, (part, needs) in parts.items():
+        if name in arguments.without:
+            found.skip(name, "left out by --without")
+        elif needs is not None and find_spec(needs) is None:
+            found.skip(name, f"{needs} is not installed")
+        else:
+            broken |= not _run(name, part, found)
+        torch.cuda.empty_cache()
+    status = record("gpu-check", found.figures, found.samples, found.not_run, arguments.json)
+    return 1 if broken else status
+
+
+def _run(name: str, part: Callable[[Found], None], found: Found) -> bool:
+    started = time.perf_counter()
+    try:
+        part(found)
+    except Exception as error:  # the next part may still run; exit code 1
+        traceback.print_exc()
+        found.skip(name, f"broke: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return False
+    say(f"{name}: {time.perf_counter() - started:.0f} s")
+    return True
+
+
+def _device() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "capability": torch.cuda.get_device_capability(),
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0] if path.exists() else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""The pooling kernel on a GPU: equal to its reference, and how near to what memory allows.
+
+python benchmarks/pooling_kernel.py [--json FILE] [--quick]
+
+Against eager PyTorch, torch.compile and a copy of as many bytes; batches from 1 to 16,384 rows,
+sequences of 1 and 128 tokens, random data, each launch with memory of its own.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from anna_kernels import reference
+from anna_kernels.ahead_of_time import CAPABILITIES, assemble, compile_pooling
+from anna_kernels.kernel import Variant
+from anna_kernels.pooling import DTYPES, Last, Lengths, Mask, Offsets, Output, RMSNorm, Tokens
+from cuda_timing import copy_bytes_per_second, timed_in_graph
+from launch_ptx import launch
+from record import Figure, record, say
+
+DIM = 4096
+ROWS = (1, 16, 128, 1024, 4096, 16384)
+TOKENS = (1, 128)
+# rows from which B * D is large: launching is then a small part
+LARGE = 4096
+POOL_BYTES = 16 << 30
+MOST_CALLS = 64
+# both versions sum in float32, so only the order of the sum differs
+TOLERANCE = 1e-6
+REACH_SHARE, REACH_EAGER = 0.8, 4.0
+
+
+@dataclass(slots=True)
+class Found:
+    """Figures, raw samples, and what could not be run."""
+
+    figures: list[Figure] = field(default_factory=list)
+    samples: dict[str, Any] = field(default_factory=dict)
+    not_run: list[dict[str, str]] = field(default_factory=list)
+
+    def skip(self, name: str, why: str) -> None:
+        """Say that something could not be run."""
+        self.not_run.append({"name": name, "why": why})
+
+
+def main() -> int:
+    """Run everything that this machine has a device for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write to this file")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes; a minute")
+    arguments = parser.parse_args()
+    found = Found()
+    compiled(found)
+    if torch.cuda.is_available():
+        equal_to_reference(found)
+        ptx_equal_to_reference(found)
+        speed(found, quick=arguments.quick)
+    else:
+        found.skip("kernels on a GPU", "no CUDA device")
+    return record("pooling-kernel", found.figures, found.samples, found.not_run, arguments.json)
+
+
+def compiled(found: Found) -> None:
+    """Compile for every architecture without a device: registers, spills, shared memory."""
+    plain = Variant(DIM, torch.bfloat16)
+    normed = Variant(DIM, torch.bfloat16, weight_dtype=torch.bfloat16, norm_eps=1e-5, flagged=True)
+    rows: list[dict[str, Any]] = []
+    for name, variant in {"plain": plain, "normed": normed}.items():
+        for capability in CAPABILITIES:
+            kernel = compile_pooling(variant, capability)
+            made = assemble(kernel)
+            rows.append(
+                {
+                    "variant": name,
+                    "capability": capability,
+                    "registers": made.registers,
+                    "spilled_bytes": made.spilled_bytes,
+                    "shared_bytes": kernel.shared_bytes,
+                    "threads": 32 * kernel.num_warps,
+                }
+            )
+    found.samples["compiled"] = rows
+    spilled = max(row["spilled_bytes"] for row in rows)
+    found.figures.append(
+        Figure("kernel, 6 architectures: spilled bytes", spilled, "B", "== 0", spilled == 0)
+    )
+
+
+def equal_to_reference(found: Found) -> None:
+    """Compare every variant with its reference on random data, outputs poisoned."""
+    from anna_kernels import fused
+
+    torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
+    worst, wrong, compared = 0.0, [], 0
+    for name, hidden, tokens, options in _cases():
+        got = fused.last_token_pool_normalise(hidden, tokens, **options)
+        wanted = reference.last_token_pool_normalise(hidden, tokens, **options)
+        apart = (got.vectors.float() - wanted.vectors.float()).abs()
+        output = options["output"]
+        if output.is_float:
+            error = apart.max().item()
+            limit = TOLERANCE if output is Output.FLOAT32 else 2**-8
+            worst = max(worst, error) if output is Output.FLOAT32 else worst
+            holds = error <= limit
+        else:
+            # a value on a border may fall to the next of 256 steps
+            share = (apart != 0).float().mean().item()
+            holds = apart.max().item() <= 1 and share <= 2e-3 if output.is_scaled else share == 0
+        compared += 1
+        if not (holds and torch.equal(got.finite, wanted.finite)):
+            wrong.append(name)
+    torch.use_deterministic_algorithms(False)
+    found.samples["unequal"] = wrong
+    found.figures += [
+        Figure(
+            f"kernel, {compared} variants: unlike the reference", len(wrong), "", "== 0", not wrong
+        ),
+        Figure("the same, float32: largest difference", worst, "", f"<= {TOLERANCE}", not wrong),
+    ]
+
+
+def _cases() -> Iterator[tuple[str, torch.Tensor, Tokens, dict[str, Any]]]:
+    random = torch.Generator("cuda").manual_seed(0)
+    for dim in (129, 1024, DIM, 8269):
+        for dtype in DTYPES:
+            hidden = torch.randn(33, 37, dim, generator=random, device="cuda").to(dtype)
+            lengths = torch.randint(1, 38, (33,), generator=random, device="cuda")
+            mask = torch.arange(37, device="cuda") < lengths[:, None]
+            offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+            forms: dict[str, tuple[torch.Tensor, Tokens]] = {
+                "last": (hidden, Last(lengths - 1)),
+                "lengths": (hidden, Lengths(lengths.int())),
+                "mask": (hidden, Mask(mask)),
+                "offsets": (hidden[mask], Offsets(offsets)),
+            }
+            weight = torch.rand(dim, generator=random, device="cuda").to(dtype)
+            for form, (states, tokens) in forms.items():
+                for output in Output:
+                    width = dim // 2 + 1
+                    limits = torch.tensor([[-0.5], [0.6]], device="cuda") * dim**-0.5
+                    yield (
+                        f"{form} {dtype} D {dim} {output}",
+                        states,
+                        tokens,
+                        {
+                            "norm": RMSNorm(weight, 1e-5) if output is not Output.INT8 else None,
+                            "width": width,
+                            "output": output,
+                            "ranges": limits.expand(2, width) if output.is_scaled else None,
+                        },
+                    )
+
+
+def ptx_equal_to_reference(found: Found) -> None:
+    """Launch the PTX that an engine carries with exactly the arguments that TensorRT passes."""
+    capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
+    if capability not in CAPABILITIES:
+        found.skip("PTX launched as TensorRT does", f"no PTX is made for sm_{capability}")
+        return
+    worst = 0.0
+    for dtype in DTYPES:
+        kernel = compile_pooling(Variant(DIM, dtype), capability)
+        hidden = torch.randn(33, 37, DIM, device="cuda").to(dtype)
+        last = torch.randint(37, (33,), device="cuda")
+        output = torch.full((33, DIM), float("nan"), device="cuda")
+        launch(kernel, 33, [hidden, last, 37, output])
+        wanted = reference.last_token_pool_normalise(hidden, Last(last)).vectors
+        worst = max(worst, (output - wanted).abs().nan_to_num(torch.inf).max().item())
+    found.figures.append(
+        Figure(
+            "PTX launched with TensorRT's arguments: largest difference",
+            worst,
+            "",
+            f"<= {TOLERANCE}",
+            worst <= TOLERANCE,
+        )
+    )
+
+
+def eager(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Pool as sentence-transformers does, in PyTorch's own operators."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return torch.nn.functional.normalize(hidden[rows, last].float(), dim=-1)
+
+
+def eager_normed(hidden: torch.Tensor, last: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same behind Mistral's final norm of the last tokens alone."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    states = hidden[rows, last].float()
+    states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-5)
+    states = weight * states.to(hidden.dtype)
+    return torch.nn.functional.normalize(states.float(), dim=-1)
+
+
+def speed(found: Found, *, quick: bool) -> None:
+    """Time the kernel against eager PyTorch, torch.compile and the bytes it must move."""
+    from anna_kernels import fused
+
+    bandwidth = copy_bytes_per_second()
+    say(f"copy: {bandwidth / 1e12:.2f} TB/s")
+    weight = torch.rand(DIM, device="cuda", dtype=torch.bfloat16)
+    norm = RMSNorm(weight, 1e-5)
+    rows: list[dict[str, Any]] = []
+
+    def pool(hidden: torch.Tensor, last: torch.Tensor) -> object:
+        return fused.last_token_pool_normalise(hidden, Last(last))
+
+    def pool_normed(hidden: torch.Tensor, last: torch.Tensor) -> object:
+        return fused.last_token_pool_normalise(hidden, Last(last), norm=norm)
+
+    def pool_bf16(hidden: torch.Tensor, last: torch.Tensor) -> object:
+        return fused.last_token_pool_normalise(hidden, Last(last), output=Output.BFLOAT16)
+
+    rivals: dict[str, tuple[Callable[..., object], int]] = {
+        "fused": (pool, 4),
+        "eager": (eager, 4),
+        "compiled": (torch.compile(eager, dynamic=True), 4),
+        "fused, normed": (pool_normed, 4),
+        "eager, normed": (partial(eager_normed, weight=weight), 4),
+        "fused, bf16 out": (pool_bf16, 2),
+    }
+    for seq in TOKENS[:1] if quick else TOKENS:
+        for batch in (1, 1024, 16384) if quick else ROWS:
+            inputs = _inputs(batch, seq)
+            if inputs is None:
+                found.skip(f"kernel at {batch} x {seq}", "not enough memory")
+                continue
+            for name, (work, written) in rivals.items():
+                seconds = timed_in_graph([partial(work, *one) for one in inputs])
+                moved = batch * (DIM * (2 + written) + 8)
+                rows.append(
+                    {
+                        "name": name,
+                        "batch": batch,
+                        "tokens": seq,
+                        "us": seconds.median * 1e6,
+                        "spread_us": [seconds.least * 1e6, seconds.most * 1e6],
+                        "share": moved / seconds.median / bandwidth,
+                    }
+                )
+            say(f"{batch} x {seq}: " + ", ".join(f"{r['name']} {r['us']:.1f}" for r in rows[-6:]))
+            del inputs
+            torch.cuda.empty_cache()
+    found.samples["speed"] = {"copy_bytes_per_second": bandwidth, "rows": rows}
+    found.figures += _speed_figures(rows)
+
+
+def _inputs(batch: int, seq: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Make inputs for many launches, in memory of their own."""
+    size = batch * seq * DIM * 2
+    calls = min(MOST_CALLS, POOL_BYTES // size)
+    if calls < 2 or calls * size > 0.6 * torch.cuda.mem_get_info()[0]:
+        return None
+    return [
+        (
+            torch.randn(batch, seq, DIM, device="cuda", dtype=torch.bfloat16),
+            torch.randint(seq, (batch,), device="cuda"),
+        )
+        for _ in range(calls)
+    ]
+
+
+def _speed_figures(rows: list[dict[str, Any]]) -> list[Figure]:
+    by = {(row["name"], row["batch"], row["tokens"]): row for row in rows}
+    large = {key: row for key, row in by.items() if key[1] >= LARGE}
+    figures = []
+    for name in ("fused", "fused, normed", "fused, bf16 out"):
+        shares = [row["share"] for key, row in large.items() if key[0] == name]
+        figures.append(
+            Figure(
+                f"kernel ({name}), B >= {LARGE}: share of the copy's bytes a second, least",
+                min(shares),
+                "",
+                f">= {REACH_SHARE}" if name == "fused" else "printed",
+                name != "fused" or min(shares) >= REACH_SHARE,
+                (min(shares), max(shares)),
+                1.0,
+            )
+        )
+    for rival, own, reach in (
+        ("eager", "fused", REACH_EAGER),
+        ("compiled", "fused", 1.0),
+        ("eager, normed", "fused, normed", REACH_EAGER),
+    ):
+        ratios = {
+            key[1:]: row["us"] / by[own, key[1], key[2]]["us"]
+            for key, row in by.items()
+            if key[0] == rival
+        }
+        at_large = [ratio for (batch, _), ratio in ratios.items() if batch >= LARGE]
+        figures.append(
+            Figure(
+                f"kernel over {rival}, B >= {LARGE}: times as fast, least",
+                min(at_large),
+                "x",
+                f">= {reach:g}",
+                min(at_large) >= reach,
+                (min(ratios.values()), max(ratios.values())),
+            )
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
