@@ -1,9 +1,10 @@
 """Everything that only a GPU can show, in one run and one file: `make gpu-check`.
 
-python benchmarks/gpu_check.py [--json FILE] [--without PART]...
+python benchmarks/gpu_check.py [--json FILE] [--only PART]... [--model DIR]
 
-Needs torch, triton, transformers and click; peft for the training step, and ONNX Runtime or
-TensorRT for theirs. What cannot run is named in the file, and why. Under 8 minutes on an H100.
+Needs torch, triton, transformers and click; peft for the training step; ONNX Runtime or TensorRT,
+and what else this package depends on, for `--model`. What cannot run is named in the file, and why.
+Under 8 minutes on an H100.
 """
 
 import argparse
@@ -17,12 +18,16 @@ from pathlib import Path
 import mistral_on_gpu
 import pooling_kernel
 import torch
+from backends_on_gpu import PRECISIONS, measure_backends
 from pooling_kernel import Found
 from record import record, say
+
+from anna_export.spec import Precision
 
 
 def main() -> int:
     """Run every part; one that breaks is reported and does not stop the others."""
+    arguments = _arguments()
     parts: dict[str, tuple[Callable[[Found], None], str | None]] = {
         "compiled": (pooling_kernel.compiled, "triton"),
         "equal": (pooling_kernel.equal_to_reference, "triton"),
@@ -30,19 +35,19 @@ def main() -> int:
         "speed": (lambda found: pooling_kernel.speed(found, quick=False), "triton"),
         "embedding": (mistral_on_gpu.measure_embedding, "transformers"),
         "training": (mistral_on_gpu.measure_training, "peft"),
+        "backends": (
+            lambda found: measure_backends(found, arguments.model, arguments.precision),
+            None,
+        ),
     }
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write to this file")
-    parser.add_argument("--without", action="append", default=[], choices=[*parts], help="skip")
-    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         say("expected a CUDA device, found none; nothing was run")
         return 2
     found, broken = Found(), False
     found.samples["device"] = _device()
     for name, (part, needs) in parts.items():
-        if name in arguments.without:
-            found.skip(name, "left out by --without")
+        if arguments.only and name not in arguments.only:
+            found.skip(name, "left out by --only")
         elif needs is not None and find_spec(needs) is None:
             found.skip(name, f"{needs} is not installed")
         else:
@@ -50,6 +55,27 @@ def main() -> int:
         torch.cuda.empty_cache()
     status = record("gpu-check", found.figures, found.samples, found.not_run, arguments.json)
     return 1 if broken else status
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write to this file")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PART", help="leave out the rest"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="checkpoint to export and verify in each runtime"
+    )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        type=Precision,
+        choices=[*PRECISIONS],
+        help="of --model; default: all of them",
+    )
+    arguments = parser.parse_args()
+    arguments.precision = arguments.precision or [*PRECISIONS]
+    return arguments
 
 
 def _run(name: str, part: Callable[[Found], None], found: Found) -> bool:

@@ -76,6 +76,7 @@ def open_backend(
     # the arena finds no room for widened weights where the last run's were, and grows
     options.enable_cpu_mem_arena = not scheme.dequantises
     if device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA's libraries, where pip has put them
         path, provider = artifact.graph(CANONICAL), _CUDA
         arithmetic = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in

@@ -110,7 +110,8 @@ def last_token_pool_normalise_kernel(
     if finite_ptr is not None:
         tl.store(finite_ptr + row, finite)
     divisor = tl.maximum(length, EPS, propagate_nan=tl.PropagateNan.ALL)
-    divisor = tl.where(inside, divisor, float("nan"))
+    # one division a row: one a value would take more instructions than all the rest
+    factor = tl.where(inside, tl.div_rn(factor, divisor), float("nan"))
 
     # where BLOCK covers the row the compiler drops these loads for the first ones' registers
     for start in range(0, WIDTH, BLOCK):
@@ -119,8 +120,8 @@ def last_token_pool_normalise_kernel(
         values = values.to(tl.float32)
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0)
-            values *= weight.to(tl.float32) * factor
-        values = tl.div_rn(values, divisor)
+            values *= weight.to(tl.float32)
+        values *= factor
         if PACKED:
             write_bits(output_ptr, row, start, values, finite, WIDTH, OFFSET, BLOCK)
         elif ranges_ptr is not None:
