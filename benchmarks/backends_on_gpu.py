@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,34 +26,40 @@ SHAPES = ((1, 32), (32, 64), (32, 512))
 _COMMAND = (sys.executable, "-c", "from anna_export.cli import main; main()")
 
 
-def measure_backends(found: Found, model: Path | None, precisions: Sequence[Precision]) -> None:
-    """Export a checkpoint and run `verify --device cuda` and timings for each runtime."""
-    if model is None:
-        found.skip("backends", "no --model given to export")
-        return
+def measure_backend(
+    model: Path | None, artifacts: Path | None, precision: Precision, found: Found
+) -> None:
+    """Export a checkpoint, run `verify --device cuda`, and time it.
+
+    Args:
+        model: The checkpoint; without one nothing is run.
+        artifacts: Where to keep what is exported and to look for it; None for nowhere.
+        precision: One of PRECISIONS.
+        found: Where to put what is found.
+    """
+    name = f"ONNX Runtime CUDA, {precision}"
     missing = [
         name for name in ("onnx_ir", "pydantic", "rich", "tokenizers") if not find_spec(name)
     ]
-    if missing:
-        found.skip("backends", f"{', '.join(missing)} not installed")
-        return
-    if find_spec("tensorrt") is None:
-        found.skip("TensorRT", "tensorrt is not installed")
-    if not _onnxruntime_has_cuda():
-        found.skip("ONNX Runtime on CUDA", "onnxruntime is not installed, or is its CPU build")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for precision in precisions:
-            _measure(found, model, precision, Path(folder, precision))
+    if model is None:
+        found.skip(name, "no --model given to export")
+    elif missing:
+        found.skip(name, f"{', '.join(missing)} not installed")
+    elif not _onnxruntime_has_cuda():
+        found.skip(name, "onnxruntime is not installed, or is its CPU build")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = (artifacts or Path(folder)) / f"{model.name}-{precision}"
+            _measure(found, name, model, precision, artifact)
 
 
-def _measure(found: Found, model: Path, precision: Precision, artifact: Path) -> None:
-    name = f"ONNX Runtime CUDA, {precision}"
-    asked = ["--model", str(model), "--out", str(artifact), *PRECISIONS[precision]]
-    made = _run([*_COMMAND, *asked, "--no-verify", "--json"])
-    if made.returncode:
-        found.skip(name, f"export failed: {_last(made.stderr)}")
-        return
+def _measure(found: Found, name: str, model: Path, precision: Precision, artifact: Path) -> None:
+    if not artifact.exists():
+        asked = ["--model", str(model), "--out", str(artifact), *PRECISIONS[precision]]
+        made = _run([*_COMMAND, *asked, "--no-verify", "--json"])
+        if made.returncode:
+            found.skip(name, f"export failed: {_last(made.stderr)}")
+            return
     asked = [str(artifact), "--reference", str(model), "--backend", "ort", "--device", "cuda"]
     proved = _run([*_COMMAND, "verify", *asked, "--json"])
     if proved.returncode not in (0, 1):
@@ -84,7 +91,7 @@ def _measure(found: Found, model: Path, precision: Precision, artifact: Path) ->
                 row["tokens_per_second"],
                 "tokens/s",
                 "printed",
-                True,
+                row["tokens_per_second"] > 0,
             )
         )
 
@@ -98,7 +105,10 @@ def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Run in a process of its own: a runtime that crashes takes only itself along."""
     say(" ".join(part for part in command[1:] if "import" not in part)[:200])
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    started = time.perf_counter()
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    say(f"exit code {run.returncode} after {time.perf_counter() - started:.0f} s")
+    return run
 
 
 def _last(text: str) -> str:

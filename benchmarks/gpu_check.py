@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one run and one file: `make gpu-check`.
 
-python benchmarks/gpu_check.py [--json FILE] [--only PART]... [--model DIR]
+python benchmarks/gpu_check.py [--json FILE] [--only PART]... [--model DIR [--artifacts DIR]]
 
 Needs torch, triton, transformers and click; peft for the training step; ONNX Runtime or TensorRT,
 and what else this package depends on, for `--model`. What cannot run is named in the file, and why.
@@ -12,17 +12,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import mistral_on_gpu
 import pooling_kernel
 import torch
-from backends_on_gpu import PRECISIONS, measure_backends
+from backends_on_gpu import PRECISIONS, measure_backend
 from pooling_kernel import Found
-from record import record, say
-
-from anna_export.spec import Precision
+from record import record, say, write
 
 
 def main() -> int:
@@ -35,10 +34,13 @@ def main() -> int:
         "speed": (lambda found: pooling_kernel.speed(found, quick=False), "triton"),
         "embedding": (mistral_on_gpu.measure_embedding, "transformers"),
         "training": (mistral_on_gpu.measure_training, "peft"),
-        "backends": (
-            lambda found: measure_backends(found, arguments.model, arguments.precision),
-            None,
-        ),
+        **{
+            f"onnxruntime {precision}": (
+                partial(measure_backend, arguments.model, arguments.artifacts, precision),
+                None,
+            )
+            for precision in PRECISIONS
+        },
     }
     if not torch.cuda.is_available():
         say("expected a CUDA device, found none; nothing was run")
@@ -53,6 +55,8 @@ def main() -> int:
         else:
             broken |= not _run(name, part, found)
         torch.cuda.empty_cache()
+        # what a run that is stopped has found so far
+        write("gpu-check", found.figures, found.samples, found.not_run, arguments.json)
     status = record("gpu-check", found.figures, found.samples, found.not_run, arguments.json)
     return 1 if broken else status
 
@@ -66,16 +70,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, help="checkpoint to export and verify in each runtime"
     )
-    parser.add_argument(
-        "--precision",
-        action="append",
-        type=Precision,
-        choices=[*PRECISIONS],
-        help="of --model; default: all of them",
-    )
-    arguments = parser.parse_args()
-    arguments.precision = arguments.precision or [*PRECISIONS]
-    return arguments
+    parser.add_argument("--artifacts", type=Path, help="keep them here; those there are used")
+    return parser.parse_args()
 
 
 def _run(name: str, part: Callable[[Found], None], found: Found) -> bool:

@@ -68,6 +68,20 @@ def record(
     Returns:
         0 if every figure holds; 1 if one does not, or there is none.
     """
+    path = write(name, figures, samples, not_run, path)
+    print_table(figures, not_run)
+    print(f"written to {path}", file=sys.stderr)
+    return 0 if figures and all(figure.holds for figure in figures) else 1
+
+
+def write(
+    name: str,
+    figures: list[Figure],
+    samples: dict[str, Any],
+    not_run: list[dict[str, str]],
+    path: Path | None,
+) -> Path:
+    """Write the figures to a file and return it; arguments as `record`."""
     path = path or RESULTS / f"{date.today().isoformat()}-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -78,9 +92,7 @@ def record(
         "not_run": not_run,
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print_table(figures, not_run)
-    print(f"written to {path}", file=sys.stderr)
-    return 0 if figures and all(figure.holds for figure in figures) else 1
+    return path
 
 
 def print_table(figures: list[Figure], not_run: list[dict[str, str]]) -> None:

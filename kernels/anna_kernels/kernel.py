@@ -9,8 +9,9 @@ import triton.language as tl
 
 from anna_kernels.pooling import Output
 
-# 8 warps hold it in 32 registers a thread, so a row up to this long is read once
-MAX_BLOCK: Final = 8192
+# 8 warps hold it in 8 registers a thread. A longer row is read a second time, from the first-level
+# cache: on an H200 nearer to its memory's limit than fewer blocks with all of a row in registers.
+MAX_BLOCK: Final = 2048
 MAX_WARPS: Final = 8
 # tokens of a mask that are looked at together
 MASK_BLOCK: Final = 1024
@@ -206,7 +207,7 @@ class Variant:
     @property
     def num_warps(self) -> int:
         """How many warps share a row."""
-        return max(1, min(MAX_WARPS, self.block // 512))
+        return max(1, min(MAX_WARPS, self.block // 256))
 
     @property
     def block(self) -> int:
