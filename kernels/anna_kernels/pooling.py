@@ -119,6 +119,7 @@ def check_inputs(
     output: Output,
     ranges: torch.Tensor | None,
     eps: float,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> None:
     """Refuse what no version takes; reads no tensor's values, so it never waits for a device."""
     if not isinstance(tokens, Tokens):
@@ -138,12 +139,12 @@ def check_inputs(
                 f"expected all tensors on one device, found hidden on {hidden.device} and {name} "
                 f"on {value.device}; move it with .to(hidden.device)"
             )
-    check_dtype("hidden", hidden.dtype)
+    check_dtype("hidden", hidden.dtype, dtypes)
     _check_tokens(hidden, tokens)
     check_eps("eps", eps)
     dim = hidden.shape[-1]
     if norm is not None:
-        check_dtype("norm.weight", norm.weight.dtype)
+        check_dtype("norm.weight", norm.weight.dtype, dtypes)
         check_eps("norm.eps", norm.eps)
         if norm.weight.shape != (dim,):
             raise ValueError(f"expected norm.weight ({dim},), found {tuple(norm.weight.shape)}")
@@ -183,10 +184,11 @@ def _check_tokens(hidden: torch.Tensor, tokens: Tokens) -> None:
         raise ValueError(f"expected hidden (B, S, D) and {tokens.form} {shape}, {found}")
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """Refuse states that are not bf16, fp16 or fp32."""
-    if dtype not in DTYPES:
-        raise TypeError(f"expected {name} in bfloat16, float16 or float32, found {dtype}")
+def check_dtype(name: str, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
+    """Refuse states of another type."""
+    if dtype not in dtypes:
+        names = ", ".join(str(one).removeprefix("torch.") for one in dtypes)
+        raise TypeError(f"expected {name} in {names}, found {dtype}")
 
 
 def check_eps(name: str, eps: float) -> None:

@@ -1,8 +1,11 @@
 """What each kernel computes, in plain PyTorch: the contract that the fused versions keep."""
 
+from typing import Final
+
 import torch
 
 from anna_kernels.pooling import (
+    DTYPES,
     Last,
     Lengths,
     Mask,
@@ -13,6 +16,9 @@ from anna_kernels.pooling import (
     Tokens,
     check_inputs,
 )
+
+# of the reference alone, for models whose gradients are tested in it
+_DTYPES: Final = (*DTYPES, torch.float64)
 
 
 def last_token_pool_normalise(
@@ -30,7 +36,7 @@ def last_token_pool_normalise(
     Everything is computed in float32 and rounded once, to the output.
 
     Args:
-        hidden: (B, S, D) hidden states, or (T, D) with `Offsets`; bf16, fp16 or fp32.
+        hidden: (B, S, D) hidden states, or (T, D) with `Offsets`; bf16, fp16, fp32 or fp64.
         tokens: Where each row's last token is: Last, Lengths, Mask or Offsets.
         norm: The model's final norm, where hidden states are those in front of it.
         width: Dimensions to keep, before the length is made 1 (Matryoshka); None for all D.
@@ -48,7 +54,7 @@ def last_token_pool_normalise(
     Source: the "lasttoken" mode of sentence-transformers' Pooling, then its Normalize and
     `quantize_embeddings`; transformers' MistralRMSNorm, but for its rounding in between.
     """
-    check_inputs(hidden, tokens, norm, width, output, ranges, eps)
+    check_inputs(hidden, tokens, norm, width, output, ranges, eps, _DTYPES)
     rows = last_rows(hidden, tokens)
     states = hidden.reshape(-1, hidden.shape[-1])[rows].float()
     if norm is None:

@@ -30,7 +30,7 @@ every = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("hidden", "tokens", "found"),
     [
-        (HIDDEN.double(), POOLED, "found torch.float64"),
+        (HIDDEN.int(), POOLED, "found torch.int32"),
         (HIDDEN, Last(LAST.short()), "expected last in int64 or int32, found torch.int16"),
         (HIDDEN, Lengths(LAST.bool()), "expected lengths in int64 or int32, found torch.bool"),
         (HIDDEN, Mask(HIDDEN[..., 0]), "mask in int64 or int32 or bool, found torch.float32"),
@@ -38,7 +38,7 @@ every = pytest.mark.parametrize(
         (HIDDEN, Last([0, 2]), "expected last as a torch tensor, found list"),  # type: ignore[arg-type]
         (HIDDEN, LAST, "expected tokens as Last, Lengths, Mask or Offsets, found Tensor"),
     ],
-    ids=["float64", "int16", "bool lengths", "float mask", "numpy", "list", "bare"],
+    ids=["int32", "int16", "bool lengths", "float mask", "numpy", "list", "bare"],
 )
 def test_wrong_type_is_refused(pool: Pool, hidden: Any, tokens: Any, found: str) -> None:
     with pytest.raises(TypeError) as caught:
@@ -118,6 +118,11 @@ def test_fused_refuses_to_lose_a_gradient() -> None:
     norm = RMSNorm(torch.ones(5, requires_grad=True), 1e-5)
     with pytest.raises(ValueError, match=wanted):
         fused.last_token_pool_normalise(HIDDEN, POOLED, norm=norm)
+
+
+def test_fused_refuses_float64() -> None:
+    with pytest.raises(TypeError, match=r"float32, bfloat16, float16, found torch\.float64"):
+        fused.last_token_pool_normalise(HIDDEN.double(), POOLED)
 
 
 def test_fused_refuses_tensors_of_the_cpu() -> None:
