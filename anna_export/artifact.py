@@ -18,7 +18,7 @@ from anna_export.containment import is_inside
 from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.prompts import PROMPTS_FILE, Prompts, read_prompts
 from anna_export.spec import EmbeddingSpec, Precision, read_json
-from anna_export.staging import locked, write_text
+from anna_export.staging import locked, write_bytes, write_text
 from anna_export.tokenise import TOKENIZER_FILE, TOKENIZER_FILES, TokenContract, Tokeniser
 
 MANIFEST_FILE = "manifest.json"
@@ -26,6 +26,7 @@ PARITY_FILE = "parity.json"
 CARD_FILE = "README.md"
 CALIBRATION_FILE = "calibration.json"
 PREFIX_FOLDER: Final = "prefixes"
+ENGINE_FOLDER: Final = "engines"
 SCHEMA_VERSION: Final = 2
 # Loading hashes files up to this many bytes in all; larger ones by size, with check=True by hash.
 HASHED_BYTES = 256 << 20
@@ -255,7 +256,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def add_evidence(
-    artifact: Artifact, name: str, text: str, prompts: Collection[str] | None = None
+    artifact: Artifact,
+    name: str,
+    content: str | memoryview,
+    prompts: Collection[str] | None = None,
 ) -> Artifact:
     """Write a piece of evidence about an artifact and list it in the manifest.
 
@@ -264,7 +268,7 @@ def add_evidence(
     Args:
         artifact: What it is about.
         name: Its file's name; folders in it are made.
-        text: Its content.
+        content: Its text or bytes.
         prompts: Names of those it is about; None for all.
     """
     hashes = artifact.manifest.prompts.hashes()
@@ -278,7 +282,10 @@ def add_evidence(
         if name in manifest.evidence:
             write_manifest(folder, manifest.model_copy(update={"evidence": others}))
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(folder / name, text)
+        if isinstance(content, str):
+            write_text(folder / name, content)
+        else:
+            write_bytes(folder / name, content)
         entry = Evidence(
             **hash_file(folder / name).model_dump(),
             covers=artifact.manifest.artifact_id,

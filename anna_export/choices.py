@@ -7,6 +7,13 @@ BACKENDS: Final = ("auto", "ort", "pytorch")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 
+class Target(StrEnum):
+    """What builds an engine."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
 class Ranges(StrEnum):
     """How the range of an activation is chosen from what calibration saw."""
 

@@ -91,6 +91,12 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Put a binary file in place, whole or not at all."""
+    with staged_file(path) as aside:
+        aside.write_bytes(content)
+
+
 def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:
     """Refuse an output folder that exists, unless it may be overwritten.
 

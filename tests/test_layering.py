@@ -20,6 +20,7 @@ LAYERS = (
     {"graph"},
     {"quantise"},
     {"plan"},
+    {"engines"},
     {"backends"},
     {"bake", "calibrate"},
     {"verify"},

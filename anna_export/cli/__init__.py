@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from anna_export.cli import embed, export, inspect, merge, options, plan, prompts, verify
+from anna_export.cli import build, embed, export, inspect, merge, options, plan, prompts, verify
 from anna_export.cli.running import run_group
 
 _EXAMPLES = (
@@ -47,6 +47,7 @@ for command in (
     export.command,
     plan.command,
     merge.command,
+    build.command,
     verify.command,
     embed.command,
     inspect.command,

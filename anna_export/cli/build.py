@@ -1,0 +1,89 @@
+"""anna-export build."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.choices import Target
+from anna_export.cli import options, shown
+
+
+@click.command(
+    "build",
+    cls=options.Verb,
+    example="anna-export build artifact --target tensorrt-rtx --compute-capability 8.9",
+)
+@options.artifact_argument
+@click.option(
+    "--target",
+    type=click.Choice([str(target) for target in Target]),
+    default=str(Target.TENSORRT_RTX),
+    show_default=True,
+    help="TensorRT 11, for data-centre GPUs and on the GPU itself; or TensorRT-RTX, for "
+    "workstations, which needs no GPU to build.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="GPU to build for; repeatable. Default: this machine's, and without one 8.9 and 12.0.",
+)
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="With tensorrt: an engine for every GPU of compute capability 8.0 or newer, which is "
+    "slower on each.",
+)
+@click.option(
+    "--refittable",
+    is_flag=True,
+    help="With tensorrt: weights can be replaced without building again.",
+)
+@click.option(
+    "--memory-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most device memory that building may take. Default: all there is.",
+)
+@shown.json_option
+def command(
+    artifact: Path,
+    target: str,
+    capabilities: tuple[str, ...],
+    portable: bool,
+    refittable: bool,
+    memory_gib: float | None,
+    as_json: bool,
+) -> None:
+    """Build engines of an artifact in bf16, fp16 or fp8 for one or several GPUs.
+
+    They are stored in the artifact, each with what it was built by and for.
+    """
+    from anna_export.artifact import open_artifact
+    from anna_export.engines.build import Request, build
+    from anna_export.engines.capability import read_capability
+
+    request = Request(
+        Target(target),
+        tuple(map(read_capability, capabilities)),
+        portable,
+        refittable,
+        None if memory_gib is None else round(memory_gib * 2**30),
+    )
+    built = build(open_artifact(artifact), request, shown.stage)
+    if as_json:
+        shown.print_json({"engines": {engine.name: engine.record for engine in built}})
+        return
+    for engine in built:
+        record, layers = engine.record, engine.record["layers"]
+        shown.print_rows(
+            {
+                "engine": str(artifact / engine.name),
+                "for": f"compute capability {record['compute_capability']}, "
+                f"{record['target']} {record['version']}",
+                "size": shown.size(record["size_bytes"]),
+                "layers": ", ".join(f"{count} {kind}" for kind, count in layers.items()),
+                "as meant": "; ".join(record["shortcomings"]) or "yes",
+                "time": f"{record['seconds']} s",
+            }
+        )

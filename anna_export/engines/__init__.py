@@ -1,0 +1,1 @@
+"""TensorRT engines: an artifact's graph compiled for one GPU; TensorRT-RTX needs none for it."""

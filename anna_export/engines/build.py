@@ -1,0 +1,161 @@
+"""An artifact becomes engines: graph → TensorRT's form → plan → evidence beside the artifact."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from anna_export import quantise
+from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence, hash_file
+from anna_export.choices import Target
+from anna_export.engines.builder import Options, build_plan, require_kernels
+from anna_export.engines.capability import Capability, choose
+from anna_export.engines.driver import find_device
+from anna_export.engines.layers import shortcomings, summary
+from anna_export.engines.library import load_library
+from anna_export.engines.profiles import choose_profiles
+from anna_export.errors import InputError
+from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
+from anna_export.graph.passes.merge_linear import MergeLinear
+from anna_export.progress import Stage
+from anna_export.quantise.scheme import CANONICAL
+from anna_export.spec import Precision
+from anna_export.staging import require_disk
+
+PRECISIONS: Final = (Precision.BF16, Precision.FP16, Precision.FP8)
+_GRAPH, _DATA = "engine.onnx", "engine.data"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to build.
+
+    Args:
+        target: What builds it.
+        capabilities: The GPUs; none for this machine's, and where there is none for 8.9 and 12.0.
+        portable: With TensorRT, for every GPU from compute capability 8.0 on.
+        refittable: With TensorRT, weights may be replaced without building again.
+        memory_bytes: Most device memory that building may take; None for all there is.
+    """
+
+    target: Target
+    capabilities: tuple[Capability, ...] = ()
+    portable: bool = False
+    refittable: bool = False
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine in its artifact, and what is stored about it."""
+
+    name: str
+    record: dict[str, Any]
+
+
+def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
+    """Build an artifact's engines and list them in its manifest; what fails leaves none behind.
+
+    Raises:
+        InputError: If the precision or the GPU is none that the target builds for.
+        ExtraError: If the target is not installed.
+        DamagedError: If it does not take the graph.
+    """
+    manifest = artifact.manifest
+    if manifest.precision not in PRECISIONS:
+        raise InputError(
+            f"expected an artifact in {', '.join(PRECISIONS)}, found {manifest.precision} in "
+            f"{artifact.folder}; export it with --bf16 or --fp8 for a GPU"
+        )
+    device = find_device()
+    chosen = choose(request.capabilities, request.target, device)
+    profiles = choose_profiles(
+        manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
+    )
+    options = [
+        Options(
+            request.target,
+            capability,
+            tuple(profiles),
+            request.portable,
+            request.refittable,
+            request.memory_bytes,
+        )
+        for capability in chosen
+    ]
+    fp8_modules = _fp8_modules(artifact)
+    bf16 = quantise.scheme_of(manifest).arithmetic is Precision.BF16
+    for one in options:
+        require_kernels(one, min(fp8_modules, default=None), bf16)
+    trt = load_library(request.target)
+    # the graph with joined weights, and the engine
+    require_disk(artifact.folder, 2 * artifact.size_bytes)
+    built = []
+    with tempfile.TemporaryDirectory(dir=artifact.folder, prefix=".build-") as folder:
+        graph = Path(folder, _GRAPH)
+        with stage("write graph", "tensors") as progress:
+            model = gpu_form(artifact)
+            ir.save(
+                model,
+                graph,
+                external_data=_DATA,
+                callback=lambda _, done: progress(done.index + 1, done.total) if progress else None,
+            )
+        for one in options:
+            started = time.perf_counter()
+            with stage(f"build for {one.capability}", "steps") as progress:
+                plan = build_plan(trt, graph, manifest.spec, one, progress)
+            record = {
+                "target": str(one.target),
+                "version": trt.__version__,
+                "compute_capability": str(one.capability),
+                "driver": device.driver if device is not None else None,
+                "onnx_sha256": hash_file(artifact.graph(CANONICAL)).sha256,
+                "prefix": bool(manifest.prefixes),
+                "portable": one.portable,
+                "refittable": one.refittable,
+                "profiles": [profile.to_json() for profile in one.profiles],
+                "layers": summary(plan.layers),
+                "shortcomings": shortcomings(plan.layers, manifest.spec, fp8_modules)
+                if plan.layers
+                else ["the library told nothing of its layers"],
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            built.append(_store(artifact, one, plan.content, record))
+    return built
+
+
+def gpu_form(artifact: Artifact) -> ir.Model:
+    """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
+    model = ir.load(artifact.graph(CANONICAL))
+    for rewrite in (
+        PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix(),
+        MergeLinear(),
+    ):
+        rewrite(model)
+    return model
+
+
+def _fp8_modules(artifact: Artifact) -> Sequence[str]:
+    """Return the linear modules that the manifest says multiply in FP8."""
+    manifest = artifact.manifest
+    if manifest.precision is not Precision.FP8 or manifest.quantised is None:
+        return []
+    kept = manifest.quantised.high_precision
+    return [name for name, read in manifest.spec.linear_modules().items() if read not in kept]
+
+
+def _store(
+    artifact: Artifact, options: Options, content: memoryview, record: dict[str, Any]
+) -> Built:
+    place = f"{ENGINE_FOLDER}/{options.target}/{options.capability.name}"
+    stored = add_evidence(artifact, f"{place}.engine", content, prompts=())
+    entry = stored.manifest.evidence[f"{place}.engine"]
+    record = {**record, "sha256": entry.sha256, "size_bytes": entry.size_bytes}
+    add_evidence(stored, f"{place}.json", json.dumps(record, indent=1) + "\n", prompts=())
+    return Built(f"{place}.engine", record)

@@ -1,0 +1,57 @@
+"""TensorRT 11 and TensorRT-RTX, which are one API: the only place that imports them."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from anna_export.choices import Target
+from anna_export.engines.driver import find_device
+from anna_export.errors import ExtraError, InputError
+
+_MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx"}
+_EXTRAS = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "rtx"}
+_TENSORRT_MAJOR = 11
+
+
+def load_library(target: Target) -> ModuleType:
+    """Import what builds engines for a target.
+
+    Raises:
+        ExtraError: If it is not installed.
+        InputError: If TensorRT has no driver here, or another version than 11.
+    """
+    if target is Target.TENSORRT and find_device() is None:
+        raise InputError(
+            "expected a CUDA device and driver for --target tensorrt, found none; build there, or "
+            "with --target tensorrt-rtx, which needs none"
+        )
+    try:
+        library = importlib.import_module(_MODULES[target])
+    except ImportError:
+        raise ExtraError(
+            f"expected {_MODULES[target]} for --target {target}, found none; install "
+            f"anna-export[{_EXTRAS[target]}]"
+        ) from None
+    if target is Target.TENSORRT and int(library.__version__.split(".")[0]) < _TENSORRT_MAJOR:
+        raise InputError(
+            f"expected TensorRT {_TENSORRT_MAJOR} or newer, found {library.__version__}; install "
+            f"anna-export[{_EXTRAS[target]}]"
+        )
+    return library
+
+
+def logger_of(trt: ModuleType) -> Any:
+    """Return a logger that keeps every message: the table of fused layers is one of them."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append(message)
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()

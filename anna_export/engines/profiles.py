@@ -1,0 +1,65 @@
+"""Which shapes an engine is optimised for: buckets of length, batches by a token budget."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
+from anna_export.spec import EmbeddingSpec
+
+TOKEN_BUDGET: Final = 16_384
+LENGTHS: Final = (64, 512, 4096)
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One bucket: batches of 1 to `batch` rows of `shortest` to `longest` tokens, and a prefix.
+
+    Optimised for its longest rows, as many as the budget takes, behind `usual_prefix` tokens.
+    """
+
+    shortest: int
+    longest: int
+    batch: int
+    usual_prefix: int
+    longest_prefix: int
+
+    def shapes(self, spec: EmbeddingSpec, inputs: frozenset[str]) -> dict[str, tuple[Shape, ...]]:
+        """Return the smallest, usual and largest shape of each of these inputs."""
+        rows = ((1, self.shortest), (self.batch, self.longest), (self.batch, self.longest))
+        prefixes = tuple(
+            (spec.layers, spec.kv_heads, tokens, spec.head_dim)
+            for tokens in (0, self.usual_prefix, self.longest_prefix)
+        )
+        every: Mapping[str, tuple[Shape, ...]] = {
+            INPUT_IDS: rows,
+            ATTENTION_MASK: rows,
+            PREFIX_KEYS: prefixes,
+            PREFIX_VALUES: prefixes,
+        }
+        return {name: shapes for name, shapes in every.items() if name in inputs}
+
+    def to_json(self) -> dict[str, int]:
+        """Return it as JSON holds it."""
+        return asdict(self)
+
+
+def choose_profiles(
+    max_tokens: int, prefixes: list[int], budget: int = TOKEN_BUDGET
+) -> list[Profile]:
+    """Return one profile a bucket of lengths.
+
+    Args:
+        max_tokens: Longest sequence, prefix included.
+        prefixes: Tokens of each baked prefix; empty for an engine that takes none.
+        budget: Most tokens of a batch; a single longer text still fits.
+    """
+    longest_prefix = max(prefixes, default=0)
+    ends = [*(length for length in LENGTHS if length < max_tokens), max_tokens]
+    found, shortest = [], 1
+    for end in ends:
+        batch = max(1, budget // end)
+        found.append(Profile(shortest, end, batch, longest_prefix, longest_prefix))
+        shortest = end + 1
+    return found
