@@ -19,9 +19,11 @@ from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
 from anna_export.engines.library import load_library
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
+from anna_export.graph.tensors import IR_DTYPES
 from anna_export.progress import Stage
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
@@ -133,10 +135,9 @@ def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
 def gpu_form(artifact: Artifact) -> ir.Model:
     """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
     model = ir.load(artifact.graph(CANONICAL))
-    for rewrite in (
-        PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix(),
-        MergeLinear(),
-    ):
+    require_takeable(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).arithmetic])
+    prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
+    for rewrite in (prefix, MergeLinear()):
         rewrite(model)
     return model
 

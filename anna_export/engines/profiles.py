@@ -55,11 +55,13 @@ def choose_profiles(
         prefixes: Tokens of each baked prefix; empty for an engine that takes none.
         budget: Most tokens of a batch; a single longer text still fits.
     """
-    longest_prefix = max(prefixes, default=0)
+    usual_prefix = max(prefixes, default=0)
+    # prompts may be added that are longer than those of now
+    longest_prefix = max_tokens - 1 if prefixes else 0
     ends = [*(length for length in LENGTHS if length < max_tokens), max_tokens]
     found, shortest = [], 1
     for end in ends:
         batch = max(1, budget // end)
-        found.append(Profile(shortest, end, batch, longest_prefix, longest_prefix))
+        found.append(Profile(shortest, end, batch, usual_prefix, longest_prefix))
         shortest = end + 1
     return found
