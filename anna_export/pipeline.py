@@ -1,7 +1,7 @@
 """The main flow: a recipe becomes a proved artifact.
 
 Recipe → Checkpoint → Calibration (where the precision needs one) → graphs → staged folder →
-prefixes → Parity → Artifact
+prefixes → Parity → engines (where they are asked for) → Artifact
 """
 
 import json
@@ -26,6 +26,8 @@ from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
+from anna_export.engines.build import EngineRequest, require_buildable
+from anna_export.engines.build import build as build_engines
 from anna_export.errors import InputError, ParityError
 from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.prefix_files import with_prefixes
@@ -75,6 +77,7 @@ class Recipe:
         max_loss: With fp8, int8 or int4, the largest mean 1 - cosine; None for the default.
         calibration: A file of texts for these; None for docstrings of the standard library.
         prompts: A prompts.json; None for the prompts of the adapter, else of the model.
+        engines: Engines to build of it; None for none.
     """
 
     model: Path
@@ -89,6 +92,7 @@ class Recipe:
     max_loss: float | None = None
     calibration: Path | None = None
     prompts: Path | None = None
+    engines: EngineRequest | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -170,6 +174,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     # where a rejected artifact would go, which is known only when all work is done
     require_absent(_rejected(recipe.out), overwrite=True, holding=artifacts.MANIFEST_FILE)
     scheme = recipe.scheme
+    if recipe.engines is not None:
+        require_buildable(recipe.precision, recipe.engines)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
     contract = read_contract(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
     tokeniser = Tokeniser.open(recipe.tokenizer, contract)
@@ -211,6 +217,10 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         shutil.rmtree(recipe.work, ignore_errors=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
+        if recipe.engines is not None:
+            with _timed(seconds, "build engines"):
+                built = build_engines(exported.artifact, recipe.engines, stage)
+            exported = replace(exported, artifact=built.artifact)
     return replace(exported, artifact=Artifact(recipe.out, exported.artifact.manifest))
 
 

@@ -28,6 +28,7 @@ VERBS = (
     "export",
     "plan",
     "merge",
+    "build",
     "verify",
     "embed",
     "inspect",
@@ -36,7 +37,7 @@ VERBS = (
     "prompts remove",
 )
 HEAVY = (
-    "torch numpy onnx onnx_ir onnxruntime tensorrt transformers tokenizers peft safetensors "
+    "torch numpy onnx onnx_ir onnxruntime tensorrt tensorrt_rtx transformers tokenizers peft safetensors "
     "pyarrow pydantic psutil rich"
 ).split()
 
@@ -50,13 +51,23 @@ def small(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
     return export(Recipe(base, adapter, out, Precision.FP32, 61), stage).artifact.folder
 
 
+@pytest.fixture(scope="module")
+def for_gpus(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact that engines can be built of."""
+    out = tmp_path_factory.mktemp("for-gpus") / "artifact"
+    recipe = Recipe(base, adapter, out, Precision.BF16, 61, verify=False)
+    return export(recipe, stage).artifact.folder
+
+
 @pytest.fixture
 def copy(small: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small, tmp_path / "artifact"))
 
 
 @pytest.fixture
-def commands(base: Path, adapter: Path, copy: Path, tmp_path: Path) -> dict[str, list[str]]:
+def commands(
+    base: Path, adapter: Path, copy: Path, for_gpus: Path, tmp_path: Path
+) -> dict[str, list[str]]:
     """A command of every verb that succeeds."""
     (tmp_path / "texts.txt").write_text("a\nb c\n")
     file, prompted = tmp_path / "prompts.json", tmp_path / "prompted"
@@ -68,6 +79,7 @@ def commands(base: Path, adapter: Path, copy: Path, tmp_path: Path) -> dict[str,
         "export": [*model, "--out", str(tmp_path / "out"), "--no-verify", "--bf16"],
         "plan": model,
         "merge": [*model, "--out", str(tmp_path / "merged")],
+        "build": [str(for_gpus), "--compute-capability", "8.9"],
         "verify": [str(copy), "--reference", *model[1:]],
         "embed": [str(copy), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "v.npy")],
         "inspect": [str(copy), "--check"],

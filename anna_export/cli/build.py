@@ -14,21 +14,8 @@ from anna_export.cli import options, shown
     example="anna-export build artifact --target tensorrt-rtx --compute-capability 8.9",
 )
 @options.artifact_argument
-@click.option(
-    "--target",
-    type=click.Choice([str(target) for target in Target]),
-    default=str(Target.TENSORRT_RTX),
-    show_default=True,
-    help="TensorRT 11, for data-centre GPUs and on the GPU itself; or TensorRT-RTX, for "
-    "workstations, which needs no GPU to build.",
-)
-@click.option(
-    "--compute-capability",
-    "capabilities",
-    multiple=True,
-    metavar="X.Y",
-    help="GPU to build for; repeatable. Default: this machine's, and without one 8.9 and 12.0.",
-)
+@options.target_option(default=Target.TENSORRT_RTX)
+@options.capability_option
 @click.option(
     "--portable",
     is_flag=True,
@@ -60,10 +47,10 @@ def command(
     They are stored in the artifact, each with what it was built by and for.
     """
     from anna_export.artifact import open_artifact
-    from anna_export.engines.build import Request, build
+    from anna_export.engines.build import EngineRequest, build
     from anna_export.engines.capability import read_capability
 
-    request = Request(
+    request = EngineRequest(
         Target(target),
         tuple(map(read_capability, capabilities)),
         portable,
@@ -72,17 +59,16 @@ def command(
     )
     built = build(open_artifact(artifact), request, shown.stage)
     if as_json:
-        shown.print_json({"engines": {engine.name: engine.record for engine in built}})
+        shown.print_json({"engines": built.records})
         return
-    for engine in built:
-        record, layers = engine.record, engine.record["layers"]
+    for name, record in built.records.items():
         shown.print_rows(
             {
-                "engine": str(artifact / engine.name),
+                "engine": str(artifact / name),
                 "for": f"compute capability {record['compute_capability']}, "
                 f"{record['target']} {record['version']}",
                 "size": shown.size(record["size_bytes"]),
-                "layers": ", ".join(f"{count} {kind}" for kind, count in layers.items()),
+                "layers": ", ".join(f"{count} {kind}" for kind, count in record["layers"].items()),
                 "as meant": "; ".join(record["shortcomings"]) or "yes",
                 "time": f"{record['seconds']} s",
             }

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anna_export.choices import DEFAULT_RANGES, Ranges
+from anna_export.choices import DEFAULT_RANGES, Ranges, Target
 from anna_export.cli import options, shown
+from anna_export.errors import InputError
 from anna_export.spec import Precision
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 )
 @options.max_tokens_option
 @options.overwrite_option
+@options.target_option(default=None)
+@options.capability_option
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")
 @shown.json_option
 def command(
@@ -67,6 +70,8 @@ def command(
     max_loss: float | None,
     prompts: Path | None,
     overwrite: bool,
+    target: str | None,
+    capabilities: tuple[str, ...],
     no_verify: bool,
     as_json: bool,
     **precisions: bool,
@@ -77,8 +82,17 @@ def command(
     the artifact goes to OUT.rejected.
     """
     precision = options.chosen_precision(precisions)
+    from anna_export.engines.build import EngineRequest
+    from anna_export.engines.capability import read_capability
     from anna_export.pipeline import Recipe, RejectedError, export
 
+    if capabilities and target is None:
+        raise InputError(
+            "expected --target with --compute-capability, found none; add --target tensorrt-rtx"
+        )
+    engines = (
+        EngineRequest(Target(target), tuple(map(read_capability, capabilities))) if target else None
+    )
     recipe = Recipe(
         model,
         adapter,
@@ -92,6 +106,7 @@ def command(
         max_loss=max_loss,
         calibration=calibration,
         prompts=prompts,
+        engines=engines,
     )
     try:
         _show(export(recipe, shown.stage), as_json)

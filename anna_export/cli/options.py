@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from anna_export.choices import BACKENDS, DEVICES
+from anna_export.choices import BACKENDS, DEVICES, Target
 from anna_export.errors import InputError, MissingError
 from anna_export.spec import Precision
 
@@ -56,6 +56,26 @@ class _Folder(click.Path):
         return found
 
 
+def target_option(default: Target | None) -> Callable[[Command], Command]:
+    """Return --target with a default, or with none."""
+    return click.option(
+        "--target",
+        type=click.Choice([str(target) for target in Target]),
+        default=None if default is None else str(default),
+        show_default=default is not None,
+        help="Engines to build: by TensorRT 11, for data-centre GPUs and on the GPU itself; or by "
+        "TensorRT-RTX, for workstations, which needs no GPU to build.",
+    )
+
+
+capability_option = click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="GPU to build engines for; repeatable. Default: this machine's, and without one 8.9 and "
+    "12.0.",
+)
 path = click.Path(path_type=Path)
 folder = _Folder(path_type=Path)
 

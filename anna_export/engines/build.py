@@ -34,7 +34,7 @@ _GRAPH, _DATA = "engine.onnx", "engine.data"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EngineRequest:
     """What to build.
 
     Args:
@@ -54,13 +54,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine in its artifact, and what is stored about it."""
+    """An artifact with its new engines: by file name, what is stored about each."""
 
-    name: str
-    record: dict[str, Any]
+    artifact: Artifact
+    records: dict[str, dict[str, Any]]
 
 
-def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
+def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
     """Build an artifact's engines and list them in its manifest; what fails leaves none behind.
 
     Raises:
@@ -69,13 +69,8 @@ def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
         DamagedError: If it does not take the graph.
     """
     manifest = artifact.manifest
-    if manifest.precision not in PRECISIONS:
-        raise InputError(
-            f"expected an artifact in {', '.join(PRECISIONS)}, found {manifest.precision} in "
-            f"{artifact.folder}; export it with --bf16 or --fp8 for a GPU"
-        )
+    chosen = require_buildable(manifest.precision, request)
     device = find_device()
-    chosen = choose(request.capabilities, request.target, device)
     profiles = choose_profiles(
         manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
     )
@@ -97,7 +92,7 @@ def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
     trt = load_library(request.target)
     # the graph with joined weights, and the engine
     require_disk(artifact.folder, 2 * artifact.size_bytes)
-    built = []
+    built = Built(artifact, {})
     with tempfile.TemporaryDirectory(dir=artifact.folder, prefix=".build-") as folder:
         graph = Path(folder, _GRAPH)
         with stage("write graph", "tensors") as progress:
@@ -128,8 +123,25 @@ def build(artifact: Artifact, request: Request, stage: Stage) -> list[Built]:
                 else ["the library told nothing of its layers"],
                 "seconds": round(time.perf_counter() - started, 1),
             }
-            built.append(_store(artifact, one, plan.content, record))
+            built = _store(built, one, plan.content, record)
     return built
+
+
+def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Capability, ...]:
+    """Return the GPUs to build for, before there is anything to build.
+
+    Raises:
+        InputError: If the precision or a GPU is none that the target builds for.
+        ExtraError: If the target is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"expected an artifact in {', '.join(PRECISIONS)} for {request.target}, found "
+            f"{precision}; export it with --bf16 or --fp8 for a GPU"
+        )
+    chosen = choose(request.capabilities, request.target, find_device())
+    load_library(request.target)
+    return chosen
 
 
 def gpu_form(artifact: Artifact) -> ir.Model:
@@ -151,12 +163,12 @@ def _fp8_modules(artifact: Artifact) -> Sequence[str]:
     return [name for name, read in manifest.spec.linear_modules().items() if read not in kept]
 
 
-def _store(
-    artifact: Artifact, options: Options, content: memoryview, record: dict[str, Any]
-) -> Built:
+def _store(built: Built, options: Options, content: memoryview, record: dict[str, Any]) -> Built:
     place = f"{ENGINE_FOLDER}/{options.target}/{options.capability.name}"
-    stored = add_evidence(artifact, f"{place}.engine", content, prompts=())
-    entry = stored.manifest.evidence[f"{place}.engine"]
+    name = f"{place}.engine"
+    artifact = add_evidence(built.artifact, name, content, prompts=())
+    entry = artifact.manifest.evidence[name]
     record = {**record, "sha256": entry.sha256, "size_bytes": entry.size_bytes}
-    add_evidence(stored, f"{place}.json", json.dumps(record, indent=1) + "\n", prompts=())
-    return Built(f"{place}.engine", record)
+    text = json.dumps(record, indent=1) + "\n"
+    artifact = add_evidence(artifact, f"{place}.json", text, prompts=())
+    return Built(artifact, {**built.records, name: record})

@@ -14,7 +14,7 @@ import pytest
 from anna_export.artifact import Artifact, hash_file, open_artifact
 from anna_export.choices import Target
 from anna_export.cli import run
-from anna_export.engines.build import Request, build, gpu_form
+from anna_export.engines.build import EngineRequest, build, gpu_form
 from anna_export.engines.builder import Options, build_plan
 from anna_export.engines.capability import Capability
 from anna_export.engines.layers import Layer
@@ -84,23 +84,22 @@ def test_engines_are_as_meant_on_both_gpus(
     prompted: bool,
 ) -> None:
     artifact = artifact_of(precision, arithmetic, prompted)
-    built = build(artifact, Request(RTX, (ADA, BLACKWELL)), no_stage)
+    records = build(artifact, EngineRequest(RTX, (ADA, BLACKWELL)), no_stage).records
     names = [f"engines/tensorrt-rtx/{name}.engine" for name in ("sm_89", "sm_120")]
-    assert [engine.name for engine in built] == names
-    for engine in built:
-        assert engine.record["shortcomings"] == []
-        assert engine.record["prefix"] == prompted
-        layers = engine.record["layers"]
+    assert list(records) == names
+    for record in records.values():
+        assert record["shortcomings"] == []
+        assert record["prefix"] == prompted
+        layers = record["layers"]
         assert layers["fused attention"] == 2
         # q, k, v; o; gate, up; down; and in the last layer the query apart
         assert layers["fp8 products"] == (9 if precision is Precision.FP8 else 0)
     # listed, with hashes that hold
     opened = open_artifact(artifact.folder, check=True)
-    for engine in built:
-        assert engine.name in opened.manifest.evidence
-        told = json.loads((artifact.folder / engine.name).with_suffix(".json").read_text())
-        assert told == engine.record
-        assert told["sha256"] == hash_file(artifact.folder / engine.name).sha256
+    for name, record in records.items():
+        assert name in opened.manifest.evidence
+        assert json.loads((artifact.folder / name).with_suffix(".json").read_text()) == record
+        assert record["sha256"] == hash_file(artifact.folder / name).sha256
     assert not list(artifact.folder.glob(".build-*"))
 
 
@@ -129,8 +128,10 @@ def test_products_of_one_input_are_one_and_pooling_is_one_kernel(
 
 def test_two_builds_are_identical(artifact_of: Callable[..., Artifact]) -> None:
     artifact = artifact_of(Precision.FP8, Precision.BF16, False)
-    hashes = {build(artifact, Request(RTX, (ADA,)), no_stage)[0].record["sha256"] for _ in range(2)}
-    assert len(hashes) == 1
+    request = EngineRequest(RTX, (ADA,))
+    first, second = (build(artifact, request, no_stage).records for _ in range(2))
+    (name,) = first
+    assert first[name]["sha256"] == second[name]["sha256"]
 
 
 def test_gpu_without_fp8_gets_no_engine_even_unasked(
@@ -138,7 +139,7 @@ def test_gpu_without_fp8_gets_no_engine_even_unasked(
 ) -> None:
     artifact = artifact_of(Precision.FP8, Precision.BF16, False)
     with pytest.raises(InputError, match=r"for FP8 \(layers\.0\.mlp\.down_proj\), found 8\.0"):
-        build(artifact, Request(RTX, (AMPERE,)), no_stage)
+        build(artifact, EngineRequest(RTX, (AMPERE,)), no_stage)
     # and the library itself finds no kernel
     with pytest.raises(InputError, match=r"find kernels for compute capability 8\.0, found: "):
         plan_of(artifact, tmp_path, AMPERE)
@@ -206,3 +207,34 @@ def test_command_builds_and_prints(
     assert list(engines) == ["engines/tensorrt-rtx/sm_120.engine"]
     # the other one is still there
     assert (artifact.folder / "engines/tensorrt-rtx/sm_89.engine").exists()
+
+
+def test_export_builds_what_it_is_asked_to(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "artifact"
+    command = ["--model", str(model), "--out", str(out), "--bf16", "--no-verify"]
+    command += ["--target", "tensorrt-rtx", "--compute-capability"]
+    assert run([*command, "9.0"]) == 2
+    assert "which TensorRT-RTX compiles for, found 9.0" in capsys.readouterr().err
+    # refused before anything was written
+    assert not out.exists()
+    assert run([*command, "8.9"]) == 0
+    assert "engines/tensorrt-rtx/sm_89.engine" in open_artifact(out, check=True).manifest.evidence
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--int8", "--target", "tensorrt-rtx"], "found int8; export it with --bf16 or --fp8"),
+        (["--bf16", "--compute-capability", "8.9"], "expected --target with --compute-capability"),
+        (["--bf16", "--target", "tensorrt"], "expected --compute-capability of a GPU"),
+    ],
+)
+def test_export_refuses_engines_that_cannot_be(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], found: str
+) -> None:
+    out = tmp_path / "artifact"
+    assert run(["--model", str(model), "--out", str(out), "--no-verify", *options]) == 2
+    assert found in capsys.readouterr().err
+    assert not out.exists()
