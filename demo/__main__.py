@@ -27,7 +27,7 @@ from anna_export.errors import AnnaError, InconclusiveError, ParityError
 from anna_export.hardware import hardware
 from anna_export.versions import installed, source_sha256
 from demo import show
-from demo.show import ARTIFACTS
+from demo.show import ARTIFACTS, ENGINES
 from demo.tasks import read_docstrings, write_tasks
 
 OUT = Path("build/demo")
@@ -119,6 +119,8 @@ def _export(
     """Export and verify by the commands, and note the seconds of each stage."""
     adapter = ["--adapter", str(models.adapter)]
     arguments = ["--model", str(models.base), *adapter, f"--{precision}"]
+    if precision in ENGINES:
+        arguments += ["--target", "tensorrt-rtx"]
     print("$ anna-export", *arguments, "--out", OUT / path.name, file=sys.stderr, flush=True)
     exported = _run(*arguments, "--out", path, allowed=(0,))
     arguments = ["--reference", str(models.base), *adapter, "--tier", "quick"]

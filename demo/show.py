@@ -19,6 +19,8 @@ ARTIFACTS: Final[dict[str, str]] = {
     Precision.INT8: "artifact-int8",
     Precision.INT4: "artifact-int4",
 }
+# those that TensorRT-RTX builds engines of
+ENGINES: Final = (Precision.FP8,)
 # what each stage makes, and its name in the table
 STAGES: Final = {
     "corpus.json": "read docstrings",
