@@ -45,6 +45,11 @@ _QUANTISED: Final = 4
 _QUANTISED_ROWS: Final = 512
 _START_SECONDS: Final = 3.0
 _MERGE_BYTES_PER_SECOND: Final = 400e6
+# TensorRT-RTX 1.7 on 2 cores, one and two layers at 7 B shape (benchmarks/results, engines).
+_ENGINE_LIBRARIES_BYTES: Final = 1 << 30
+_ENGINE_BYTES: Final = 3.0
+_ENGINE_START_SECONDS: Final = 5.0
+_ENGINE_BYTES_PER_SECOND: Final = 100e6
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -102,6 +107,31 @@ def forecast(
         export_bytes=_LIBRARIES_BYTES + _export_bytes(spec, scheme, tokens),
         serve_bytes=_LIBRARIES_BYTES + _serve_bytes(spec, scheme, stored),
         reference_bytes=_LIBRARIES_BYTES + spec.parameters * 4,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineForecast:
+    """What building one TensorRT-RTX engine needs.
+
+    Args:
+        memory_bytes: Peak anonymous memory.
+        disk_bytes: Free disk: the graph with joined weights while it is built, and the engine.
+        seconds: Time, of writing and building.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def engine_forecast(spec: EmbeddingSpec, scheme: Scheme) -> EngineForecast:
+    """Forecast an engine of a scheme from the model's numbers alone."""
+    weights = sum(_stored_bytes(spec, scheme).values())
+    return EngineForecast(
+        memory_bytes=_ENGINE_LIBRARIES_BYTES + round(_ENGINE_BYTES * weights),
+        disk_bytes=2 * weights,
+        seconds=_ENGINE_START_SECONDS + weights / _ENGINE_BYTES_PER_SECOND,
     )
 
 

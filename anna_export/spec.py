@@ -30,6 +30,8 @@ class Precision(StrEnum):
     INT4 = "int4"
 
 
+# Those that TensorRT builds engines of.
+ENGINE_PRECISIONS: Final = (Precision.BF16, Precision.FP16, Precision.FP8)
 EMBEDDING_WEIGHT: Final = "embed_tokens.weight"
 # What a layer's linear modules read: those that share an input are quantised together.
 LINEAR_INPUTS: Final = {

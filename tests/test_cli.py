@@ -37,8 +37,8 @@ VERBS = (
     "prompts remove",
 )
 HEAVY = (
-    "torch numpy onnx onnx_ir onnxruntime tensorrt tensorrt_rtx transformers tokenizers peft safetensors "
-    "pyarrow pydantic psutil rich"
+    "torch numpy onnx onnx_ir onnxruntime tensorrt tensorrt_rtx transformers tokenizers "
+    "peft safetensors pyarrow pydantic psutil rich"
 ).split()
 
 Output = pytest.CaptureFixture[str]

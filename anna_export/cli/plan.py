@@ -37,6 +37,7 @@ def command(
     from anna_export.checkpoint import Checkpoint
     from anna_export.plan import (
         available_memory_bytes,
+        engine_forecast,
         export_seconds,
         fits_in_memory,
         forecast,
@@ -45,7 +46,7 @@ def command(
         quantise_seconds,
         write_bytes_per_second,
     )
-    from anna_export.spec import Precision
+    from anna_export.spec import ENGINE_PRECISIONS, Precision
     from anna_export.staging import disk_free_bytes
     from anna_export.tokenise import find_tokenizer, read_contract
 
@@ -69,6 +70,9 @@ def command(
                 "fits_export": fits_in_memory(needed.export_bytes),
                 "fits_serve": fits_in_memory(needed.serve_bytes),
                 "proof": proof_that_fits(needed, scheme),
+                "engine": asdict(engine_forecast(checkpoint.spec, scheme))
+                if precision in ENGINE_PRECISIONS
+                else None,
             }
         )
     if as_json:
@@ -85,6 +89,12 @@ def command(
             + _unfit(plan["fits_serve"], "memory"),
             "proof": plan["proof"],
         }
+        if engine := plan["engine"]:
+            rows["engine"] = (
+                f"{shown.size(engine['memory_bytes'])} of memory, "
+                f"{shown.size(engine['disk_bytes'])} of disk, about {engine['seconds']:.0f} s "
+                "(TensorRT-RTX)" + _unfit(fits_in_memory(engine["memory_bytes"]), "memory")
+            )
         shown.print_line("")
         shown.print_rows(rows)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import onnx_ir as ir
 
@@ -17,7 +17,7 @@ from anna_export.engines.builder import Options, build_plan, require_kernels
 from anna_export.engines.capability import Capability, choose
 from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
-from anna_export.engines.library import load_library
+from anna_export.engines.library import load_library, load_plugins
 from anna_export.engines.profiles import choose_profiles
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError
@@ -26,10 +26,9 @@ from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.progress import Stage
 from anna_export.quantise.scheme import CANONICAL
-from anna_export.spec import Precision
+from anna_export.spec import ENGINE_PRECISIONS, Precision
 from anna_export.staging import require_disk
 
-PRECISIONS: Final = (Precision.BF16, Precision.FP16, Precision.FP8)
 _GRAPH, _DATA = "engine.onnx", "engine.data"
 
 
@@ -90,6 +89,11 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
     for one in options:
         require_kernels(one, min(fp8_modules, default=None), bf16)
     trt = load_library(request.target)
+    plugins = load_plugins(request.target)
+    if plugins is not None:
+        from anna_export.engines.plugin import register_pooling  # it needs Triton
+
+        register_pooling(trt, plugins, chosen[0])
     # the graph with joined weights, and the engine
     require_disk(artifact.folder, 2 * artifact.size_bytes)
     built = Built(artifact, {})
@@ -134,9 +138,9 @@ def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Cap
         InputError: If the precision or a GPU is none that the target builds for.
         ExtraError: If the target is not installed.
     """
-    if precision not in PRECISIONS:
+    if precision not in ENGINE_PRECISIONS:
         raise InputError(
-            f"expected an artifact in {', '.join(PRECISIONS)} for {request.target}, found "
+            f"expected an artifact in {', '.join(ENGINE_PRECISIONS)} for {request.target}, found "
             f"{precision}; export it with --bf16 or --fp8 for a GPU"
         )
     chosen = choose(request.capabilities, request.target, find_device())

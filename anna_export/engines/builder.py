@@ -119,10 +119,10 @@ def _configure(trt: ModuleType, builder: Any, options: Options) -> Any:
 
 
 def _profile(builder: Any, profile: Profile, spec: EmbeddingSpec, inputs: frozenset[str]) -> Any:
-    found = builder.create_optimization_profile()
+    optimization = builder.create_optimization_profile()
     for name, shapes in profile.shapes(spec, inputs).items():
-        found.set_shape(name, *shapes)
-    return found
+        optimization.set_shape(name, *shapes)
+    return optimization
 
 
 def _monitor(trt: ModuleType, progress: Progress | None) -> tuple[Any, Callable[[], bool]]:

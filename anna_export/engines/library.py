@@ -1,6 +1,7 @@
 """TensorRT 11 and TensorRT-RTX, which are one API: the only place that imports them."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +39,16 @@ def load_library(target: Target) -> ModuleType:
             f"anna-export[{_EXTRAS[target]}]"
         )
     return library
+
+
+def load_plugins(target: Target) -> ModuleType | None:
+    """Return `tensorrt.plugin` where the pooling kernel can be compiled; else its body is built.
+
+    TensorRT-RTX takes no Python plugins.
+    """
+    if target is not Target.TENSORRT or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("tensorrt.plugin")
 
 
 def logger_of(trt: ModuleType) -> Any:

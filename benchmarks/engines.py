@@ -1,0 +1,106 @@
+"""TensorRT-RTX engines of a Mistral-7B's layers, built with no GPU: time, memory, what is fused.
+
+python benchmarks/engines.py [--layers N] [--json FILE] [--quick]
+
+One layer at its true shape (hidden 4096, FFN 14336, 32/8 heads) in bf16 and FP8, then two: from
+the two comes what a layer more takes, and a forecast for 32, which `anna-export plan` prints too.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from big_model import mistral_v01, parse_arguments, write_base
+from record import Figure, record, say
+from watched import run_watched
+
+from anna_export import quantise
+from anna_export.plan import engine_forecast
+from anna_export.spec import Precision
+
+TOOL = Path(sys.executable).with_name("anna-export")
+PRECISIONS = ("bf16", "fp8")
+CAPABILITIES = ("8.9", "12.0")
+FULL_LAYERS = 32
+# what a forecast may be off by
+REACH = (0.67, 1.5)
+
+
+def main() -> int:
+    """Build every engine and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one layer alone")
+    arguments = parse_arguments(parser)
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        for layers in (1,) if arguments.quick else (1, 2):
+            samples[f"{precision}, {layers} layers"] = _measure(
+                precision, layers, arguments.folder, figures
+            )
+    return record("engines", figures, samples, [], arguments.json)
+
+
+def _measure(
+    precision: str, layers: int, folder: Path, figures: list[Figure]
+) -> list[dict[str, Any]]:
+    spec = mistral_v01(layers)
+    forecast = engine_forecast(spec, quantise.load(Precision(precision)))
+    found = []
+    with tempfile.TemporaryDirectory(prefix="anna-engines-", dir=folder) as name:
+        base, artifact = Path(name, "base"), Path(name, precision)
+        write_base(base, spec)
+        options = ["--max-loss", "1"] if precision == "fp8" else []
+        made = run_watched(
+            [
+                *(str(TOOL), "--model", str(base), "--out", str(artifact), f"--{precision}"),
+                *("--no-verify", "--max-tokens", "4096", "--json", *options),
+            ]
+        )
+        assert made.code == 0, made.output
+        for capability in CAPABILITIES:
+            say(f"{precision}, {layers} layers, {capability}")
+            command = [str(TOOL), "build", str(artifact), "--compute-capability", capability]
+            built = run_watched([*command, "--json"])
+            assert built.code == 0, built.output
+            (engine,) = json.loads(built.output)["engines"].values()
+            found.append(
+                {
+                    "capability": capability,
+                    "seconds": built.seconds,
+                    "peak_anonymous_bytes": built.peak_anon_bytes,
+                    "forecast": {
+                        "bytes": forecast.memory_bytes,
+                        "seconds": forecast.seconds,
+                    },
+                    "engine": engine,
+                }
+            )
+            title = f"{layers} layers of Mistral-7B, {precision}, compute capability {capability}"
+            right = not engine["shortcomings"]
+            figures += [
+                Figure(f"{title}: as meant", float(right), "", "== 1", right),
+                Figure(
+                    f"{title}: peak anonymous memory",
+                    built.peak_anon_bytes / 2**30,
+                    "GiB",
+                    "printed",
+                    built.peak_anon_bytes > 0,
+                ),
+                Figure(f"{title}: time", built.seconds, "s", "printed", built.seconds > 0),
+                _ratio(f"{title}: plan's memory", forecast.memory_bytes / built.peak_anon_bytes),
+                _ratio(f"{title}: plan's time", forecast.seconds / built.seconds),
+            ]
+    return found
+
+
+def _ratio(name: str, ratio: float) -> Figure:
+    holds = REACH[0] <= ratio <= REACH[1]
+    return Figure(f"{name} over what was found", ratio, "x", f"{REACH[0]} to {REACH[1]}", holds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
