@@ -26,6 +26,7 @@ from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
 from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
+from anna_export.hardware import multiplies_int8_exactly
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -47,6 +48,15 @@ CONFIG = {
 }
 
 TOKENIZER = build_tokenizer(load_sentencepiece(), 4096)
+
+
+def exact_options() -> onnxruntime.SessionOptions:
+    """Return options under which this processor adds 8-bit products in 32 bits."""
+    options = onnxruntime.SessionOptions()
+    if not multiplies_int8_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
 
 MakeModel = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
@@ -215,7 +225,9 @@ def probe() -> Probe:
         path = artifact.folder / "probed.onnx"
         try:
             ir.save(model, path)
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                path, exact_options(), providers=["CPUExecutionProvider"]
+            )
         finally:
             path.unlink()
         feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
@@ -231,7 +243,9 @@ def run_graph() -> RunGraph:
 
     @functools.cache
     def session(path: Path) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path, exact_options(), providers=["CPUExecutionProvider"]
+        )
 
     def run(artifact: Artifact, target: str, batch: TokenBatch) -> np.ndarray:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}

@@ -5,6 +5,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,7 +15,7 @@ from anna_export import hardware
 from anna_export.artifact import Artifact
 from anna_export.backends import ort
 from anna_export.data_file import DATA_FILE
-from anna_export.errors import AnnaError, DamagedError, InputError, UnsupportedError
+from anna_export.errors import AnnaError, DamagedError, InputError
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -123,14 +124,23 @@ def test_arithmetic_says_what_is_computed_in_and_from_what(
     assert backend.arithmetic == f"fp32 on CPU{twin}"
 
 
-def test_int8_on_a_processor_whose_products_overflow_is_refused(
+def test_int8_on_a_processor_whose_products_overflow_has_unsigned_weights(
     base: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = make_artifact(base, Precision.INT8)
-    ort.open_backend(artifact, device="cpu")
-    monkeypatch.setattr(ort, "multiplies_int8_exactly", lambda: False)
-    with pytest.raises(UnsupportedError, match=r"expected a processor with VNNI .* --int4"):
-        ort.open_backend(artifact, device="cpu")
+    asked, load = [], onnxruntime.InferenceSession
+
+    def spy(path: str, options: onnxruntime.SessionOptions, **rest: Any) -> Any:
+        try:
+            asked.append(options.get_session_config_entry("session.x64quantprecision"))
+        except RuntimeError:  # not set
+            asked.append(None)
+        return load(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    for exact in (True, False):
+        monkeypatch.setattr(ort, "multiplies_int8_exactly", lambda exact=exact: exact)
+        ort.open_backend(make_artifact(base, Precision.INT8), device="cpu")
+    assert asked == [None, "1"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
-from anna_export.errors import DamagedError, ExtraError, InputError, UnsupportedError
+from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
 from anna_export.hardware import multiplies_int8_exactly
 from anna_export.plan import forecast, require_memory
@@ -81,11 +81,9 @@ def open_backend(
         arithmetic = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
     else:
-        if scheme.precision is Precision.INT8 and not multiplies_int8_exactly():
-            raise UnsupportedError(
-                "expected a processor with VNNI for int8, found one whose 8-bit products overflow; "
-                "export with --int4 or --fp32 for it"
-            )
+        if not multiplies_int8_exactly():
+            # unsigned weights: their products are added in 32 bits, exactly and more slowly
+            options.add_session_config_entry("session.x64quantprecision", "1")
         needed = forecast(manifest.spec, manifest.contract, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
