@@ -31,6 +31,8 @@ BENCHMARKS = (
     "bootstrap",
     "task_parity",
     "vector_store",
+    "pooling_kernel",
+    "engines",
 )
 
 

@@ -17,7 +17,7 @@ from anna_export.engines.builder import Options, build_plan, require_kernels
 from anna_export.engines.capability import Capability, choose
 from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
-from anna_export.engines.library import load_library, load_plugins
+from anna_export.engines.loading import load_library, load_plugins
 from anna_export.engines.profiles import choose_profiles
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError

@@ -9,7 +9,7 @@ from typing import Any
 from anna_export.choices import Target
 from anna_export.engines.capability import BF16, FP8, Capability
 from anna_export.engines.layers import Layer, read_layers
-from anna_export.engines.library import logger_of
+from anna_export.engines.loading import logger_of
 from anna_export.engines.profiles import Profile
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
