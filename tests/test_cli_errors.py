@@ -219,7 +219,8 @@ def test_max_tokens_out_of_range_is_refused(
     [
         (
             ["exprot"],
-            "expected a command of export, plan, merge, build, verify, embed, inspect, prompts, found",
+            "expected a command of export, plan, merge, build, verify, embed, inspect, "
+            "prompts, found",
         ),
         (["prompts", "edit"], "expected a command of list, add, remove, found 'edit'"),
         (["plan"], "expected --model, found none; see anna-export plan --help"),
