@@ -26,8 +26,9 @@ from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
 from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
-from anna_export.engines.build import EngineRequest, require_buildable
 from anna_export.engines.build import build as build_engines
+from anna_export.engines.build import require_buildable
+from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError, ParityError
 from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.prefix_files import with_prefixes

@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pooling_kernel import Found
-from record import Figure, say
+from record import Figure, Found, say
 
 from anna_export.spec import Precision
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from big_model import mistral_v01, parse_arguments, write_base
 from record import Figure, record, say
-from watched import run_watched
+from watched import run_checked
 
 from anna_export import quantise
 from anna_export.plan import engine_forecast
@@ -54,18 +54,16 @@ def _measure(
         base, artifact = Path(name, "base"), Path(name, precision)
         write_base(base, spec)
         options = ["--max-loss", "1"] if precision == "fp8" else []
-        made = run_watched(
+        run_checked(
             [
                 *(str(TOOL), "--model", str(base), "--out", str(artifact), f"--{precision}"),
                 *("--no-verify", "--max-tokens", "4096", "--json", *options),
             ]
         )
-        assert made.code == 0, made.output
         for capability in CAPABILITIES:
             say(f"{precision}, {layers} layers, {capability}")
             command = [str(TOOL), "build", str(artifact), "--compute-capability", capability]
-            built = run_watched([*command, "--json"])
-            assert built.code == 0, built.output
+            built = run_checked([*command, "--json"])
             (engine,) = json.loads(built.output)["engines"].values()
             found.append(
                 {

@@ -13,31 +13,28 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import mistral_on_gpu
 import pooling_kernel
 import torch
 from backends_on_gpu import PRECISIONS, measure_backend
-from pooling_kernel import Found
-from record import record, say, write
+from record import Found, record, say, write
 
 
 def main() -> int:
     """Run every part; one that breaks is reported and does not stop the others."""
     arguments = _arguments()
-    parts: dict[str, tuple[Callable[[Found], None], str | None]] = {
-        "compiled": (pooling_kernel.compiled, "triton"),
-        "equal": (pooling_kernel.equal_to_reference, "triton"),
-        "ptx": (pooling_kernel.ptx_equal_to_reference, "triton"),
-        "speed": (lambda found: pooling_kernel.speed(found, quick=False), "triton"),
-        "embedding": (mistral_on_gpu.measure_embedding, "transformers"),
-        "training": (mistral_on_gpu.measure_training, "peft"),
+    parts: dict[str, Callable[[Found], None]] = {
+        "compiled": pooling_kernel.compiled,
+        "equal": pooling_kernel.equal_to_reference,
+        "ptx": pooling_kernel.ptx_equal_to_reference,
+        "speed": partial(pooling_kernel.speed, quick=False),
+        "embedding": mistral_on_gpu.measure_embedding,
+        "training": mistral_on_gpu.measure_training,
         **{
-            f"onnxruntime {precision}": (
-                partial(measure_backend, arguments.model, arguments.artifacts, precision),
-                None,
+            f"onnxruntime {precision}": partial(
+                measure_backend, arguments.model, arguments.artifacts, precision
             )
             for precision in PRECISIONS
         },
@@ -47,11 +44,9 @@ def main() -> int:
         return 2
     found, broken = Found(), False
     found.samples["device"] = _device()
-    for name, (part, needs) in parts.items():
+    for name, part in parts.items():
         if arguments.only and name not in arguments.only:
             found.skip(name, "left out by --only")
-        elif needs is not None and find_spec(needs) is None:
-            found.skip(name, f"{needs} is not installed")
         else:
             broken |= not _run(name, part, found)
         torch.cuda.empty_cache()

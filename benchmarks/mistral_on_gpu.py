@@ -2,13 +2,13 @@
 
 import math
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from anna_kernels import Lengths, last_token_pool_normalise
 from cuda_timing import bf16_products_per_second, fp8_products_per_second, timed
-from pooling_kernel import Found
-from record import Figure, say
+from record import Figure, Found, say
 from transformers import MistralConfig, MistralModel
 
 SHAPES = ((1, 32), (1, 512), (32, 64), (32, 512), (8, 2048))
@@ -55,8 +55,11 @@ def random_model(layers: int = 32) -> MistralModel:
 
 def operations(batch: int, seq: int, layers: int = 32) -> float:
     """Count what embedding a batch multiplies and adds, attention to earlier tokens alone."""
-    linear = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336
-    attention = 2 * 4096 * (seq + 1) / 2
+    model = config(layers)
+    dim, ffn = model.hidden_size, model.intermediate_size
+    keys = dim * model.num_key_value_heads // model.num_attention_heads
+    linear = 2 * dim * (dim + keys) + 3 * dim * ffn
+    attention = 2 * dim * (seq + 1) / 2
     return 2 * batch * seq * layers * (linear + attention)
 
 
@@ -173,6 +176,9 @@ def _embedding_rows(model: MistralModel, name: str, peak: float) -> list[dict[st
 
 def measure_training(found: Found) -> None:
     """Measure a LoRA step of anna_train's forward pass at full size, activations recomputed."""
+    if find_spec("peft") is None:
+        found.skip("training", "peft is not installed")
+        return
     from anna_train.forward import embed as embed_for_training
     from peft import LoraConfig, get_peft_model
 

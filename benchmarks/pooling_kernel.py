@@ -9,7 +9,6 @@ sequences of 1 and 128 tokens, random data, each launch with memory of its own.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,7 @@ from anna_kernels.kernel import Variant
 from anna_kernels.pooling import DTYPES, Last, Lengths, Mask, Offsets, Output, RMSNorm, Tokens
 from cuda_timing import copy_bytes_per_second, timed_in_graph
 from launch_ptx import launch
-from record import Figure, record, say
+from record import Figure, Found, record, say
 
 DIM = 4096
 ROWS = (1, 16, 128, 1024, 4096, 16384)
@@ -34,19 +33,6 @@ MOST_CALLS = 64
 # both versions sum in float32, so only the order of the sum differs
 TOLERANCE = 1e-6
 REACH_SHARE, REACH_EAGER = 0.8, 4.0
-
-
-@dataclass(slots=True)
-class Found:
-    """Figures, raw samples, and what could not be run."""
-
-    figures: list[Figure] = field(default_factory=list)
-    samples: dict[str, Any] = field(default_factory=dict)
-    not_run: list[dict[str, str]] = field(default_factory=list)
-
-    def skip(self, name: str, why: str) -> None:
-        """Say that something could not be run."""
-        self.not_run.append({"name": name, "why": why})
 
 
 def main() -> int:
@@ -156,7 +142,8 @@ def _cases() -> Iterator[tuple[str, torch.Tensor, Tokens, dict[str, Any]]]:
 
 def ptx_equal_to_reference(found: Found) -> None:
     """Launch the PTX that an engine carries with exactly the arguments that TensorRT passes."""
-    capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
+    major, minor = torch.cuda.get_device_capability()
+    capability = 10 * major + minor
     if capability not in CAPABILITIES:
         found.skip("PTX launched as TensorRT does", f"no PTX is made for sm_{capability}")
         return

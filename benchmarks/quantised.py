@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from big_model import mistral_v01, parse_arguments, write_adapter, write_base
 from record import Figure, record, say
-from watched import Run, run_watched
+from watched import run_checked
 
 from anna_export.verify.texts import ordinary_texts
 
@@ -62,7 +62,7 @@ def _measure(
 ) -> dict[str, Any]:
     source = ["--model", str(folder / "base"), "--adapter", str(folder / "adapter")]
     out, texts = folder / precision, arguments.texts
-    plans = json.loads(_checked([str(TOOL), "plan", *source, "--json"]).output)["plans"]
+    plans = json.loads(run_checked([str(TOOL), "plan", *source, "--json"]).output)["plans"]
     (plan,) = (one for one in plans if one["precision"] == precision)
     say(f"{precision}: exporting")
     # random weights say nothing about the loss of trained ones
@@ -71,7 +71,7 @@ def _measure(
         few = folder / "calibration.txt"
         few.write_text("\n".join(ordinary_texts(texts)) + "\n")
         command += ["--calibration", str(few)]
-    exported = _checked([*command, "--no-verify", "--json"])
+    exported = run_checked([*command, "--no-verify", "--json"])
     size_bytes = sum(path.stat().st_size for path in out.iterdir())
     peak = exported.peak_anon_bytes
     figures += [
@@ -103,7 +103,7 @@ def _measure(
         source_file, vectors = folder / "texts.txt", folder / "vectors.npy"
         source_file.write_text("\n".join(ordinary_texts(EMBEDDED_TEXTS)) + "\n")
         embed = [str(TOOL), "embed", str(out), str(source_file), "--out", str(vectors)]
-        embedded = _checked(embed)
+        embedded = run_checked(embed)
         vectors.unlink()
         found = embedded.peak_anon_bytes
         figures += [
@@ -122,7 +122,7 @@ def _measure(
         not_run.append({"name": f"{precision}: loaded and embedding", "why": why})
     say(f"{precision}: proving")
     verify = [str(TOOL), "verify", str(out), "--reference", *source[1:], "--json"]
-    proof = _checked(verify)
+    proof = run_checked(verify)
     parity = json.loads(proof.output)
     loss = 1 - parity["mean_cosine"]
     figures.append(Figure(f"{precision}: mean loss, random weights", loss, "", "finite", loss < 1))
@@ -155,13 +155,6 @@ def _factor(precision: str, said: float, found: float) -> Figure:
     factor = said / found
     name = f"{precision}: plan's time over what was found"
     return Figure(name, factor, "x", "1/1.5 to 1.5", 1 / 1.5 <= factor <= 1.5)
-
-
-def _checked(command: list[str]) -> Run:
-    run = run_watched(command)
-    if run.code != 0:
-        sys.exit(f"expected {' '.join(command[1:3])} to succeed, found exit code {run.code}")
-    return run
 
 
 def _arguments() -> argparse.Namespace:

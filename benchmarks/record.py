@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,19 @@ class Figure:
     holds: bool
     spread: tuple[float, float] | None = None
     bound: float | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """Figures, raw samples, and what could not be run."""
+
+    figures: list[Figure] = field(default_factory=list)
+    samples: dict[str, Any] = field(default_factory=dict)
+    not_run: list[dict[str, str]] = field(default_factory=list)
+
+    def skip(self, name: str, why: str) -> None:
+        """Say that something could not be run."""
+        self.not_run.append({"name": name, "why": why})
 
 
 def machine() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import resource
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -39,6 +40,14 @@ def run_watched(command: list[str], address_space_bytes: int | None = None) -> R
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(seconds, cpu, peaks["RssAnon"], peaks["RssFile"], process.returncode, output)
+
+
+def run_checked(command: list[str]) -> Run:
+    """Run a command and watch it; end the program if it fails."""
+    run = run_watched(command)
+    if run.code != 0:
+        sys.exit(f"expected {' '.join(command[1:3])} to succeed, found exit code {run.code}")
+    return run
 
 
 def _watch(pid: int, peaks: dict[str, int]) -> None:

@@ -21,12 +21,12 @@ from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_token
 
 from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
+from anna_export.backends.ort import multiply_exactly
 from anna_export.backends.pytorch import open_reference
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
 from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
-from anna_export.hardware import multiplies_int8_exactly
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
@@ -53,8 +53,7 @@ TOKENIZER = build_tokenizer(load_sentencepiece(), 4096)
 def exact_options() -> onnxruntime.SessionOptions:
     """Return options under which this processor adds 8-bit products in 32 bits."""
     options = onnxruntime.SessionOptions()
-    if not multiplies_int8_exactly():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    multiply_exactly(options)
     return options
 
 

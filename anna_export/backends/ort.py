@@ -81,9 +81,7 @@ def open_backend(
         arithmetic = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
     else:
-        if not multiplies_int8_exactly():
-            # unsigned weights: their products are added in 32 bits, exactly and more slowly
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        multiply_exactly(options)
         needed = forecast(manifest.spec, manifest.contract, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
@@ -101,6 +99,13 @@ def open_backend(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
     return OrtBackend(session, manifest.spec, arithmetic)
+
+
+def multiply_exactly(options: onnxruntime.SessionOptions) -> None:
+    """Have 8-bit products added in 32 bits, on processors that would add them in 16 too."""
+    if not multiplies_int8_exactly():
+        # unsigned weights: exact, and slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 def _hindrance_on_cuda(scheme: Scheme) -> str | None:

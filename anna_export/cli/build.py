@@ -47,8 +47,9 @@ def command(
     They are stored in the artifact, each with what it was built by and for.
     """
     from anna_export.artifact import open_artifact
-    from anna_export.engines.build import EngineRequest, build
+    from anna_export.engines.build import build
     from anna_export.engines.capability import read_capability
+    from anna_export.engines.request import EngineRequest
 
     request = EngineRequest(
         Target(target),

@@ -82,8 +82,8 @@ def command(
     the artifact goes to OUT.rejected.
     """
     precision = options.chosen_precision(precisions)
-    from anna_export.engines.build import EngineRequest
     from anna_export.engines.capability import read_capability
+    from anna_export.engines.request import EngineRequest
     from anna_export.pipeline import Recipe, RejectedError, export
 
     if capabilities and target is None:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,44 +11,26 @@ from typing import Any
 import onnx_ir as ir
 
 from anna_export import quantise
-from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence, hash_file
-from anna_export.choices import Target
+from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence
 from anna_export.engines.builder import Options, build_plan, require_kernels
 from anna_export.engines.capability import Capability, choose
 from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
 from anna_export.engines.loading import load_library, load_plugins
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.request import EngineRequest
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.progress import Stage
+from anna_export.quantise.calibration import read_calibration
 from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import ENGINE_PRECISIONS, Precision
 from anna_export.staging import require_disk
 
 _GRAPH, _DATA = "engine.onnx", "engine.data"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """What to build.
-
-    Args:
-        target: What builds it.
-        capabilities: The GPUs; none for this machine's, and where there is none for 8.9 and 12.0.
-        portable: With TensorRT, for every GPU from compute capability 8.0 on.
-        refittable: With TensorRT, weights may be replaced without building again.
-        memory_bytes: Most device memory that building may take; None for all there is.
-    """
-
-    target: Target
-    capabilities: tuple[Capability, ...] = ()
-    portable: bool = False
-    refittable: bool = False
-    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +55,11 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
     profiles = choose_profiles(
         manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
     )
-    options = [
-        Options(
-            request.target,
-            capability,
-            tuple(profiles),
-            request.portable,
-            request.refittable,
-            request.memory_bytes,
-        )
-        for capability in chosen
-    ]
+    options = [Options(request, capability, tuple(profiles)) for capability in chosen]
     fp8_modules = _fp8_modules(artifact)
     bf16 = quantise.scheme_of(manifest).arithmetic is Precision.BF16
-    for one in options:
-        require_kernels(one, min(fp8_modules, default=None), bf16)
+    for capability in chosen:
+        require_kernels(capability, min(fp8_modules, default=None), bf16)
     trt = load_library(request.target)
     plugins = load_plugins(request.target)
     if plugins is not None:
@@ -112,14 +84,14 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
             with stage(f"build for {one.capability}", "steps") as progress:
                 plan = build_plan(trt, graph, manifest.spec, one, progress)
             record = {
-                "target": str(one.target),
+                "target": str(request.target),
                 "version": trt.__version__,
                 "compute_capability": str(one.capability),
                 "driver": device.driver if device is not None else None,
-                "onnx_sha256": hash_file(artifact.graph(CANONICAL)).sha256,
+                "onnx_sha256": manifest.files[manifest.graphs[CANONICAL]].sha256,
                 "prefix": bool(manifest.prefixes),
-                "portable": one.portable,
-                "refittable": one.refittable,
+                "portable": request.portable,
+                "refittable": request.refittable,
                 "profiles": [profile.to_json() for profile in one.profiles],
                 "layers": summary(plan.layers),
                 "shortcomings": shortcomings(plan.layers, manifest.spec, fp8_modules)
@@ -158,17 +130,16 @@ def gpu_form(artifact: Artifact) -> ir.Model:
     return model
 
 
-def _fp8_modules(artifact: Artifact) -> Sequence[str]:
-    """Return the linear modules that the manifest says multiply in FP8."""
-    manifest = artifact.manifest
-    if manifest.precision is not Precision.FP8 or manifest.quantised is None:
-        return []
-    kept = manifest.quantised.high_precision
-    return [name for name, read in manifest.spec.linear_modules().items() if read not in kept]
+def _fp8_modules(artifact: Artifact) -> Collection[str]:
+    """Return the linear modules that are to multiply in FP8."""
+    calibration = read_calibration(artifact)
+    if artifact.manifest.precision is not Precision.FP8 or calibration is None:
+        return ()
+    return calibration.quantised_modules(artifact.manifest.spec)
 
 
 def _store(built: Built, options: Options, content: memoryview, record: dict[str, Any]) -> Built:
-    place = f"{ENGINE_FOLDER}/{options.target}/{options.capability.name}"
+    place = f"{ENGINE_FOLDER}/{options.request.target}/{options.capability.name}"
     name = f"{place}.engine"
     artifact = add_evidence(built.artifact, name, content, prompts=())
     entry = artifact.manifest.evidence[name]

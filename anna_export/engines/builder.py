@@ -11,6 +11,7 @@ from anna_export.engines.capability import BF16, FP8, Capability
 from anna_export.engines.layers import Layer, read_layers
 from anna_export.engines.loading import logger_of
 from anna_export.engines.profiles import Profile
+from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
@@ -18,30 +19,11 @@ from anna_export.spec import EmbeddingSpec
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an engine is built.
+    """How one engine is built: what was asked, for which GPU, optimised for which shapes."""
 
-    Args:
-        target: What builds it.
-        capability: The GPU it is for.
-        profiles: The shapes it is optimised for.
-        portable: With TensorRT, for every GPU from compute capability 8.0 on, which is slower.
-        refittable: With TensorRT, weights may be replaced without building again.
-        memory_bytes: Most device memory that building may take; None for all there is.
-    """
-
-    target: Target
+    request: EngineRequest
     capability: Capability
     profiles: tuple[Profile, ...]
-    portable: bool = False
-    refittable: bool = False
-    memory_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.target is Target.TENSORRT_RTX and (self.portable or self.refittable):
-            raise InputError(
-                "expected --portable and --refittable with --target tensorrt, found them with "
-                "tensorrt-rtx, which builds for the named GPU alone; leave them out"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +62,7 @@ def build_plan(
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         found = "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
         raise DamagedError(
-            f"expected a graph that {options.target} {trt.__version__} takes, found {found}"
+            f"expected a graph that {options.request.target} {trt.__version__} takes, found {found}"
         )
     config = _configure(trt, builder, options)
     inputs = frozenset(network.get_input(index).name for index in range(network.num_inputs))
@@ -93,8 +75,8 @@ def build_plan(
         raise KeyboardInterrupt
     if content is None:
         raise InputError(
-            f"expected {options.target} {trt.__version__} to find kernels for compute capability "
-            f"{options.capability}, found: {' '.join(log.errors[-2:])}"
+            f"expected {options.request.target} {trt.__version__} to find kernels for compute "
+            f"capability {options.capability}, found: {' '.join(log.errors[-2:])}"
         )
     return Plan(memoryview(content), read_layers(log.messages))
 
@@ -102,18 +84,18 @@ def build_plan(
 def _configure(trt: ModuleType, builder: Any, options: Options) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.memory_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.memory_bytes)
-    if options.target is Target.TENSORRT_RTX:
+    if options.request.memory_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.request.memory_bytes)
+    if options.request.target is Target.TENSORRT_RTX:
         config.num_compute_capabilities = 1
         capability = getattr(
             trt.ComputeCapability, options.capability.name.upper().replace("_", "")
         )
         config.set_compute_capability(capability, 0)
         return config
-    if options.portable:
+    if options.request.portable:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.refittable:
+    if options.request.refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
     return config
 
@@ -155,24 +137,24 @@ def _monitor(trt: ModuleType, progress: Progress | None) -> tuple[Any, Callable[
     return monitor, lambda: monitor.stopped
 
 
-def require_kernels(options: Options, first_fp8: str | None, computes_in_bf16: bool) -> None:
+def require_kernels(capability: Capability, first_fp8: str | None, computes_in_bf16: bool) -> None:
     """Refuse a GPU that lacks what the graph multiplies in, before any work.
 
     Args:
-        options: Names the GPU.
+        capability: The GPU.
         first_fp8: A layer that is to multiply in FP8; None if there is none.
         computes_in_bf16: Whether anything is computed in bf16.
 
     Raises:
         InputError: Naming the layer.
     """
-    if first_fp8 is not None and options.capability < FP8:
+    if first_fp8 is not None and capability < FP8:
         raise InputError(
             f"expected compute capability {FP8} or newer for FP8 ({first_fp8}), found "
-            f"{options.capability}; export with --bf16 or --fp16 for that GPU"
+            f"{capability}; export with --bf16 or --fp16 for that GPU"
         )
-    if computes_in_bf16 and options.capability < BF16:
+    if computes_in_bf16 and capability < BF16:
         raise InputError(
-            f"expected compute capability {BF16} or newer for bf16, found {options.capability}; "
+            f"expected compute capability {BF16} or newer for bf16, found {capability}; "
             "export with --fp16 for that GPU"
         )

@@ -8,6 +8,7 @@ import math
 from typing import Any, Final
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from anna_export.graph.pooling import DOMAIN
 from anna_export.spec import EmbeddingSpec
@@ -60,3 +61,20 @@ def prefix_attention_function(opset: int, spec: EmbeddingSpec) -> ir.Function:
     body = ir.Graph(inputs, [output], nodes=tape.nodes, opset_imports={"": opset}, name=NAME)
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ATTRIBUTES]
     return ir.Function(DOMAIN, NAME, graph=body, attributes=attributes)
+
+
+def calls(graph: ir.Graph) -> list[ir.Node]:
+    """Return every attention node."""
+    return [node for node in graph if node.op_type == NAME]
+
+
+def numbers(call: ir.Node) -> dict[str, int]:
+    """Return what an attention node's attributes say, by their names."""
+    return {name: call.attributes[name].as_int() for name in ATTRIBUTES}
+
+
+def drop_function(model: ir.Model) -> None:
+    """Take the operator's body away, once it has no calls, and the masks they leave unused."""
+    for key in [key for key in model.functions if key[1] == NAME]:
+        del model.functions[key]
+    RemoveUnusedNodesPass()(model)

@@ -18,6 +18,15 @@ class Emitter:
         self._graph.insert_before(self._at, node)
         return node.outputs[0]
 
+    def give_way(self, value: ir.Value) -> None:
+        """Put a value in the place of the node's output; what gives it takes the node's name."""
+        node, giver = self._at, value.producer()
+        assert giver is not None, node.name
+        value.type, value.shape = node.outputs[0].type, node.outputs[0].shape
+        giver.name = node.name
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        self._graph.remove(node, safe=True)
+
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Return the graph's constant of this name, made where it is not there yet."""
         if name in self._graph.initializers:

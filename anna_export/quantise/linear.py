@@ -106,13 +106,7 @@ class QuantiseLinear(ir.passes.InPlacePass):
                 found = LinearInput(x, name, channels, seen)
                 rounded[x] = self._linear.emit_input(into, found)
             weight = self._store(graph, node, seen)
-            output = self._linear.emit_linear(into, rounded[x], weight)
-            output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
-            giver = output.producer()
-            assert giver is not None, node.name
-            giver.name = node.name
-            ir.convenience.replace_all_uses_with(node.outputs[0], output)
-            graph.remove(node, safe=True)
+            into.give_way(self._linear.emit_linear(into, rounded[x], weight))
         return ir.passes.PassResult(model, modified=bool(rounded))
 
     def _store(self, graph: ir.Graph, node: ir.Node, seen: Seen) -> dict[str, ir.Value]:

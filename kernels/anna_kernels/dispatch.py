@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from anna_kernels import reference
-from anna_kernels.pooling import Output, Pooled, RMSNorm, Tokens
+from anna_kernels.pooling import Output, Pooled, RMSNorm, Tokens, wants_gradient
 
 
 def last_token_pool_normalise(
@@ -31,8 +31,7 @@ def last_token_pool_normalise(
     from anna_kernels import fused
 
     weight = None if norm is None else norm.weight
-    wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
-    if not (wanted and torch.is_grad_enabled() and output.is_float):
+    if not (output.is_float and wants_gradient(hidden, norm)):
         with torch.no_grad():
             return fused.last_token_pool_normalise(hidden, tokens, norm=norm, **options)
 

@@ -11,6 +11,7 @@ from anna_kernels.pooling import (
     RMSNorm,
     Tokens,
     check_inputs,
+    wants_gradient,
 )
 
 
@@ -50,8 +51,7 @@ def last_token_pool_normalise(
     """
     check_inputs(hidden, tokens, norm, width, output, ranges, eps)
     weight = None if norm is None else norm.weight
-    wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
-    if wanted and torch.is_grad_enabled():
+    if wants_gradient(hidden, norm):
         raise ValueError(
             "expected tensors without gradient, found requires_grad; "
             "call anna_kernels.last_token_pool_normalise, or this under torch.no_grad()"

@@ -163,6 +163,12 @@ def check_inputs(
             )
 
 
+def wants_gradient(hidden: torch.Tensor, norm: RMSNorm | None) -> bool:
+    """Say whether a gradient is kept and an input wants it."""
+    inputs = (hidden,) if norm is None else (hidden, norm.weight)
+    return torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+
+
 def _check_tokens(hidden: torch.Tensor, tokens: Tokens) -> None:
     values = tokens.values
     is_mask, is_packed = isinstance(tokens, Mask), isinstance(tokens, Offsets)

@@ -1,13 +1,16 @@
 """Which GPU, which shapes, and what is said of a table of layers."""
 
+from typing import Any
+
 import pytest
 
 from anna_export.choices import Target
-from anna_export.engines.builder import Options, require_kernels
+from anna_export.engines.builder import require_kernels
 from anna_export.engines.capability import Capability, choose, read_capability
 from anna_export.engines.driver import Device
 from anna_export.engines.layers import read_layers, shortcomings, summary
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError
 from anna_export.spec import EmbeddingSpec
 
@@ -59,17 +62,17 @@ def test_gpu_that_cannot_be_built_for_is_refused(
 
 @pytest.mark.parametrize("option", ["portable", "refittable"])
 def test_what_rtx_has_not_is_refused(option: str) -> None:
+    options: dict[str, Any] = {option: True}
     with pytest.raises(InputError, match="expected --portable and --refittable with --target"):
-        Options(RTX, ADA, (), **{option: True})
+        EngineRequest(RTX, **options)
 
 
 def test_fp8_needs_a_gpu_that_has_it_and_the_layer_is_named() -> None:
-    options = Options(RTX, AMPERE, ())
     with pytest.raises(InputError, match=r"for FP8 \(layers\.0\.mlp\.up_proj\), found 8\.0"):
-        require_kernels(options, "layers.0.mlp.up_proj", computes_in_bf16=True)
-    require_kernels(options, None, computes_in_bf16=True)
+        require_kernels(AMPERE, "layers.0.mlp.up_proj", computes_in_bf16=True)
+    require_kernels(AMPERE, None, computes_in_bf16=True)
     with pytest.raises(InputError, match=r"expected compute capability 8\.0 .* bf16, found 7\.5"):
-        require_kernels(Options(RTX, Capability(7, 5), ()), None, computes_in_bf16=True)
+        require_kernels(Capability(7, 5), None, computes_in_bf16=True)
 
 
 # -- shapes --

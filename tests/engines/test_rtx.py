@@ -14,11 +14,12 @@ import pytest
 from anna_export.artifact import Artifact, hash_file, open_artifact
 from anna_export.choices import Target
 from anna_export.cli import run
-from anna_export.engines.build import EngineRequest, build, gpu_form
+from anna_export.engines.build import build, gpu_form
 from anna_export.engines.builder import Options, build_plan
 from anna_export.engines.capability import Capability
 from anna_export.engines.layers import Layer
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
@@ -106,7 +107,7 @@ def test_engines_are_as_meant_on_both_gpus(
 def plan_of(artifact: Artifact, folder: Path, capability: Capability = ADA) -> list[Layer]:
     graph = folder / "engine.onnx"
     ir.save(gpu_form(artifact), graph, external_data="engine.data")
-    options = Options(RTX, capability, tuple(choose_profiles(64, [])))
+    options = Options(EngineRequest(RTX), capability, tuple(choose_profiles(64, [])))
     return build_plan(trt, graph, artifact.manifest.spec, options).layers
 
 
@@ -160,7 +161,7 @@ def test_operator_that_the_library_does_not_know_is_named(
             trt,
             tmp_path / "engine.onnx",
             artifact.manifest.spec,
-            Options(RTX, ADA, tuple(choose_profiles(64, []))),
+            Options(EngineRequest(RTX), ADA, tuple(choose_profiles(64, []))),
         )
 
 
@@ -171,7 +172,7 @@ def test_progress_is_told_in_steps_up_to_the_last(
     graph = tmp_path / "engine.onnx"
     ir.save(gpu_form(artifact), graph, external_data="engine.data")
     told: list[tuple[int, int]] = []
-    options = Options(RTX, ADA, tuple(choose_profiles(64, [])))
+    options = Options(EngineRequest(RTX), ADA, tuple(choose_profiles(64, [])))
     build_plan(trt, graph, artifact.manifest.spec, options, lambda *done: told.append(done))
     assert told and all(0 < done <= total for done, total in told)
 
@@ -186,7 +187,7 @@ def test_interrupt_stops_the_build_and_leaves_the_artifact_as_it_was(
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    options = Options(RTX, ADA, tuple(choose_profiles(64, [2])))
+    options = Options(EngineRequest(RTX), ADA, tuple(choose_profiles(64, [2])))
     with pytest.raises(KeyboardInterrupt):
         build_plan(trt, graph, artifact.manifest.spec, options, interrupt)
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from anna_export.graph import attention
 from anna_export.graph.builder import INPUT_IDS, PREFIX_KEYS
@@ -43,7 +42,7 @@ class CpuAttention(ir.passes.InPlacePass):
             raise ir.passes.PreconditionError(
                 f"expected an input {min(missing)}; build with build_graph"
             )
-        for node in _calls(model.graph):
+        for node in attention.calls(model.graph):
             if missing := set(attention.ATTRIBUTES) - set(node.attributes):
                 raise ir.passes.PreconditionError(
                     f"expected {min(missing)} on {node.name}, found none; build with build_graph"
@@ -51,21 +50,15 @@ class CpuAttention(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every attention node."""
-        calls = _calls(model.graph)
+        calls = attention.calls(model.graph)
         if not calls:
             return ir.passes.PassResult(model, modified=False)
         model.graph.opset_imports[DOMAIN] = 1
         shared = _Shared(model.graph, calls[0])
         for call in calls:
             _replace(model.graph, call, shared)
-        for key in [key for key in model.functions if key[1] == attention.NAME]:
-            del model.functions[key]
-        RemoveUnusedNodesPass()(model)  # masks leave their arithmetic behind
+        attention.drop_function(model)
         return ir.passes.PassResult(model, modified=True)
-
-
-def _calls(graph: ir.Graph) -> list[ir.Node]:
-    return [node for node in graph if node.op_type == attention.NAME]
 
 
 class _Shared:
@@ -117,7 +110,7 @@ class _Branch:
         self.outer = Emitter(graph, call)
         self.shared = shared
         self.name = call.name
-        found = {name: call.attributes[name].as_int() for name in attention.ATTRIBUTES}
+        found = attention.numbers(call)
         self.heads, self.groups = found["num_heads"], found["kv_num_heads"]
         self.head_dim, self.causal = found["head_dim"], bool(found["causal"])
         self.window: int = found["window"]

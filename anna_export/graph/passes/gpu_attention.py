@@ -1,10 +1,8 @@
 """Attention in the form that TensorRT fuses best: no mask where causality alone is one."""
 
 import math
-from typing import Final
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from anna_export.graph import attention
 from anna_export.graph.builder import PREFIX_KEYS, PREFIX_VALUES
@@ -27,17 +25,15 @@ class WithoutPrefix(ir.passes.InPlacePass):
         modified = len(kept) < len(graph.inputs)
         graph.inputs.clear()
         graph.inputs.extend(kept)
-        for node in [node for node in graph if node.op_type == attention.NAME]:
-            _replace(graph, node)
+        for call in attention.calls(graph):
+            _replace(graph, call)
             modified = True
-        for key in [key for key in model.functions if key[1] == attention.NAME]:
-            del model.functions[key]
-        RemoveUnusedNodesPass()(model)
+        attention.drop_function(model)
         return ir.passes.PassResult(model, modified=modified)
 
 
 def _replace(graph: ir.Graph, call: ir.Node) -> None:
-    found: Final = {name: call.attributes[name].as_int() for name in attention.ATTRIBUTES}
+    found = attention.numbers(call)
     query, key, value, _, _, mask = call.inputs
     bare = bool(found["causal"]) and not found["window"]
     attributes = {
@@ -47,13 +43,8 @@ def _replace(graph: ir.Graph, call: ir.Node) -> None:
         "is_causal": int(bare),
     }
     inputs = (query, key, value) if bare else (query, key, value, mask)
-    mixed = Emitter(graph, call).op("Attention", *inputs, **attributes)
-    mixed.type = call.outputs[0].type
-    giver = mixed.producer()
-    assert giver is not None
-    giver.name = call.name
-    ir.convenience.replace_all_uses_with(call.outputs[0], mixed)
-    graph.remove(call, safe=True)
+    into = Emitter(graph, call)
+    into.give_way(into.op("Attention", *inputs, **attributes))
 
 
 class PrefixToGive(ir.passes.InPlacePass):
