@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-BACKENDS: Final = ("auto", "ort", "pytorch")
+BACKENDS: Final = ("auto", "ort", "trt", "pytorch")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 

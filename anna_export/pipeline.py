@@ -30,13 +30,14 @@ from anna_export.engines.build import build as build_engines
 from anna_export.engines.build import require_buildable
 from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError, ParityError
+from anna_export.graph.names import CANONICAL
 from anna_export.plan import DEFAULT_TOKENS, forecast
 from anna_export.prefix_files import with_prefixes
 from anna_export.progress import Progress, Stage
 from anna_export.prompt_file import find_prompts, read_prompt_file
 from anna_export.prompts import Prompts
 from anna_export.quantise.calibration import Calibration
-from anna_export.quantise.scheme import CANONICAL, Scheme
+from anna_export.quantise.scheme import Scheme
 from anna_export.spec import Precision
 from anna_export.st_files import write_st_files
 from anna_export.staging import (

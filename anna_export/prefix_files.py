@@ -1,11 +1,9 @@
-"""Prefixes as files of an artifact: prefixes/<name>.safetensors, one a prompt."""
+"""Prefixes written as files of an artifact: prefixes/<name>.safetensors, one a prompt."""
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -16,13 +14,9 @@ from anna_export.artifact import (
     hash_file,
     write_manifest,
 )
-from anna_export.errors import DamagedError
-from anna_export.prefix import Prefix
 from anna_export.prompt_file import NAME
-from anna_export.prompts import Prompt
-from anna_export.safetensors_files import read_header
+from anna_export.stored_prefixes import ARTIFACT_ID, KEYS, VALUES
 
-_KEYS, _VALUES, _ARTIFACT_ID = "keys", "values", "artifact_id"
 _SAFE_CHARACTERS: Final = 16
 
 
@@ -48,8 +42,8 @@ def write_prefix(
     file = f"{PREFIX_FOLDER}/{_file_name(name)}.safetensors"
     path = artifact.folder / file
     path.parent.mkdir(exist_ok=True)
-    tensors = {_KEYS: keys.contiguous(), _VALUES: values.contiguous()}
-    metadata = {_ARTIFACT_ID: artifact.manifest.artifact_id}
+    tensors = {KEYS: keys.contiguous(), VALUES: values.contiguous()}
+    metadata = {ARTIFACT_ID: artifact.manifest.artifact_id}
     # not by save_file, whose error says nothing of a full disk
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     return StoredPrefix(
@@ -73,52 +67,3 @@ def _file_name(name: str) -> str:
     if NAME.fullmatch(name):
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:_SAFE_CHARACTERS]
-
-
-class StoredPrefixes:
-    """An artifact's prefixes; each is read when it is first used, and then stays in memory."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        manifest = artifact.manifest
-        self._artifact = artifact
-        # of two names of one prompt, one
-        self._entries: Mapping[Prompt, StoredPrefix] = {
-            manifest.prompts.by_name[name]: entry for name, entry in manifest.prefixes.items()
-        }
-        self._loaded: dict[Prompt, Prefix] = {}
-        self.ids: Mapping[Prompt, list[int]] = {
-            prompt: entry.ids for prompt, entry in self._entries.items()
-        }
-
-    def load(self, prompt: Prompt) -> Prefix:
-        """Return the prefix of a prompt that has one.
-
-        Raises:
-            DamagedError: If its file is damaged, or was made for another model or tokenizer.
-        """
-        if prompt not in self._loaded:
-            self._loaded[prompt] = _read(self._artifact, self._entries[prompt])
-        return self._loaded[prompt]
-
-
-def _read(artifact: Artifact, entry: StoredPrefix) -> Prefix:
-    path, spec = artifact.folder / entry.file, artifact.manifest.spec
-    if not path.is_file() or hash_file(path).sha256 != entry.sha256:
-        raise DamagedError(_what_is_wrong(artifact, path))
-    tensors = read_header(path)
-    shape = (spec.layers, spec.kv_heads, len(entry.ids), spec.head_dim)
-    found = [tensors[name].read().float().reshape(shape).numpy() for name in (_KEYS, _VALUES)]
-    return Prefix(tuple(entry.ids), *found)
-
-
-def _what_is_wrong(artifact: Artifact, path: Path) -> str:
-    expected = f"expected the {path.name} of {artifact.folder}, found"
-    remedy = "bake it again with anna-export prompts add ARTIFACT FILE --overwrite"
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            made_for = (file.metadata() or {}).get(_ARTIFACT_ID)
-    except (OSError, safetensors.SafetensorError):
-        made_for = artifact.manifest.artifact_id
-    if made_for != artifact.manifest.artifact_id:
-        return f"{expected} one made for another model or tokenizer (artifact {made_for}); {remedy}"
-    return f"{expected} another or none; {remedy}"

@@ -7,6 +7,7 @@ from typing import Final
 
 _DISTRIBUTIONS: Final = (
     "anna-export",
+    "cuda-bindings",
     "datasets",
     "mteb",
     "numpy",

@@ -25,8 +25,8 @@ from small_model import write_small_model
 
 from anna_export.checkpoint import Checkpoint
 from anna_export.data_file import write_data_file
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.quantise.fp32 import SCHEME
-from anna_export.quantise.scheme import CANONICAL, CPU
 
 SHAPES = ((1, 16), (8, 64), (1, 1024), (1, 2048), (1, 4096))
 

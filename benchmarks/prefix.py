@@ -43,10 +43,10 @@ from anna_export.checkpoint import Checkpoint
 from anna_export.cli.shown import stage
 from anna_export.hardware import hardware
 from anna_export.pipeline import Recipe, export
-from anna_export.prefix_files import StoredPrefixes
 from anna_export.prompt_edit import add_prompts
 from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.stored_prefixes import StoredPrefixes
 from anna_export.tokenise import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
 

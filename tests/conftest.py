@@ -26,7 +26,7 @@ from anna_export.backends.pytorch import open_reference
 from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.encoder import Encoder
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS
+from anna_export.graph.names import ATTENTION_MASK, INPUT_IDS
 from anna_export.pipeline import Recipe, export
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch

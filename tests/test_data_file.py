@@ -16,8 +16,8 @@ from anna_export import data_file
 from anna_export.artifact import Artifact, hash_file
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.data_file import DATA_FILE, write_data_file
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.progress import Progress
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.streaming import Part, Written
 

@@ -16,12 +16,12 @@ from anna_export.artifact import Artifact
 from anna_export.checkpoint import Checkpoint
 from anna_export.errors import InputError
 from anna_export.graph.builder import build_graph
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import NARROW
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.calibration import Seen, read_calibration
 from anna_export.quantise.fp8 import SPAN, Fp8Static
 from anna_export.quantise.linear import QuantiseLinear
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import LINEAR_INPUTS, Precision, read_spec
 
 MakeModel = Callable[..., Path]

@@ -15,10 +15,10 @@ from anna_export.backends.pytorch import open_reference
 from anna_export.calibrate.sensitivity import measure_loss
 from anna_export.calibrate.walk import Walk
 from anna_export.checkpoint import Checkpoint
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.calibration import Calibration, read_calibration
 from anna_export.quantise.fp8 import Fp8Static
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 

@@ -23,8 +23,8 @@ from anna_export.data_file import DATA_FILE
 from anna_export.encoder import Backend
 from anna_export.graph import pooling
 from anna_export.graph.builder import OPSET
+from anna_export.graph.names import CANONICAL
 from anna_export.quantise.calibration import read_calibration
-from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 

@@ -16,11 +16,11 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.checkpoint import Checkpoint
 from anna_export.data_file import DATA_FILE
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.cpu_attention import DOMAIN
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import Seen, read_calibration
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision, read_spec
 
 MakeModel = Callable[..., Path]

@@ -13,11 +13,11 @@ from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import open_backend, open_reference
 from anna_export.backends.stored import stored_model
 from anna_export.graph.emitter import Emitter
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.int4 import Int4Blocks
 from anna_export.quantise.linear import LinearInput, register
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.tokenise import TokenBatch
 
 MakeModel = Callable[..., Path]

@@ -14,10 +14,10 @@ from anna_export.artifact import Artifact
 from anna_export.checkpoint import Checkpoint
 from anna_export.data_file import DATA_FILE
 from anna_export.graph import pooling
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
 from anna_export.quantise.embedding import Int8PerRow, QuantiseEmbedding
 from anna_export.quantise.int8 import Int8PerToken
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import EMBEDDING_WEIGHT, LINEAR_INPUTS
 from anna_export.tokenise import TokenBatch
 

@@ -11,9 +11,9 @@ import torch
 from anna_export.artifact import Artifact
 from anna_export.backends.stored import stored_model
 from anna_export.checkpoint import Checkpoint
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.int8 import Int8PerToken
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import EMBEDDING_WEIGHT, Precision
 from anna_export.tokenise import TokenBatch
 

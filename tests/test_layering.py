@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up; modules of one layer may import one another only within a folder, or as said.
 LAYERS = (
-    {"choices", "containment", "errors", "hardware", "progress", "versions"},
+    {"cache", "choices", "containment", "errors", "hardware", "progress", "versions"},
     {"staging", "validation"},
     {"spec"},
     {"prefix", "prompts", "safetensors_files", "text_file"},
@@ -16,7 +16,8 @@ LAYERS = (
     {"prompt_file"},
     {"encoder", "streaming"},
     {"artifact", "adapter"},
-    {"checkpoint", "data_file", "prefix_files", "st_files"},
+    {"checkpoint", "data_file", "st_files", "stored_prefixes"},
+    {"prefix_files"},
     {"graph"},
     {"quantise"},
     {"plan"},

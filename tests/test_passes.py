@@ -15,10 +15,10 @@ from anna_export.artifact import Artifact
 from anna_export.backends.pytorch import open_reference
 from anna_export.checkpoint import Checkpoint
 from anna_export.graph.builder import OPSET, build_graph
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import NARROW, ComputeInFp32
 from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.graph.tensors import IR_DTYPES
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 

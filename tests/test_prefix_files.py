@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from anna_export import bake as baking
-from anna_export import open_encoder, prefix_files
+from anna_export import open_encoder, stored_prefixes
 from anna_export.artifact import Artifact, FileEntry, hash_file, open_artifact
 from anna_export.cli import run
 from anna_export.encoder import Encoder
@@ -112,13 +112,13 @@ def test_size_of_an_artifact_counts_its_prefixes(made: Path) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the prefix files that are hashed or read, in their order."""
     names: list[str] = []
-    real = prefix_files._read
+    real = stored_prefixes._read
 
     def watched(*args: object) -> object:
         names.append(args[1].file)  # type: ignore[attr-defined]
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prefix_files, "_read", watched)
+    monkeypatch.setattr(stored_prefixes, "_read", watched)
     return names
 
 
@@ -148,7 +148,7 @@ def test_opening_hashes_no_prefix(artifact: Path, monkeypatch: pytest.MonkeyPatc
         hashed.append(path.name)
         return hash_file(path)
 
-    for module in ("artifact", "prefix_files"):
+    for module in ("artifact", "prefix_files", "stored_prefixes"):
         monkeypatch.setattr(f"anna_export.{module}.hash_file", watched)
     open_artifact(artifact)
     assert "model.onnx" in hashed and not any(name.endswith("safetensors") for name in hashed)

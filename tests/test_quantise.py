@@ -7,8 +7,9 @@ import pytest
 
 from anna_export import quantise
 from anna_export.checkpoint import Checkpoint
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.tensors import IR_DTYPES
-from anna_export.quantise.scheme import CANONICAL, CPU, Scheme
+from anna_export.quantise.scheme import Scheme
 from anna_export.spec import Precision
 
 

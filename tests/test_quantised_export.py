@@ -26,11 +26,11 @@ from anna_export.cli import run
 from anna_export.cli.shown import stage
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError, InputError, SpaceError
+from anna_export.graph.names import CPU
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.pipeline import Exported, Recipe, export
 from anna_export.plan import forecast
 from anna_export.quantise.calibration import read_calibration
-from anna_export.quantise.scheme import CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 from anna_export.verify.prove import STREAMED_TEXTS, prove

@@ -16,8 +16,8 @@ from anna_export.artifact import Artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.pytorch import open_reference
 from anna_export.encoder import Encoder
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.prompts import Prompt, Prompts
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 

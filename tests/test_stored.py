@@ -11,7 +11,7 @@ from anna_export.artifact import Artifact
 from anna_export.backends.stored import stored_model
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError
-from anna_export.quantise.scheme import CANONICAL
+from anna_export.graph.names import CANONICAL
 
 
 @pytest.fixture

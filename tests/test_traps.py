@@ -19,7 +19,7 @@ from anna_export.checkpoint import SINGLE_FILE
 from anna_export.data_file import DATA_FILE
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError
-from anna_export.quantise.scheme import CANONICAL, CPU
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.spec import Precision
 from anna_export.tokenise import TokenBatch
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts

@@ -5,8 +5,12 @@ from pathlib import Path
 from anna_export.artifact import Artifact, open_artifact
 from anna_export.choices import BACKENDS
 from anna_export.encoder import Backend, Encoder
+from anna_export.engines.capability import Capability
+from anna_export.engines.driver import find_device
+from anna_export.engines.profiles import TOKEN_BUDGET
+from anna_export.engines.stored import find_engine
 from anna_export.errors import InputError
-from anna_export.prefix_files import StoredPrefixes
+from anna_export.stored_prefixes import StoredPrefixes
 
 
 def open_encoder(
@@ -21,8 +25,9 @@ def open_encoder(
 
     Args:
         artifact: The artifact's folder.
-        backend: "ort" (ONNX Runtime), "pytorch" (the stored weights in fp32, for comparing), or
-            "auto", which is ONNX Runtime.
+        backend: "ort" (ONNX Runtime), "trt" (the artifact's TensorRT engine for this GPU),
+            "pytorch" (the stored weights in fp32, for comparing), or "auto": the engine where there
+            is one for this GPU, else ONNX Runtime.
         device: "cpu", "cuda", or "auto" for CUDA where the backend has it.
         check: Hash every file before use, large weights too.
         threads: CPU threads; None for one a core. PyTorch's are its own.
@@ -51,7 +56,18 @@ def load_encoder(
 
         runtime = pytorch.open_backend(artifact, device=device)
         return Encoder(runtime, tokeniser, prompts)  # it computes whole prompts: it is the truth
+    if backend == "trt" or (backend == "auto" and device != "cpu" and _has_engine(artifact)):
+        from anna_export.backends import trt
+
+        runtime = trt.open_backend(artifact, device=device)
+        return Encoder(runtime, tokeniser, prompts, StoredPrefixes(artifact), TOKEN_BUDGET)
     from anna_export.backends import ort
 
     runtime = ort.open_backend(artifact, device=device, threads=threads)
     return Encoder(runtime, tokeniser, prompts, StoredPrefixes(artifact))
+
+
+def _has_engine(artifact: Artifact) -> bool:
+    """Say whether an artifact has an engine for this machine's GPU."""
+    gpu = find_device()
+    return gpu is not None and find_engine(artifact, Capability(*gpu.capability)) is not None

@@ -9,10 +9,17 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
 from anna_export.errors import DamagedError, ExtraError, InputError
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
+from anna_export.graph.names import (
+    ATTENTION_MASK,
+    CANONICAL,
+    CPU,
+    INPUT_IDS,
+    PREFIX_KEYS,
+    PREFIX_VALUES,
+)
 from anna_export.hardware import multiplies_int8_exactly
 from anna_export.plan import forecast, require_memory
-from anna_export.quantise.scheme import CANONICAL, CPU, Scheme
+from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.tokenise import TokenBatch
 

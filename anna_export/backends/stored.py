@@ -13,9 +13,9 @@ from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.data_file import DATA_FILE
 from anna_export.errors import DamagedError
+from anna_export.graph.names import CANONICAL
 from anna_export.quantise.calibration import read_calibration
 from anna_export.quantise.linear import Layout
-from anna_export.quantise.scheme import CANONICAL
 from anna_export.safetensors_files import StoredTensor
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 

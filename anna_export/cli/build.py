@@ -28,6 +28,13 @@ from anna_export.cli import options, shown
     help="With tensorrt: weights can be replaced without building again.",
 )
 @click.option(
+    "--refit-from",
+    type=options.folder,
+    metavar="ARTIFACT",
+    help="With tensorrt: put the weights into the refittable engine of another adapter's artifact, "
+    "which takes seconds, instead of building.",
+)
+@click.option(
     "--memory-gib",
     type=click.FloatRange(min=0, min_open=True),
     help="Most device memory that building may take. Default: all there is.",
@@ -39,6 +46,7 @@ def command(
     capabilities: tuple[str, ...],
     portable: bool,
     refittable: bool,
+    refit_from: Path | None,
     memory_gib: float | None,
     as_json: bool,
 ) -> None:
@@ -57,20 +65,21 @@ def command(
         portable,
         refittable,
         None if memory_gib is None else round(memory_gib * 2**30),
+        refit_from,
     )
     built = build(open_artifact(artifact), request, shown.stage)
     if as_json:
-        shown.print_json({"engines": built.records})
+        engines = {name: record.model_dump(mode="json") for name, record in built.records.items()}
+        shown.print_json({"engines": engines})
         return
     for name, record in built.records.items():
         shown.print_rows(
             {
                 "engine": str(artifact / name),
-                "for": f"compute capability {record['compute_capability']}, "
-                f"{record['target']} {record['version']}",
-                "size": shown.size(record["size_bytes"]),
-                "layers": ", ".join(f"{count} {kind}" for kind, count in record["layers"].items()),
-                "as meant": "; ".join(record["shortcomings"]) or "yes",
-                "time": f"{record['seconds']} s",
+                "by": str(record),
+                "size": shown.size(record.size_bytes),
+                "layers": ", ".join(f"{count} {kind}" for kind, count in record.layers.items()),
+                "as meant": "; ".join(record.shortcomings) or "yes",
+                "time": f"{record.seconds} s",
             }
         )

@@ -99,7 +99,8 @@ backend_option = click.option(
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="What computes: ONNX Runtime (auto, ort), or PyTorch in fp32 over the stored weights.",
+    help="What computes: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
+    "PyTorch in fp32 over the stored weights; auto takes the engine where there is one, else ort.",
 )
 device_option = click.option(
     "--device",

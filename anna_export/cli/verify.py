@@ -142,10 +142,11 @@ def _task_run(
         raise ExtraError(
             "expected mteb, which evaluates tasks, found none; install anna-export[eval]"
         ) from None
+    from anna_export.cache import default_cache
     from anna_export.verify.contamination import datasets_of
     from anna_export.verify.task_data import sources
     from anna_export.verify.task_prompts import read_task_prompts
-    from anna_export.verify.tasks import TaskRun, default_cache
+    from anna_export.verify.tasks import TaskRun
 
     return TaskRun(
         tasks=sources(tier, names, task_data),

@@ -1,32 +1,35 @@
 """An artifact becomes engines: graph → TensorRT's form → plan → evidence beside the artifact."""
 
-import json
+import hashlib
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from anna_export import quantise
-from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence
-from anna_export.engines.builder import Options, build_plan, require_kernels
+from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence, open_artifact
+from anna_export.engines.builder import Options, Plan, build_plan, require_kernels
 from anna_export.engines.capability import Capability, choose
 from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
 from anna_export.engines.loading import load_library, load_plugins
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.record import EngineRecord
+from anna_export.engines.refit import refit_plan, require_refittable
 from anna_export.engines.request import EngineRequest
+from anna_export.engines.stored import ENGINE, StoredEngine, record_name, require_engine
+from anna_export.engines.structure import structure_sha256
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError
+from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import read_calibration
-from anna_export.quantise.scheme import CANONICAL
 from anna_export.spec import ENGINE_PRECISIONS, Precision
 from anna_export.staging import require_disk
 
@@ -38,7 +41,7 @@ class Built:
     """An artifact with its new engines: by file name, what is stored about each."""
 
     artifact: Artifact
-    records: dict[str, dict[str, Any]]
+    records: Mapping[str, EngineRecord]
 
 
 def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
@@ -52,55 +55,101 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
     manifest = artifact.manifest
     chosen = require_buildable(manifest.precision, request)
     device = find_device()
-    profiles = choose_profiles(
-        manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
-    )
-    options = [Options(request, capability, tuple(profiles)) for capability in chosen]
     fp8_modules = _fp8_modules(artifact)
     bf16 = quantise.scheme_of(manifest).arithmetic is Precision.BF16
     for capability in chosen:
         require_kernels(capability, min(fp8_modules, default=None), bf16)
     trt = load_library(request.target)
-    plugins = load_plugins(request.target)
-    if plugins is not None:
+    model = gpu_form(artifact)
+    structure = structure_sha256(model)
+    source = _source(artifact, request, structure)
+    if source is None and (plugins := load_plugins(request.target)) is not None:
         from anna_export.engines.plugin import register_pooling  # it needs Triton
 
         register_pooling(trt, plugins, chosen[0])
+    profiles = choose_profiles(
+        manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
+    )
     # the graph with joined weights, and the engine
     require_disk(artifact.folder, 2 * artifact.size_bytes)
     built = Built(artifact, {})
     with tempfile.TemporaryDirectory(dir=artifact.folder, prefix=".build-") as folder:
         graph = Path(folder, _GRAPH)
         with stage("write graph", "tensors") as progress:
-            model = gpu_form(artifact)
             ir.save(
                 model,
                 graph,
                 external_data=_DATA,
                 callback=lambda _, done: progress(done.index + 1, done.total) if progress else None,
             )
-        for one in options:
+        for capability in chosen:
             started = time.perf_counter()
-            with stage(f"build for {one.capability}", "steps") as progress:
-                plan = build_plan(trt, graph, manifest.spec, one, progress)
-            record = {
-                "target": str(request.target),
-                "version": trt.__version__,
-                "compute_capability": str(one.capability),
-                "driver": device.driver if device is not None else None,
-                "onnx_sha256": manifest.files[manifest.graphs[CANONICAL]].sha256,
-                "prefix": bool(manifest.prefixes),
-                "portable": request.portable,
-                "refittable": request.refittable,
-                "profiles": [profile.to_json() for profile in one.profiles],
-                "layers": summary(plan.layers),
-                "shortcomings": shortcomings(plan.layers, manifest.spec, fp8_modules)
-                if plan.layers
-                else ["the library told nothing of its layers"],
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-            built = _store(built, one, plan.content, record)
+            if source is not None:
+                with stage(f"refit for {capability}", "engines") as progress:
+                    content = refit_plan(trt, source, graph)
+                record = source.record
+            else:
+                options = Options(request, capability, tuple(profiles))
+                with stage(f"build for {capability}", "steps") as progress:
+                    plan = build_plan(trt, graph, manifest.spec, options, progress)
+                content = plan.content
+                record = _record(artifact, options, plan, trt.__version__, structure, fp8_modules)
+            record = record.model_copy(
+                update={
+                    "driver": device.driver if device is not None else None,
+                    "onnx_sha256": manifest.files[manifest.graphs[CANONICAL]].sha256,
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "size_bytes": content.nbytes,
+                }
+            )
+            built = _store(built, capability, content, record)
     return built
+
+
+def _source(artifact: Artifact, request: EngineRequest, structure: str) -> StoredEngine | None:
+    """Return the engine to refit, if one is to be."""
+    device = find_device()
+    if request.refit_from is None or device is None:
+        return None
+    source = open_artifact(request.refit_from)
+    stored = require_engine(source, device)
+    require_refittable(source, stored, artifact.manifest.spec, structure)
+    return stored
+
+
+def _record(
+    artifact: Artifact,
+    options: Options,
+    plan: Plan,
+    version: str,
+    structure: str,
+    fp8_modules: Collection[str],
+) -> EngineRecord:
+    """Return what is known of an engine but for what its file and this machine are."""
+    request = options.request
+    missing = (
+        shortcomings(plan.layers, artifact.manifest.spec, fp8_modules)
+        if plan.layers
+        else ["the library told nothing of its layers"]
+    )
+    return EngineRecord(
+        target=request.target,
+        version=version,
+        compute_capability=str(options.capability),
+        driver=None,
+        onnx_sha256="",
+        structure_sha256=structure,
+        prefix=bool(artifact.manifest.prefixes),
+        portable=request.portable,
+        refittable=request.refittable,
+        profiles=options.profiles,
+        layers=summary(plan.layers),
+        shortcomings=tuple(missing),
+        seconds=0,
+        sha256="",
+        size_bytes=0,
+    )
 
 
 def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Capability, ...]:
@@ -138,12 +187,11 @@ def _fp8_modules(artifact: Artifact) -> Collection[str]:
     return calibration.quantised_modules(artifact.manifest.spec)
 
 
-def _store(built: Built, options: Options, content: memoryview, record: dict[str, Any]) -> Built:
-    place = f"{ENGINE_FOLDER}/{options.request.target}/{options.capability.name}"
-    name = f"{place}.engine"
+def _store(
+    built: Built, capability: Capability, content: memoryview, record: EngineRecord
+) -> Built:
+    name = f"{ENGINE_FOLDER}/{record.target}/{capability.name}{ENGINE}"
     artifact = add_evidence(built.artifact, name, content, prompts=())
-    entry = artifact.manifest.evidence[name]
-    record = {**record, "sha256": entry.sha256, "size_bytes": entry.size_bytes}
-    text = json.dumps(record, indent=1) + "\n"
-    artifact = add_evidence(artifact, f"{place}.json", text, prompts=())
+    text = record.model_dump_json(indent=1) + "\n"
+    artifact = add_evidence(artifact, record_name(name), text, prompts=())
     return Built(artifact, {**built.records, name: record})

@@ -12,6 +12,7 @@ from anna_export.engines.layers import Layer, read_layers
 from anna_export.engines.loading import logger_of
 from anna_export.engines.profiles import Profile
 from anna_export.engines.request import EngineRequest
+from anna_export.engines.timing import Timings
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
@@ -70,6 +71,10 @@ def build_plan(
         config.add_optimization_profile(_profile(builder, profile, spec, inputs))
     monitor, stopped = _monitor(trt, progress)
     config.progress_monitor = monitor
+    timings = None
+    if options.request.target is Target.TENSORRT:
+        timings = Timings(trt, options.capability)
+        timings.load(config)
     content = builder.build_serialized_network(network, config)
     if stopped():
         raise KeyboardInterrupt
@@ -78,6 +83,8 @@ def build_plan(
             f"expected {options.request.target} {trt.__version__} to find kernels for compute "
             f"capability {options.capability}, found: {' '.join(log.errors[-2:])}"
         )
+    if timings is not None:
+        timings.save(config)
     return Plan(memoryview(content), read_layers(log.messages))
 
 

@@ -30,6 +30,8 @@ RTX: Final = tuple(Capability(*c) for c in ((7, 5), (8, 0), (8, 6), (8, 9), (12,
 # E4M3 products.
 FP8: Final = Capability(8, 9)
 BF16: Final = Capability(8, 0)
+# The oldest GPU that a portable engine of TensorRT's runs on.
+PORTABLE: Final = Capability(8, 0)
 # Where no GPU says which: the two that a workstation has.
 WITHOUT_DEVICE: Final = (Capability(8, 9), Capability(12, 0))
 

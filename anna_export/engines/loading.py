@@ -2,12 +2,14 @@
 
 import importlib
 import importlib.util
+import mmap
 from types import ModuleType
 from typing import Any
 
 from anna_export.choices import Target
 from anna_export.engines.driver import find_device
-from anna_export.errors import ExtraError, InputError
+from anna_export.engines.stored import StoredEngine
+from anna_export.errors import DamagedError, ExtraError, InputError
 
 _MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx"}
 _EXTRAS = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "rtx"}
@@ -49,6 +51,36 @@ def load_plugins(target: Target) -> ModuleType | None:
     if target is not Target.TENSORRT or importlib.util.find_spec("triton") is None:
         return None
     return importlib.import_module("tensorrt.plugin")
+
+
+def load_engine(trt: ModuleType, stored: StoredEngine, log: Any) -> Any:
+    """Load an engine's file, which is read as the library asks for it.
+
+    Args:
+        trt: TensorRT or TensorRT-RTX.
+        stored: The engine and its record, for this machine's GPU.
+        log: As `logger_of` gives it.
+
+    Raises:
+        InputError: If another version of the library built it.
+        DamagedError: If the library does not take it.
+    """
+    path, record = stored.path, stored.record
+    remedy = "build it again with anna-export build, or choose --backend ort"
+    if trt.__version__ != record.version:
+        raise InputError(
+            f"expected {record.target} {record.version}, which built {path}, found "
+            f"{trt.__version__}; {remedy}"
+        )
+    runtime = trt.Runtime(log)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise DamagedError(
+            f"expected {path} to load in {record.target} {record.version}, found: "
+            f"{' '.join(log.errors[-2:])}; {remedy}"
+        )
+    return engine
 
 
 def logger_of(trt: ModuleType) -> Any:

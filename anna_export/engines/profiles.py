@@ -1,14 +1,17 @@
 """Which shapes an engine is optimised for: buckets of length, batches by a token budget."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from anna_export.graph.builder import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
+from anna_export.graph.names import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
 from anna_export.spec import EmbeddingSpec
 
 TOKEN_BUDGET: Final = 16_384
 LENGTHS: Final = (64, 512, 4096)
+# Up to so many tokens, reading the weights takes longer than multiplying them: padding is free.
+FREE_TOKENS: Final = 256
+_STEP: Final = 8
 Shape = tuple[int, ...]
 
 
@@ -65,3 +68,32 @@ def choose_profiles(
         found.append(Profile(shortest, end, batch, usual_prefix, longest_prefix))
         shortest = end + 1
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The shape that a batch is computed in."""
+
+    profile: int  # index
+    rows: int
+    tokens: int  # of a row, without a prefix
+    is_small: bool  # one of few shapes that every small batch is padded to
+
+
+def choose_bucket(profiles: Sequence[Profile], rows: int, tokens: int, prefix: int = 0) -> Bucket:
+    """Return the shape to compute a batch in: where it is small, a padded one.
+
+    Args:
+        profiles: The engine's; the last one's longest row is the model's longest sequence.
+        rows: Texts; the bucket may have fewer rows, where the profile takes no more.
+        tokens: Of the longest text, without a prefix; some profile has it.
+        prefix: Tokens in front of every text; no position behind them passes the longest sequence.
+    """
+    index = next(place for place, one in enumerate(profiles) if tokens <= one.longest)
+    profile = profiles[index]
+    rows = min(rows, profile.batch)
+    more_rows = min(1 << (rows - 1).bit_length(), profile.batch)
+    more_tokens = min(-(-tokens // _STEP) * _STEP, profile.longest, profiles[-1].longest - prefix)
+    if more_rows * more_tokens <= FREE_TOKENS:
+        return Bucket(index, more_rows, more_tokens, is_small=True)
+    return Bucket(index, rows, tokens, is_small=False)

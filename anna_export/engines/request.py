@@ -1,6 +1,7 @@
 """What engines are asked for."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from anna_export.choices import Target
 from anna_export.engines.capability import Capability
@@ -17,6 +18,8 @@ class EngineRequest:
         portable: With TensorRT, for every GPU from compute capability 8.0 on, which is slower.
         refittable: With TensorRT, weights may be replaced without building again.
         memory_bytes: Most device memory that building may take; None for all there is.
+        refit_from: An artifact whose refittable engine takes the new weights, with TensorRT and in
+            place of building; None to build.
 
     Raises:
         InputError: If the target has not what is asked of it.
@@ -27,10 +30,17 @@ class EngineRequest:
     portable: bool = False
     refittable: bool = False
     memory_bytes: int | None = None
+    refit_from: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.target is Target.TENSORRT_RTX and (self.portable or self.refittable):
+        theirs = self.portable or self.refittable or self.refit_from is not None
+        if self.target is Target.TENSORRT_RTX and theirs:
             raise InputError(
-                "expected --portable and --refittable with --target tensorrt, found them with "
-                "tensorrt-rtx, which builds for the named GPU alone; leave them out"
+                "expected --portable, --refittable and --refit-from with --target tensorrt, found "
+                "one with tensorrt-rtx, which builds for the named GPU alone; leave it out"
+            )
+        if self.refit_from is not None and (self.portable or self.refittable):
+            raise InputError(
+                "expected --refit-from without --portable and --refittable, which are those of the "
+                "engine refitted; leave them out"
             )

@@ -14,13 +14,18 @@ import torch
 
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.graph import attention, pooling
+from anna_export.graph.names import (
+    ATTENTION_MASK,
+    EMBEDDING,
+    INPUT_IDS,
+    PREFIX_KEYS,
+    PREFIX_VALUES,
+)
 from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
 
 OPSET: Final = 23
 IR_VERSION: Final = 11
-INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "sentence_embedding"
-PREFIX_KEYS, PREFIX_VALUES = "prefix_keys", "prefix_values"
 
 
 def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> ir.Model:

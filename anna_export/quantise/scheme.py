@@ -8,6 +8,7 @@ import onnx_ir as ir
 from anna_export.checkpoint import Checkpoint
 from anna_export.errors import InputError
 from anna_export.graph.builder import build_graph
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
 from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.quantise.calibration import Calibration
@@ -15,7 +16,6 @@ from anna_export.quantise.embedding import EmbeddingFormat, QuantiseEmbedding
 from anna_export.quantise.linear import LinearFormat, QuantiseLinear
 from anna_export.spec import Precision
 
-CANONICAL, CPU = "canonical", "cpu"
 FUSED: Final = (CpuAttention(),)
 # ONNX Runtime's CPU provider cannot compute in the narrow types
 WIDENED: Final = (ComputeInFp32(), CpuAttention())

@@ -28,6 +28,8 @@ _LIBRARIES: Final = (
     "onnxruntime",
     "onnxruntime-gpu",
     "peft",
+    "tensorrt",
+    "tensorrt-rtx",
     "tokenizers",
     "torch",
     "transformers",

@@ -1,6 +1,5 @@
 """Hold an artifact to its reference on mteb's tasks: plan, embed, score, compare."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -221,12 +220,3 @@ def _require_unchanged(artifact: Artifact) -> None:
             f"expected {artifact.folder} to stay as it is, found it changed since the run started; "
             "run it again"
         )
-
-
-def default_cache() -> Path:
-    """Return the user's cache folder of this program.
-
-    Source: the XDG base directory specification.
-    """
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "anna-export"

@@ -1,20 +1,23 @@
 """One process of test_bindings.py, over NVIDIA's own bindings of TensorRT 11 and stub libraries.
 
-    python bindings_worker.py names|plugin
+    python bindings_worker.py names|names-rtx|plugin
 
-Prints JSON: the names that are missing, or how the plugin would be launched.
+Prints JSON: the names that TensorRT 11, or TensorRT-RTX, has not and the calls with too few or too
+many arguments; or how the plugin would be launched.
 """
 
 import ast
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import tensorrt_bindings as trt
+from cuda.bindings import runtime as cudart
 
-import anna_export.engines
+import anna_export
 
 
 class Expression:
@@ -50,48 +53,109 @@ trt.IDimensionExpr = Expression
 trtp: Any = importlib.import_module("tensorrt.plugin")
 # what a variable of ours holds
 OBJECTS = {
-    "builder": trt.Builder,
-    "network": trt.INetworkDefinition,
-    "parser": trt.OnnxParser,
-    "error": trt.ParserError,
-    "config": trt.IBuilderConfig,
-    "optimization": trt.IOptimizationProfile,
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "error": "ParserError",
+    "config": "IBuilderConfig",
+    "optimization": "IOptimizationProfile",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+    "refitter": "Refitter",
+    "refit_parser": "OnnxParserRefitter",
 }
-# TensorRT-RTX's alone
-RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+RTX_ONLY = {
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "cuda_graph_strategy",
+    "num_compute_capabilities",
+    "set_compute_capability",
+}
+READ = ("engines/*.py", "backends/trt.py", "backends/device_memory.py")
 
 
-def names() -> dict[str, Any]:
-    """Find every attribute that our code reads of the library and its objects."""
-    used, missing = set(), set()
-    for path in Path(anna_export.engines.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            chain = read_chain(node)
-            if chain is None or chain[0] not in {"trt", "trtp", *OBJECTS}:
-                continue
-            found: Any = {"trt": trt, "trtp": trtp, **OBJECTS}[chain[0]]
-            used.add(".".join(chain))
-            for name in chain[1:]:
-                if name in RTX_ONLY:
-                    break
-                if not hasattr(found, name):
-                    missing.add(".".join(chain))
-                    break
-                found = getattr(found, name)
-                if isinstance(found, property):
-                    break
-    return {"used": sorted(used), "missing": sorted(missing)}
+def names(library: Any = trt, elsewhere: frozenset[str] = frozenset(RTX_ONLY)) -> dict[str, Any]:
+    """Find every attribute that our code reads of the library and its objects, and its calls.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        elsewhere: Names that only the other has.
+    """
+    roots: dict[str, Any] = {name: getattr(library, kind) for name, kind in OBJECTS.items()}
+    roots |= {"trt": library, "cudart": cudart}
+    if library is trt:
+        roots["trtp"] = trtp
+    used, missing, called = set(), set(), set()
+    folder = Path(anna_export.__file__).parent
+    nodes = [
+        node
+        for pattern in READ
+        for path in folder.glob(pattern)
+        for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    arguments = {
+        id(node.func): len(node.args)
+        for node in nodes
+        if isinstance(node, ast.Call) and not any(isinstance(a, ast.Starred) for a in node.args)
+    }
+    for node in nodes:
+        chain = read_chain(node)
+        if chain is None or chain[0] not in roots or elsewhere & set(chain):
+            continue
+        told = ".".join(chain)
+        used.add(told)
+        found = resolve(roots[chain[0]], chain[1:])
+        if found is None:
+            missing.add(told)
+        elif id(node) in arguments and (expected := parameters(found)) is not None:
+            called.add(told)
+            if arguments[id(node)] not in expected:
+                missing.add(f"{told} of {arguments[id(node)]} arguments")
+    return {"used": sorted(used), "missing": sorted(missing), "called": sorted(called)}
+
+
+def resolve(found: Any, chain: list[str]) -> Any:
+    """Return what a chain of attributes leads to, or the property it ends at; None for nothing."""
+    for name in chain:
+        if isinstance(found, property):
+            return found
+        found = getattr(found, name, None)
+    return found
+
+
+def parameters(function: Any) -> range | None:
+    """Return how many positional arguments a function takes, if its docstring says it."""
+    head, _, _ = (getattr(function, "__doc__", None) or "").strip().partition("\n")
+    found = re.match(r"\w+\((.*)\)", head)
+    if found is None or "*args" in head or isinstance(function, type):
+        return None
+    told = found[1]
+    while (shorter := re.sub(r"\[[^\[\]]*\]", "", told)) != told:
+        told = shorter
+    taken = [part for part in told.split(", ") if part and not part.startswith("self: ")]
+    return range(sum("=" not in part for part in taken), len(taken) + 1)
+
+
+def rtx_names() -> dict[str, Any]:
+    """As names, in TensorRT-RTX."""
+    return names(importlib.import_module("tensorrt_rtx"), frozenset())
 
 
 def read_chain(node: ast.AST) -> list[str] | None:
-    """Read a.b.c as its names."""
+    """Read a.b.c as its names, and self._a.b as a.b."""
     if not isinstance(node, ast.Attribute):
         return None
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value
-    return [node.id, *names] if isinstance(node, ast.Name) else None
+    if not isinstance(node, ast.Name):
+        return None
+    if node.id == "self":
+        return [names[0].removeprefix("_"), *names[1:]] if len(names) > 1 else None
+    return [node.id, *names]
 
 
 def plugin() -> dict[str, Any]:
@@ -140,6 +204,6 @@ def told_size(size: Any) -> Any:
 
 
 if __name__ == "__main__":
-    answer = {"names": names, "plugin": plugin}[sys.argv[1]]()
+    answer = {"names": names, "names-rtx": rtx_names, "plugin": plugin}[sys.argv[1]]()
     # behind what the library prints
     sys.stdout.write("\n" + json.dumps(answer))

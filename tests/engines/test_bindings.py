@@ -75,9 +75,17 @@ def test_every_name_that_is_used_is_there(ask: Ask) -> None:
     found = ask("names")
     assert found["missing"] == []
     # the search itself finds what is there to find
-    assert {"trt.BuilderFlag.REFIT", "config.progress_monitor", "parser.get_error"} <= set(
-        found["used"]
-    )
+    looked_at = {"trt.BuilderFlag.REFIT", "config.progress_monitor", "parser.get_error"}
+    assert looked_at <= set(found["used"])
+    counted = {"context.execute_async_v3", "cudart.cudaMemcpyAsync", "refit_parser.refit_from_file"}
+    assert counted <= set(found["called"])
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
+def test_every_name_that_is_used_is_in_tensorrt_rtx_too(ask: Ask) -> None:
+    found = ask("names-rtx")
+    assert found["missing"] == []
+    assert "runtime_config.cuda_graph_strategy" in found["used"]
 
 
 def test_plugin_is_launched_with_a_block_a_row_and_the_tokens_of_a_row(ask: Ask) -> None:

@@ -14,10 +14,10 @@ from anna_export.engines.build import gpu_form
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import DamagedError
 from anna_export.graph import attention
+from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
-from anna_export.quantise.scheme import CANONICAL, CPU
 from anna_export.spec import Precision
 
 MakeModel = Callable[..., Path]

@@ -19,6 +19,7 @@ from anna_export.engines.builder import Options, build_plan
 from anna_export.engines.capability import Capability
 from anna_export.engines.layers import Layer
 from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.record import EngineRecord
 from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import no_stage
@@ -89,9 +90,9 @@ def test_engines_are_as_meant_on_both_gpus(
     names = [f"engines/tensorrt-rtx/{name}.engine" for name in ("sm_89", "sm_120")]
     assert list(records) == names
     for record in records.values():
-        assert record["shortcomings"] == []
-        assert record["prefix"] == prompted
-        layers = record["layers"]
+        assert record.shortcomings == ()
+        assert record.prefix == prompted
+        layers = record.layers
         assert layers["fused attention"] == 2
         # q, k, v; o; gate, up; down; and in the last layer the query apart
         assert layers["fp8 products"] == (9 if precision is Precision.FP8 else 0)
@@ -99,8 +100,9 @@ def test_engines_are_as_meant_on_both_gpus(
     opened = open_artifact(artifact.folder, check=True)
     for name, record in records.items():
         assert name in opened.manifest.evidence
-        assert json.loads((artifact.folder / name).with_suffix(".json").read_text()) == record
-        assert record["sha256"] == hash_file(artifact.folder / name).sha256
+        stored = json.loads((artifact.folder / name).with_suffix(".json").read_text())
+        assert EngineRecord.model_validate(stored) == record
+        assert record.sha256 == hash_file(artifact.folder / name).sha256
     assert not list(artifact.folder.glob(".build-*"))
 
 
@@ -132,7 +134,7 @@ def test_two_builds_are_identical(artifact_of: Callable[..., Artifact]) -> None:
     request = EngineRequest(RTX, (ADA,))
     first, second = (build(artifact, request, no_stage).records for _ in range(2))
     (name,) = first
-    assert first[name]["sha256"] == second[name]["sha256"]
+    assert first[name].sha256 == second[name].sha256
 
 
 def test_gpu_without_fp8_gets_no_engine_even_unasked(

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from anna_export.graph import attention
-from anna_export.graph.builder import INPUT_IDS, PREFIX_KEYS
 from anna_export.graph.emitter import Emitter
+from anna_export.graph.names import INPUT_IDS, PREFIX_KEYS
 
 DOMAIN: Final = "com.microsoft"
 # In front of fewer tokens, copying a prefix takes longer than attending to it apart.

@@ -5,8 +5,8 @@ import math
 import onnx_ir as ir
 
 from anna_export.graph import attention
-from anna_export.graph.builder import PREFIX_KEYS, PREFIX_VALUES
 from anna_export.graph.emitter import Emitter
+from anna_export.graph.names import PREFIX_KEYS, PREFIX_VALUES
 
 
 class WithoutPrefix(ir.passes.InPlacePass):

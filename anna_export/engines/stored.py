@@ -1,0 +1,117 @@
+"""An artifact's engines, and which of them this machine may run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from anna_export.artifact import ENGINE_FOLDER, Artifact, Evidence, read_evidence
+from anna_export.engines.capability import Capability
+from anna_export.engines.driver import Device
+from anna_export.engines.record import EngineRecord
+from anna_export.errors import DamagedError, InputError, MissingError
+from anna_export.graph.names import CANONICAL
+
+ENGINE: Final = ".engine"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """An engine's file and its record."""
+
+    path: Path
+    record: EngineRecord
+
+
+def stored_engines(artifact: Artifact) -> list[StoredEngine]:
+    """Return an artifact's engines, TensorRT's before TensorRT-RTX's.
+
+    Raises:
+        DamagedError: If a record is missing or not what was written.
+    """
+    names = sorted(
+        name
+        for name in artifact.manifest.evidence
+        if name.startswith(f"{ENGINE_FOLDER}/") and name.endswith(ENGINE)
+    )
+    return [StoredEngine(artifact.folder / name, _read(artifact, name)) for name in names]
+
+
+def record_name(file: str) -> str:
+    """Return the name of the record beside an engine, by the name of that one's file."""
+    return file.removesuffix(ENGINE) + ".json"
+
+
+def _read(artifact: Artifact, name: str) -> EngineRecord:
+    found = read_evidence(artifact, record_name(name))
+    try:
+        return EngineRecord.model_validate(found)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "no record"
+        raise DamagedError(
+            f"expected the record of {name} in {artifact.folder}, found {place}: {first['msg']}; "
+            "build it again with anna-export build"
+        ) from None
+
+
+def find_engine(artifact: Artifact, capability: Capability) -> StoredEngine | None:
+    """Return an artifact's engine for a GPU; one for just that GPU before a portable one."""
+    engines = [one for one in stored_engines(artifact) if one.record.runs_on(capability)]
+    return min(engines, key=lambda one: one.record.portable, default=None)
+
+
+def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
+    """Return an artifact's engine for this machine, if it may be run as it is.
+
+    Raises:
+        MissingError: If there is none for this GPU.
+        InputError: If this driver is too old for it, or a prompt was baked since.
+        DamagedError: If it is not the file that was built, or was built from another graph.
+    """
+    capability = Capability(*device.capability)
+    remedy = "build it again with anna-export build, or choose --backend ort"
+    found = find_engine(artifact, capability)
+    if found is None:
+        others = ", ".join(str(one.record) for one in stored_engines(artifact)) or "none"
+        raise MissingError(
+            f"expected an engine in {artifact.folder} for this GPU's compute capability "
+            f"{capability}, found {others}; build one with anna-export build, or choose --backend "
+            "ort"
+        )
+    record, manifest = found.record, artifact.manifest
+    evidence = manifest.evidence[found.path.relative_to(artifact.folder).as_posix()]
+    _require_whole(found, evidence, remedy)
+    if record.onnx_sha256 != manifest.files[manifest.graphs[CANONICAL]].sha256 or (
+        evidence.covers != manifest.artifact_id
+    ):
+        raise DamagedError(
+            f"expected {found.path} built from this artifact's graph, found one built from "
+            f"another; {remedy}"
+        )
+    if record.driver is not None and _version(device.driver) < _version(record.driver):
+        raise InputError(
+            f"expected a driver of CUDA {record.driver} or newer, under which {found.path} was "
+            f"built, found {device.driver}; update the driver, or {remedy}"
+        )
+    if manifest.prefixes and not record.prefix:
+        raise InputError(
+            f"expected an engine that takes prefixes, found {found.path}, built before a prompt "
+            f"was baked; {remedy}"
+        )
+    return found
+
+
+def _require_whole(found: StoredEngine, evidence: Evidence, remedy: str) -> None:
+    """Look at an engine's size; its hash is compared with --check, like that of large weights."""
+    size = found.path.stat().st_size if found.path.is_file() else 0
+    if size != evidence.size_bytes or evidence.sha256 != found.record.sha256:
+        raise DamagedError(
+            f"expected {found.path} of {evidence.size_bytes} bytes and its own record, found "
+            f"another file or record ({size} bytes); {remedy}"
+        )
+
+
+def _version(told: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in told.split("."))
