@@ -122,7 +122,7 @@ def test_backend_is_chosen_by_name(artifact: Artifact) -> None:
 
 
 def test_unknown_backend_is_refused_with_the_known_ones(artifact: Artifact) -> None:
-    with pytest.raises(InputError, match="auto, ort, pytorch, found 'onnx'"):
+    with pytest.raises(InputError, match="auto, ort, trt, pytorch, found 'onnx'"):
         open_encoder(artifact.folder, backend="onnx")
 
 

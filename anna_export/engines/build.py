@@ -97,6 +97,7 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
             record = record.model_copy(
                 update={
                     "driver": device.driver if device is not None else None,
+                    "artifact_id": manifest.artifact_id,
                     "onnx_sha256": manifest.files[manifest.graphs[CANONICAL]].sha256,
                     "seconds": round(time.perf_counter() - started, 1),
                     "sha256": hashlib.sha256(content).hexdigest(),
@@ -138,6 +139,7 @@ def _record(
         version=version,
         compute_capability=str(options.capability),
         driver=None,
+        artifact_id="",
         onnx_sha256="",
         structure_sha256=structure,
         prefix=bool(artifact.manifest.prefixes),

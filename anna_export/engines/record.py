@@ -16,7 +16,8 @@ class EngineRecord(BaseModel):
     version: str  # of the library
     compute_capability: str
     driver: str | None  # CUDA version of the driver it was built under; None without a GPU
-    onnx_sha256: str  # of the artifact's canonical graph
+    artifact_id: str  # of what it was built from, weights included
+    onnx_sha256: str  # of that one's canonical graph
     structure_sha256: str  # of the graph it was built from, all but its weights
     prefix: bool  # whether it takes baked prefixes
     portable: bool

@@ -11,7 +11,6 @@ from anna_export.engines.capability import Capability
 from anna_export.engines.driver import Device
 from anna_export.engines.record import EngineRecord
 from anna_export.errors import DamagedError, InputError, MissingError
-from anna_export.graph.names import CANONICAL
 
 ENGINE: Final = ".engine"
 
@@ -83,12 +82,10 @@ def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
     record, manifest = found.record, artifact.manifest
     evidence = manifest.evidence[found.path.relative_to(artifact.folder).as_posix()]
     _require_whole(found, evidence, remedy)
-    if record.onnx_sha256 != manifest.files[manifest.graphs[CANONICAL]].sha256 or (
-        evidence.covers != manifest.artifact_id
-    ):
+    if {record.artifact_id, evidence.covers} != {manifest.artifact_id}:
         raise DamagedError(
-            f"expected {found.path} built from this artifact's graph, found one built from "
-            f"another; {remedy}"
+            f"expected {found.path} built from this artifact's graph and weights, found one built "
+            f"from another's; {remedy}"
         )
     if record.driver is not None and _version(device.driver) < _version(record.driver):
         raise InputError(

@@ -21,7 +21,7 @@ from anna_export.spec import EmbeddingSpec
 
 STREAM = 7
 SUCCESS, INVALID, NO_MEMORY = 0, 1, 2
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class SimulatedCuda:

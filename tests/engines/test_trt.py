@@ -18,7 +18,6 @@ from anna_export.artifact import Artifact, add_evidence, open_artifact
 from anna_export.backends import open_encoder, trt
 from anna_export.choices import Target
 from anna_export.encoder import Encoder
-from anna_export.engines import loading
 from anna_export.engines.driver import Device
 from anna_export.engines.profiles import (
     FREE_TOKENS,
@@ -83,6 +82,7 @@ def with_engine(made: Artifact, folder: Path, target: Target, **changes: Any) ->
         version="11.4.0",
         compute_capability="9.0",
         driver="13.0",
+        artifact_id=made.manifest.artifact_id,
         onnx_sha256=made.manifest.files[made.manifest.graphs[CANONICAL]].sha256,
         structure_sha256="",
         prefix=bool(prefixes),
@@ -106,10 +106,11 @@ class Opened:
     def __init__(self, artifact: Artifact, refuses: str = "", **cuda: Any) -> None:
         self.stored: StoredEngine = require_engine(artifact, HOPPER)
         self.cuda = SimulatedCuda(**cuda)
-        self.trt: Any = SimulatedTensorRT(
+        self.trt = SimulatedTensorRT(
             self.cuda, artifact.manifest.spec, self.stored.record.profiles, refuses=refuses
         )
-        self.backend = trt.load_stored(artifact, self.stored, self.trt, self.cuda)
+        library: Any = self.trt
+        self.backend = trt.load_stored(artifact, self.stored, library, self.cuda)
         self.encoder = Encoder(
             self.backend,
             artifact.tokeniser(),
@@ -270,7 +271,7 @@ def test_small_batches_have_few_buckets() -> None:
             MissingError,
             r"capability 8\.9, found tensorrt 11\.4\.0 for compute capability 9\.0",
         ),
-        ({"onnx_sha256": "0"}, HOPPER, DamagedError, "found one built from another; build it"),
+        ({"artifact_id": "0"}, HOPPER, DamagedError, "one built from another's; build it again"),
         ({"sha256": "0"}, HOPPER, DamagedError, "its own record, found another file or record"),
         ({"driver": "13.2"}, HOPPER, InputError, r"driver of CUDA 13\.2 or newer.*found 13\.0"),
         ({"prefix": False}, HOPPER, InputError, "built before a prompt was baked; build it again"),
@@ -332,7 +333,7 @@ def test_without_a_driver_the_library_is_not_touched(
         raise AssertionError("TensorRT can end a process that has no driver")
 
     monkeypatch.setattr(trt, "find_device", lambda: None)
-    monkeypatch.setattr(loading.importlib, "import_module", touched)
+    monkeypatch.setattr("importlib.import_module", touched)
     with pytest.raises(InputError, match="CUDA device and driver for --backend trt, found none"):
         open_encoder(prompted.folder, backend="trt")
     with pytest.raises(InputError, match="expected --device cuda for --backend trt, found cpu"):
