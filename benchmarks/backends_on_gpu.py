@@ -7,36 +7,72 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from record import Figure, Found, say
 
+from anna_export.choices import Target
 from anna_export.spec import Precision
 
-PRECISIONS = {
-    Precision.BF16: ["--bf16"],
-    Precision.FP16: ["--fp16"],
-    # ONNX Runtime's CUDA provider rounds no bf16 to FP8
-    Precision.FP8: ["--fp8", "--high-precision", "fp16"],
-}
+PRECISIONS = (Precision.BF16, Precision.FP16, Precision.FP8)
 SHAPES = ((1, 32), (32, 64), (32, 512))
 _COMMAND = (sys.executable, "-c", "from anna_export.cli import main; main()")
 
 
-def measure_backend(
-    model: Path | None, artifacts: Path | None, precision: Precision, found: Found
-) -> None:
-    """Export a checkpoint, run `verify --device cuda`, and time it.
+@dataclass(frozen=True)
+class Runtime:
+    """What computes on the GPU.
 
     Args:
+        name: What it is called.
+        backend: Its --backend.
+        high_precision: What an FP8 artifact for it keeps the rest in.
+        target: What builds its engine; None where it needs none.
+    """
+
+    name: str
+    backend: str
+    high_precision: Precision
+    target: Target | None = None
+
+    def hindrance(self) -> str | None:
+        """Say why it cannot run here, if it cannot."""
+        if self.target is None:
+            has_cuda = _onnxruntime_has_cuda()
+            return None if has_cuda else "onnxruntime is not installed, or is its CPU build"
+        module = self.target.replace("-", "_")
+        missing = [name for name in (module, "cuda") if not find_spec(name)]
+        return f"{', '.join(missing)} not installed" if missing else None
+
+
+RUNTIMES = {
+    # its CUDA provider rounds no bf16 to FP8
+    "onnxruntime": Runtime("ONNX Runtime CUDA", "ort", Precision.FP16),
+    "tensorrt": Runtime("TensorRT", "trt", Precision.BF16, Target.TENSORRT),
+    "tensorrt-rtx": Runtime("TensorRT-RTX", "trt", Precision.BF16, Target.TENSORRT_RTX),
+}
+
+
+def measure_backend(
+    runtime: Runtime,
+    model: Path | None,
+    artifacts: Path | None,
+    precision: Precision,
+    found: Found,
+) -> None:
+    """Export a checkpoint, build its engine, run `verify --device cuda`, and time it.
+
+    Args:
+        runtime: What computes.
         model: The checkpoint; without one nothing is run.
         artifacts: Where to keep what is exported and to look for it; None for nowhere.
         precision: One of PRECISIONS.
         found: Where to put what is found.
     """
-    name = f"ONNX Runtime CUDA, {precision}"
+    name = f"{runtime.name}, {precision}"
     missing = [
         name for name in ("onnx_ir", "pydantic", "rich", "tokenizers") if not find_spec(name)
     ]
@@ -44,22 +80,44 @@ def measure_backend(
         found.skip(name, "no --model given to export")
     elif missing:
         found.skip(name, f"{', '.join(missing)} not installed")
-    elif not _onnxruntime_has_cuda():
-        found.skip(name, "onnxruntime is not installed, or is its CPU build")
+    elif hindrance := runtime.hindrance():
+        found.skip(name, hindrance)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            artifact = (artifacts or Path(folder)) / f"{model.name}-{precision}"
-            _measure(found, name, model, precision, artifact)
+            stem = f"{model.name}-{precision}-{runtime.high_precision}"
+            artifact = (artifacts or Path(folder)) / stem
+            _measure(found, runtime, model, precision, artifact)
 
 
-def _measure(found: Found, name: str, model: Path, precision: Precision, artifact: Path) -> None:
+def _measure(
+    found: Found, runtime: Runtime, model: Path, precision: Precision, artifact: Path
+) -> None:
+    name = f"{runtime.name}, {precision}"
     if not artifact.exists():
-        asked = ["--model", str(model), "--out", str(artifact), *PRECISIONS[precision]]
+        asked = ["--model", str(model), "--out", str(artifact), f"--{precision}"]
+        if precision is Precision.FP8:
+            asked += ["--high-precision", str(runtime.high_precision)]
         made = _run([*_COMMAND, *asked, "--no-verify", "--json"])
         if made.returncode:
             found.skip(name, f"export failed: {_last(made.stderr)}")
             return
-    asked = [str(artifact), "--reference", str(model), "--backend", "ort", "--device", "cuda"]
+    if runtime.target is not None:
+        built = _run([*_COMMAND, "build", str(artifact), "--target", str(runtime.target), "--json"])
+        if built.returncode:
+            found.skip(name, f"build failed: {_last(built.stderr)}")
+            return
+        (engine,) = json.loads(built.stdout)["engines"].values()
+        found.figures.append(
+            Figure(
+                f"{name}: what the engine is not as meant",
+                len(engine["shortcomings"]),
+                "",
+                "0",
+                not engine["shortcomings"],
+            )
+        )
+    backend = ["--backend", runtime.backend, "--device", "cuda"]
+    asked = [str(artifact), "--reference", str(model), *backend]
     proved = _run([*_COMMAND, "verify", *asked, "--json"])
     if proved.returncode not in (0, 1):
         found.skip(name, f"verify: exit code {proved.returncode}: {_last(proved.stderr)}")
@@ -77,7 +135,7 @@ def _measure(found: Found, name: str, model: Path, precision: Precision, artifac
         )
     )
     worker = Path(__file__).with_name("backend_worker.py")
-    timed = _run([sys.executable, str(worker), str(artifact), "ort", json.dumps(SHAPES)])
+    timed = _run([sys.executable, str(worker), str(artifact), runtime.backend, json.dumps(SHAPES)])
     if timed.returncode:
         found.skip(f"{name}: time", f"exit code {timed.returncode}: {_last(timed.stderr)}")
         return

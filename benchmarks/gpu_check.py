@@ -18,7 +18,7 @@ from pathlib import Path
 import mistral_on_gpu
 import pooling_kernel
 import torch
-from backends_on_gpu import PRECISIONS, measure_backend
+from backends_on_gpu import PRECISIONS, RUNTIMES, measure_backend
 from record import Found, record, say, write
 
 
@@ -33,9 +33,10 @@ def main() -> int:
         "embedding": mistral_on_gpu.measure_embedding,
         "training": mistral_on_gpu.measure_training,
         **{
-            f"onnxruntime {precision}": partial(
-                measure_backend, arguments.model, arguments.artifacts, precision
+            f"{kind} {precision}": partial(
+                measure_backend, runtime, arguments.model, arguments.artifacts, precision
             )
+            for kind, runtime in RUNTIMES.items()
             for precision in PRECISIONS
         },
     }
