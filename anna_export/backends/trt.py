@@ -137,7 +137,6 @@ class TrtBackend:
         work()
         if self._record.target is Target.TENSORRT:
             # the first run settled what depends on the shape; TensorRT-RTX records by itself
-            self._gpu.wait()
             work = self._gpu.record(work)
         self._launches[key] = work
         if len(self._launches) > MOST_LAUNCHES:

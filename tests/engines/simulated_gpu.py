@@ -42,6 +42,7 @@ class SimulatedCuda:
         self.host: dict[int, Any] = {}
         self.queued: list[Step] = []
         self.recording: list[Step] | None = None
+        self.graphs: list[list[Step]] = []
         self.recorded: dict[int, list[Step]] = {}
         self.launches = 0
 
@@ -91,6 +92,8 @@ class SimulatedCuda:
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
         recorded, self.recording = self.recording, None
+        assert recorded is not None
+        self.graphs.append(recorded)
         return SUCCESS, recorded
 
     def cudaGraphInstantiate(self, graph: list[Step], flags: int) -> tuple[int, int]:
@@ -99,7 +102,7 @@ class SimulatedCuda:
         return SUCCESS, handle
 
     def cudaGraphDestroy(self, graph: list[Step]) -> tuple[int]:
-        graph.clear()
+        self.graphs = [one for one in self.graphs if one is not graph]
         return (SUCCESS,)
 
     def cudaGraphExecDestroy(self, handle: int) -> tuple[int]:

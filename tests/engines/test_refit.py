@@ -78,15 +78,26 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 @pytest.fixture
-def artifact_of(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> Callable[..., Artifact]:
+def artifact_of(
+    base: Path, make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
+) -> Callable[..., Artifact]:
     """Exports base and an adapter of a seed."""
     from anna_export.cli.shown import stage
     from anna_export.pipeline import Recipe, export
 
-    def make(seed: int, precision: Precision = Precision.BF16, tokens: int = 64) -> Artifact:
-        adapter = make_adapter(base, seed=seed)
+    def make(
+        seed: int,
+        precision: Precision = Precision.BF16,
+        tokens: int = 64,
+        rope_theta: float | None = None,
+    ) -> Artifact:
+        model = base
+        if rope_theta is not None:
+            rope = {"rope_theta": rope_theta, "rope_type": "default"}
+            model = make_model(rope_parameters=rope)
+        adapter = make_adapter(model, seed=seed)
         out = tmp_path / f"{seed}-{precision}-{tokens}"
-        return export(Recipe(base, adapter, out, precision, tokens, verify=False), stage).artifact
+        return export(Recipe(model, adapter, out, precision, tokens, verify=False), stage).artifact
 
     return make
 
@@ -132,8 +143,9 @@ def test_refitted_engine_holds_the_new_adapters_weights(
         (False, {}, "expected an engine built with --refittable, found"),
         (True, {"tokens": 32}, "from a graph that differs only in its weights, found another base"),
         (True, {"precision": Precision.FP16}, "from a graph that differs only in its weights"),
+        (True, {"rope_theta": 5e5}, "from a graph that differs only in its weights"),
     ],
-    ids=["not refittable", "longest sequence", "precision"],
+    ids=["not refittable", "longest sequence", "precision", "rotary base"],
 )
 def test_engine_that_cannot_take_the_weights_is_refused(
     library: Library,

@@ -217,7 +217,7 @@ def test_all_memory_is_given_back(prompted: Artifact, tmp_path: Path) -> None:
     assert cuda.device and cuda.host and cuda.recorded
     del opened
     gc.collect()
-    assert not cuda.device and not cuda.host and not cuda.recorded
+    assert not cuda.device and not cuda.host and not cuda.recorded and not cuda.graphs
 
 
 def test_a_full_gpu_is_said_in_one_line(prompted: Artifact, tmp_path: Path) -> None:
@@ -297,6 +297,21 @@ def test_portable_engine_is_for_every_newer_gpu(prompted: Artifact, tmp_path: Pa
     assert require_engine(artifact, Device((10, 0), "13.1")).record.portable
     with pytest.raises(MissingError, match=r"compute capability 7\.5"):
         require_engine(artifact, Device((7, 5), "13.1"))
+
+
+def test_engine_for_just_this_gpu_goes_before_a_portable_one(
+    prompted: Artifact, tmp_path: Path
+) -> None:
+    artifact = with_engine(prompted, tmp_path, Target.TENSORRT, portable=True)
+    own = json.loads((artifact.folder / "engines/tensorrt/sm_90.json").read_text())
+    own |= {"portable": False, "compute_capability": "10.0"}
+    name = "engines/tensorrt/sm_100"
+    artifact = add_evidence(
+        artifact, f"{name}.engine", memoryview(str(tmp_path / "form.onnx").encode()), prompts=()
+    )
+    artifact = add_evidence(artifact, f"{name}.json", json.dumps(own), prompts=())
+    assert not require_engine(artifact, Device((10, 0), "13.1")).record.portable
+    assert require_engine(artifact, HOPPER).record.portable
 
 
 def test_artifact_without_engines_says_how_to_build_one(prompted: Artifact) -> None:
