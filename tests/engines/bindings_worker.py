@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tensorrt_bindings as trt
@@ -159,7 +160,7 @@ def read_chain(node: ast.AST) -> list[str] | None:
 
 
 def plugin() -> dict[str, Any]:
-    """Run NVIDIA's plugin class over ours, as the builder does for one type."""
+    """Ask NVIDIA's plugin class over our functions what the builder asks it for one engine."""
     library, classes, expressions = (
         importlib.import_module(f"tensorrt.plugin.{name}")
         for name in ("_lib", "_plugin_class", "_tensor")
@@ -167,40 +168,62 @@ def plugin() -> dict[str, Any]:
     from anna_export.engines.capability import Capability
     from anna_export.engines.plugin import PLUGIN, register_pooling
 
+    # real sizes are a builder's alone
+    trt.DimsExprs = lambda count: [None] * count
+    vars(expressions)["SymExprImpl"] = lambda size: size._expr
     register_pooling(trt, trtp, Capability(9, 0), lazily=True)
     registered = library.QDP_REGISTRY[PLUGIN]
-    expressions.SymIntExpr._exprBuilder = Expressions()
-    hidden: tuple[int | str, ...] = ("B", "S", 4096)
-    last: tuple[int | str, ...] = ("B",)
-    tensors = []
-    for shape, dtype in ((hidden, trt.bfloat16), (last, trt.int64)):
-        tensor = trtp.TensorDesc(expressions.ShapeExprs(len(shape)), dtype)
-        for place, size in enumerate(shape):
-            tensor.shape_expr[place] = trtp.ShapeExpr(Expression(size))
-        tensors.append(tensor)
-    output = registered.register_func(*tensors)
-    combinations = registered.autotune_func(*tensors, (output,))
-    name, ptx, launch, scalars = registered.aot_impl_func(*tensors, (output,), 1)
     made = classes._TemplateAOTPlugin("LastTokenPoolNormalize", "anna", 1)
-    made.init(registered.register_func, {}, [], registered.aot_impl_func, [], None)
+    made.init(
+        registered.register_func, {}, [], registered.aot_impl_func, [], registered.autotune_func
+    )
     assert isinstance(made, trt.IPluginV3QuickAOTBuild)
 
+    types = made.get_output_data_types([trt.bfloat16, trt.int64], [3, 1])
+    hidden: tuple[int | str, ...] = ("B", "S", 4096)
+    sizes = [[Expression(size) for size in shape] for shape in (hidden, ("B",))]
+    (output,) = made.get_output_shapes(sizes, [], Expressions())
+    tensors = [
+        described((-1, -1, 4096), trt.bfloat16),
+        described((-1,), trt.int64),
+        described((-1, 4096), trt.float32),
+    ]
+    offered = made.get_supported_format_combinations(tensors, 2)
+    combinations = [
+        [str(one.type) for one in offered[start : start + 3]] for start in range(0, len(offered), 3)
+    ]
+    made.configure_plugin(tensors[:2], tensors[2:])
+    (tactic,) = made.get_valid_tactics()
+    made.set_tactic(tactic)
+    launch, extra = SimpleNamespace(), Extra()
+    made.get_launch_params(sizes, tensors, 2, launch, extra, Expressions())
+    inputs = [tensor.desc for tensor in tensors]
+    name, ptx = made.get_kernel(inputs[:2], inputs[2:])
+    text = ptx.decode()
     return {
-        "output": [str(output.dtype), [told_size(size) for size in output.shape_expr]],
-        "combinations": len(combinations),
+        "types": [str(one) for one in types],
+        "output": [size.value for size in output],
+        "combinations": combinations,
         "name": name,
-        "entry": ptx[ptx.index(".entry") :].split("{")[0],
-        "launch": {
-            field: told_size(getattr(launch, field))
-            for field in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "shared_mem")
-        },
-        "scalars": [told_size(scalar) for scalar in scalars],
+        "entry": text[text.index(".entry") :].split("{")[0],
+        "launch": {field: size.value for field, size in vars(launch).items()},
+        "extra": [extra[place].value for place in range(extra.nbSymExprs)],
     }
 
 
-def told_size(size: Any) -> Any:
-    """Return a size's name or number."""
-    return size._expr.value
+class Extra(dict[int, Expression]):
+    """Stands for the builder's list of arguments beside the tensors."""
+
+    nbSymExprs = 0
+
+
+def described(dims: tuple[int, ...], kind: Any) -> Any:
+    """Describe a tensor of the engine, rows one after another."""
+    tensor = trt.DynamicPluginTensorDesc()
+    one = trt.PluginTensorDesc()
+    one.dims, one.type, one.format, one.scale = trt.Dims(dims), kind, trt.TensorFormat.LINEAR, 1.0
+    tensor.desc = one
+    return tensor
 
 
 if __name__ == "__main__":

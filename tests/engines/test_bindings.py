@@ -90,12 +90,14 @@ def test_every_name_that_is_used_is_in_tensorrt_rtx_too(ask: Ask) -> None:
 
 def test_plugin_is_launched_with_a_block_a_row_and_the_tokens_of_a_row(ask: Ask) -> None:
     found = ask("plugin")
-    assert found["output"] == ["DataType.FLOAT", ["B", 4096]]
-    assert found["combinations"] == 1
-    assert found["scalars"] == ["S"]
+    assert found["types"] == ["DataType.FLOAT"] and found["output"] == ["B", 4096]
+    hidden = ["DataType.BF16", "DataType.HALF", "DataType.FLOAT"]
+    expected = [[kind, "DataType.INT64", "DataType.FLOAT"] for kind in hidden]
+    assert sorted(found["combinations"]) == sorted(expected)
+    assert found["extra"] == ["S"]
     launch = found["launch"]
     assert launch["grid_x"] == "B" and launch["grid_y"] == launch["grid_z"] == 1
-    assert launch["block_x"] == 256 and launch["block_y"] == 1
+    assert launch["block_x"] == 256 and launch["block_y"] == launch["block_z"] == 1
     assert 0 <= launch["shared_mem"] <= 48 * 1024
     entry = found["entry"]
     assert found["name"] in entry
