@@ -63,7 +63,7 @@ def test_gpu_that_cannot_be_built_for_is_refused(
 @pytest.mark.parametrize("option", ["portable", "refittable"])
 def test_what_rtx_has_not_is_refused(option: str) -> None:
     options: dict[str, Any] = {option: True}
-    with pytest.raises(InputError, match="expected --portable and --refittable with --target"):
+    with pytest.raises(InputError, match="expected --portable, --refittable and --refit-from with"):
         EngineRequest(RTX, **options)
 
 
