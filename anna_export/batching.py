@@ -67,12 +67,7 @@ def batches_by_length(
     """
 
     def most(width: int) -> int:
-        by_tokens = batch_tokens // max(1, width)
-        if not prefix:
-            return max(1, by_tokens)
-        if width > ALONE_TOKENS:
-            return 1
-        return max(1, min(by_tokens, MOST_PAIRS // (max(1, width) * (prefix + width))))
+        return most_rows(width, batch_tokens, prefix)
 
     tokens = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-tokens, kind="stable")
@@ -86,6 +81,16 @@ def batches_by_length(
         if computed - widths.sum() <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
             break
     return [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+
+
+def most_rows(width: int, batch_tokens: int, prefix: int) -> int:
+    """Return how many texts of a width, at most, stand behind so many tokens in one batch."""
+    by_tokens = batch_tokens // max(1, width)
+    if not prefix:
+        return max(1, by_tokens)
+    if width > ALONE_TOKENS:
+        return 1
+    return max(1, min(by_tokens, MOST_PAIRS // (max(1, width) * (prefix + width))))
 
 
 def _cheapest_ends(widths: np.ndarray, most: Callable[[int], int], run_cost: int) -> list[int]:

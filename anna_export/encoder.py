@@ -120,7 +120,7 @@ class Encoder:
 
     def rows(self, texts: Sequence[str], prompt: Prompt) -> list[Row]:
         """Return the token ids of texts with a prompt, behind its prefix where there is one."""
-        return self._behind_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
+        return self.behind_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
 
     def batch(self, rows: Sequence[Row]) -> TokenBatch:
         """Pad rows behind one prefix, or behind none."""
@@ -140,7 +140,7 @@ class Encoder:
                 f"{longest}; cut them, or export with a larger --max-tokens"
             )
         known = list(self.prefixes.ids) if self.prefixes is not None else []
-        return self._encode(self._behind_prefixes(rows, known), str, None)
+        return self._encode(self.behind_prefixes(rows, known), str, None)
 
     def _prompt_of_each(
         self, texts: int, prompt: str | Prompt | Sequence[str | Prompt | None] | None
@@ -169,24 +169,19 @@ class Encoder:
                 rows[place] = row
         return rows
 
-    def _behind_prefixes(
+    def behind_prefixes(
         self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]
     ) -> list[Row]:
         """Put each row behind the prefix of one of these prompts that it shares most with."""
         if self.prefixes is None:
             return [Row(ids) for ids in rows]
         ids_of = self.prefixes.ids
-        known = [(prompt, ids_of[prompt]) for prompt in prompts if prompt in ids_of]
+        known = {prompt: ids_of[prompt] for prompt in prompts if prompt in ids_of}
         cuts: dict[tuple[Prompt, int], Prefix] = {}
         placed = []
         for ids in rows:
-            shared, prompt = 0, None
-            for candidate, front in known:
-                found = _shared(ids, front)
-                least = max(len(front) - _BORDER_TOKENS, len(front) // 2 + 1)
-                if found >= least and found > shared:
-                    shared, prompt = found, candidate
-            if prompt is None or shared * _WORTH < len(ids) - shared:
+            prompt, shared = best_prefix(ids, known)
+            if prompt is None:
                 placed.append(Row(ids))
                 continue
             if (prompt, shared) not in cuts:
@@ -215,6 +210,30 @@ class Encoder:
             if progress is not None:
                 progress(done, len(rows))
         return vectors
+
+
+def best_prefix(
+    ids: Sequence[int], fronts: Mapping[Prompt, list[int]]
+) -> tuple[Prompt | None, int]:
+    """Find what a row is to stand behind.
+
+    Args:
+        ids: The row's token ids.
+        fronts: The token ids of each prefix there is.
+
+    Returns:
+        The prompt that it shares most with, and how many tokens; None and 0 where there is none, or
+        not enough of it.
+    """
+    shared, prompt = 0, None
+    for candidate, front in fronts.items():
+        found = _shared(ids, front)
+        least = max(len(front) - _BORDER_TOKENS, len(front) // 2 + 1)
+        if found >= least and found > shared:
+            shared, prompt = found, candidate
+    if prompt is None or shared * _WORTH < len(ids) - shared:
+        return None, 0
+    return prompt, shared
 
 
 def _shared(ids: Sequence[int], front: list[int]) -> int:

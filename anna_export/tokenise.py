@@ -138,6 +138,14 @@ class TokenBatch:
         return (np.arange(self.width) < self.lengths[:, None]).astype(np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A text's token ids, framed by the contract, and how many tokens were cut off to fit."""
+
+    ids: list[int]
+    cut: int
+
+
 class Tokeniser:
     """A model's tokenizer under its contract."""
 
@@ -162,6 +170,10 @@ class Tokeniser:
         Raises:
             InputError: If a text is not valid Unicode text, or the prompt leaves no room.
         """
+        return [framed.ids for framed in self.frame(texts, prompt)]
+
+    def frame(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[Framed]:
+        """Return what `ids` does, and what was cut off."""
         room = self.contract.room
         require_text(texts)
         require_text([prompt.front, prompt.back], "prompt")
@@ -172,6 +184,7 @@ class Tokeniser:
                 "export with a larger --max-tokens"
             )
         bodies = self._encode([f"{front}{text}{back}" for text in texts])
+        cut = [max(0, len(body) - room) for body in bodies]
         long = [place for place, body in enumerate(bodies) if len(body) > room]
         if back and long:
             end = self._continuation(front, back)
@@ -179,7 +192,14 @@ class Tokeniser:
             for place, body in zip(long, uncut, strict=True):
                 bodies[place] = [*body[: room - len(end)], *end]
         head = [] if self.contract.bos_id is None else [self.contract.bos_id]
-        return [[*head, *body[:room], self.contract.eos_id] for body in bodies]
+        return [
+            Framed([*head, *body[:room], self.contract.eos_id], tokens)
+            for body, tokens in zip(bodies, cut, strict=True)
+        ]
+
+    def text(self, token: int) -> str:
+        """Return how a token is written in the vocabulary."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def require_room(self, prompts: Iterable[Prompt]) -> None:
         """Refuse a prompt that leaves no room for a text.

@@ -6,12 +6,24 @@ from collections.abc import Sequence
 
 import click
 
-from anna_export.cli import build, embed, export, inspect, merge, options, plan, prompts, verify
+from anna_export.cli import (
+    build,
+    embed,
+    export,
+    inspect,
+    merge,
+    options,
+    plan,
+    prompts,
+    serve,
+    verify,
+)
 from anna_export.cli.running import run_group
 
 _EXAMPLES = (
     "anna-export --model base --adapter lora --out artifact",
     "anna-export embed artifact texts.jsonl --out vectors.parquet",
+    "anna-export serve artifact --port 8080",
 )
 
 
@@ -50,6 +62,7 @@ for command in (
     build.command,
     verify.command,
     embed.command,
+    serve.command,
     inspect.command,
     prompts.group,
 ):

@@ -1,0 +1,139 @@
+"""anna-export serve."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anna_export.cli import options
+from anna_export.prompt_formats import FORMATS
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return an option that an environment variable sets too: ANNA_ and its name."""
+    variable = "ANNA_" + names[-1].lstrip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+@click.command("serve", cls=options.Verb, example="anna-export serve artifact --port 8080")
+@options.artifact_argument
+@_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@_option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 for any that is free, which the first line of the log tells.",
+)
+@_option("--served-model-name", help="What requests call the model. Default: the folder's name.")
+@_option(
+    "--max-batch-tokens", type=int, help="Most tokens computed at once. Default: the backend's."
+)
+@_option(
+    "--max-client-batch-size",
+    type=int,
+    default=2048,
+    show_default=True,
+    help="Most texts of one request.",
+)
+@_option(
+    "--max-request-tokens",
+    type=int,
+    default=300_000,
+    show_default=True,
+    help="Most tokens of one request, prompts included.",
+)
+@_option(
+    "--payload-limit",
+    type=int,
+    default=16 << 20,
+    show_default=True,
+    help="Largest body in bytes.",
+)
+@_option(
+    "--max-queue-seconds",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="What waits takes at most so long to compute; more is answered 429.",
+)
+@_option(
+    "--drain-seconds",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="How long requests may take after SIGTERM.",
+)
+@_option(
+    "--instruction-format",
+    type=click.Choice(list(FORMATS)),
+    default="e5",
+    show_default=True,
+    help="How a request's own instruction is worded.",
+)
+@_option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    metavar="KEY",
+    help="A key that requests must bring; repeatable. Several in the variable are apart by spaces.",
+)
+@_option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file with one key a line.",
+)
+@_option(
+    "--require-verified",
+    is_flag=True,
+    help="Refuse an artifact without a passing parity verdict for the backend it is served with.",
+)
+@_option("--threads", type=int, help="CPU threads that compute. Default: one a core.")
+@options.backend_option
+@options.device_option
+def command(
+    artifact: Path,
+    host: str,
+    port: int,
+    served_model_name: str | None,
+    max_batch_tokens: int | None,
+    max_client_batch_size: int,
+    max_request_tokens: int,
+    payload_limit: int,
+    max_queue_seconds: float,
+    drain_seconds: float,
+    instruction_format: str,
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
+    require_verified: bool,
+    threads: int | None,
+    backend: str,
+    device: str,
+) -> None:
+    """Serve an artifact over HTTP, by OpenAI's and text-embeddings-inference's routes.
+
+    POST /v1/embeddings, /embed; GET /info, /health, /ready, /metrics. What happens is told on
+    stderr, one JSON object a line, and nothing of what texts say. SIGTERM lets requests end.
+    """
+    from anna_export.artifact import open_artifact
+    from anna_export.serve.keys import read_keys
+    from anna_export.serve.served import OpenServed
+    from anna_export.serve.server import listen, serve
+    from anna_export.serve.settings import Settings
+
+    settings = Settings(
+        served_model_name or artifact.resolve().name,
+        max_batch_tokens,
+        max_client_batch_size,
+        max_request_tokens,
+        payload_limit,
+        max_queue_seconds,
+        drain_seconds=drain_seconds,
+        instruction_format=instruction_format,
+        api_keys=read_keys(api_keys, api_key_file),
+    )
+    opened = open_artifact(artifact)
+    listening = listen(host, port)
+    open_served = OpenServed(artifact, backend, device, threads, require_verified)
+    serve(opened, settings, open_served, listening)

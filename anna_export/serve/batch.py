@@ -1,0 +1,51 @@
+"""Which of the waiting texts are computed next: the oldest one, and those that fit it best."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, most_rows
+
+# Of longer queues, only the texts that have waited longest are looked at.
+WINDOW: Final = 512
+
+
+def choose_batch(lengths: Sequence[int], batch_tokens: int, prefix: int) -> list[int]:
+    """Return the places of the texts to compute together, the first of them always among these.
+
+    As many tokens as the budget allows, with as little padding as batches elsewhere.
+
+    Args:
+        lengths: Tokens of each text but for its prefix, the oldest text first.
+        batch_tokens: Most tokens of the batch, padding included; a longer text goes alone.
+        prefix: Tokens of the prefix that all stand behind.
+    """
+    order = sorted(range(min(len(lengths), WINDOW)), key=lambda place: -lengths[place])
+    widths = [lengths[place] for place in order]
+    before = [0, *accumulate(widths)]
+    oldest = order.index(0)
+    best, span = 0, (oldest, oldest + 1)
+    for start in range(oldest, -1, -1):
+        width = widths[start]
+        end = min(len(order), start + most_rows(width, batch_tokens, prefix))
+        if end <= oldest:
+            break  # texts further to the front are longer still
+        end = _last_fitting(before, start, oldest + 1, end, width)
+        tokens = before[end] - before[start]
+        if tokens > best and end > oldest:
+            best, span = tokens, (start, end)
+    return [order[place] for place in range(*span)]
+
+
+def _last_fitting(before: Sequence[int], start: int, least: int, most: int, width: int) -> int:
+    """Return the furthest end whose padding is allowed; below `least` where none is."""
+    low, high = least - 1, most
+    while low < high:
+        end = (low + high + 1) // 2
+        computed = width * (end - start)
+        waste = computed - (before[end] - before[start])
+        if waste <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
+            low = end
+        else:
+            high = end - 1
+    return low

@@ -1,0 +1,112 @@
+"""The bodies of requests: OpenAI's and TEI's, with this server's own fields."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from anna_export.serve.refusal import Refusal
+
+TokenIds = list[Annotated[StrictInt, Field(ge=0, le=2**31)]]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class EmbedDtype(StrEnum):
+    """What a vector is written as, by sentence-transformers' names."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+    UINT8 = "uint8"
+    BINARY = "binary"
+    UBINARY = "ubinary"
+
+
+class InputType(StrEnum):
+    """What a text is to the model's default task."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class Prompted(BaseModel):
+    """Which prompt stands in front of every text of a request: at most one of these."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt_name: StrictStr | None = Field(None, description="Name of one of the model's prompts.")
+    input_type: InputType | None = Field(
+        None, description="The default prompt, or that of its documents."
+    )
+    instruction: StrictStr | None = Field(
+        None, description="An instruction of your own, in the words of the model's format."
+    )
+    add_special_tokens: bool = Field(
+        False, description="Put begin and end around token ids, which are else used as they are."
+    )
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="Keep so many first dimensions, then make the length 1 again."
+    )
+    embed_dtype: EmbedDtype = Field(EmbedDtype.FLOAT32, description="What a vector is written as.")
+
+
+class OpenAIRequest(Prompted):
+    """A body of POST /v1/embeddings."""
+
+    input: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
+        description="A text, texts, token ids of one, or token ids of several."
+    )
+    model: StrictStr | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: StrictStr | None = None
+    truncate: bool = Field(False, description="Cut texts that are too long, or else refuse them.")
+
+
+class TeiRequest(Prompted):
+    """A body of POST /embed."""
+
+    inputs: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
+        description="A text, texts, token ids of one, or token ids of several."
+    )
+    truncate: bool | None = Field(
+        False, description="Cut texts that are too long, or else refuse them."
+    )
+    truncation_direction: Literal["right", "Right"] | None = Field(
+        None, description="Texts are cut at their end."
+    )
+    normalize: Literal[True] | None = Field(True, description="Vectors have unit length.")
+
+
+class TokenizeRequest(BaseModel):
+    """A body of POST /tokenize."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    inputs: StrictStr | list[StrictStr]
+    add_special_tokens: bool = True
+    prompt_name: StrictStr | None = None
+
+
+def read_body(model: type[Body], content: bytes) -> Body:
+    """Read a JSON body.
+
+    Raises:
+        Refusal: Naming the first field that is not as it must be.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as invalid:
+        # of several ways to read one field, what went furthest says most
+        first = max(invalid.errors(include_input=False, include_url=False), key=_depth)
+        param = ".".join(str(part) for part in first["loc"] if not _is_variant(part)) or None
+        where = f" at {param}" if param else " in the body"
+        raise Refusal.invalid(
+            f"expected a body as /openapi.json says, found{where}: {first['msg']}", param
+        ) from None
+
+
+def _depth(error: Any) -> tuple[int, int]:
+    return (sum(isinstance(part, int) for part in error["loc"]), -len(error["loc"]))
+
+
+def _is_variant(part: object) -> bool:
+    return isinstance(part, str) and ("[" in part or part in ("str", "int"))

@@ -1,0 +1,71 @@
+"""Opens an artifact for serving, in the process that computes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
+from anna_export.backends import load_encoder
+from anna_export.encoder import Encoder
+from anna_export.errors import InputError
+from anna_export.serve.worker import Served
+
+
+@dataclass(frozen=True, slots=True)
+class OpenServed:
+    """What the process that computes is told to open.
+
+    Args:
+        artifact: Its folder.
+        backend: As `open_encoder`.
+        device: As `open_encoder`.
+        threads: As `open_encoder`.
+        require_verified: Refuse an artifact that was not proved as it is served.
+    """
+
+    artifact: Path
+    backend: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    require_verified: bool = False
+
+    def __call__(self) -> Served:
+        """Load it.
+
+        Raises:
+            AnnaError: If it is damaged, cannot run here, or was not proved where that is required.
+        """
+        artifact = open_artifact(self.artifact)
+        encoder = load_encoder(
+            artifact, backend=self.backend, device=self.device, threads=self.threads
+        )
+        if self.require_verified:
+            _require_verified(artifact, encoder)
+        return Served(encoder, lambda: load_encoder(artifact, backend="pytorch", device="cpu"))
+
+
+def _require_verified(artifact: Artifact, encoder: Encoder) -> None:
+    """Refuse an artifact without a passing verdict for what it is served with.
+
+    Raises:
+        InputError: If there is none, or it is another backend's, or of other weights or prompts.
+    """
+    from anna_export.verify.proof import read_proof
+
+    proof, manifest = read_proof(artifact), artifact.manifest
+    served = f"{encoder.backend.name}: {encoder.backend.arithmetic}"
+    if proof is None:
+        found = "none"
+    elif proof.verdict != "pass":
+        found = f"the verdict {proof.verdict}: {'; '.join(proof.reasons)}"
+    elif proof.vectors.candidate != served:
+        found = f"one for {proof.vectors.candidate}"
+    elif (entry := manifest.evidence[PARITY_FILE]).covers != manifest.artifact_id or (
+        entry.prompts != manifest.prompts.hashes()
+    ):
+        found = "one for other weights or prompts"
+    else:
+        return
+    raise InputError(
+        f"expected a passing parity verdict for {served} in {artifact.folder}, found {found}; run "
+        "anna-export verify, or leave out --require-verified"
+    )

@@ -1,0 +1,132 @@
+"""Runs a service until it is told to stop, and lets what it has begun come to its end."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from anna_export.artifact import Artifact
+from anna_export.errors import InputError
+from anna_export.serve.app import build_app
+from anna_export.serve.log import log
+from anna_export.serve.service import Service
+from anna_export.serve.settings import Settings
+from anna_export.serve.worker import Served
+
+_POLL_SECONDS = 0.05
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose signals are this module's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; on port 0, on any that is free.
+
+    Raises:
+        InputError: If the address is taken, or is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(2048)
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise InputError(
+            f"expected to listen on {host} port {port}, found: {error}; choose another --host or "
+            "--port"
+        ) from None
+    return found
+
+
+def serve(
+    artifact: Artifact,
+    settings: Settings,
+    open_served: Callable[[], Served],
+    listening: socket.socket,
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C.
+
+    Args:
+        artifact: The model.
+        settings: The server's limits.
+        open_served: What loads the model in the process that computes.
+        listening: Where requests come in.
+
+    Raises:
+        InputError: If the model cannot be served.
+        KeyboardInterrupt: After Ctrl-C, when all that was begun is done.
+    """
+    _raise_file_limit()
+    stopped_by = asyncio.run(_serve(artifact, settings, open_served, listening))
+    if isinstance(stopped_by, str):
+        raise InputError(stopped_by)
+    if stopped_by is signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+async def _serve(
+    artifact: Artifact,
+    settings: Settings,
+    open_served: Callable[[], Served],
+    listening: socket.socket,
+) -> signal.Signals | str:
+    """Serve, and return the signal that ended it, or why the model cannot be served."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[signal.Signals | str] = loop.create_future()
+
+    def end(why: signal.Signals | str) -> None:
+        if not ended.done():
+            ended.set_result(why)
+
+    service = Service(artifact, settings, open_served, on_unusable=end)
+    config = uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        lifespan="off",
+    )
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    service.process.start()
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    host, port = listening.getsockname()[:2]
+    log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+    service.draining = True
+    if ended.done() and not isinstance(ended.result(), str):
+        log("draining", requests=service.active, seconds=settings.drain_seconds)
+        await _drain(service, settings.drain_seconds)
+    server.should_exit = True
+    server.force_exit = service.active > 0
+    service.close()
+    await asyncio.wait((serving,), timeout=5)
+    log("stopped", unanswered=service.active)
+    return ended.result() if ended.done() else "the server ended by itself"
+
+
+async def _drain(service: Service, seconds: float) -> None:
+    """Wait until every request that was taken is answered, or for so long."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while service.active and loop.time() < end:
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the machine does."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

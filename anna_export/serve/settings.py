@@ -1,0 +1,51 @@
+"""What a server may be told, and its limits."""
+
+from dataclasses import dataclass
+
+from anna_export.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A server's limits and names.
+
+    Args:
+        model_name: What requests call the model.
+        max_batch_tokens: Most tokens, padding included, that are computed at once; None for the
+            backend's own.
+        max_inputs: Most texts of one request.
+        max_request_tokens: Most tokens of one request, prompts included.
+        payload_bytes: Largest body.
+        queue_seconds: What is waiting takes at most so long to compute, or is not admitted.
+        body_seconds: How long a client may take to send a body.
+        drain_seconds: How long requests in flight may take after SIGTERM.
+        instruction_format: How a request's own instruction is worded: a name of FORMATS.
+        api_keys: One of these must come with a request; none for everybody.
+
+    Raises:
+        InputError: If a limit is not above zero.
+    """
+
+    model_name: str
+    max_batch_tokens: int | None = None
+    max_inputs: int = 2048
+    max_request_tokens: int = 300_000
+    payload_bytes: int = 16 << 20
+    queue_seconds: float = 1.0
+    body_seconds: float = 30.0
+    drain_seconds: float = 30.0
+    instruction_format: str = "e5"
+    api_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        limits = {
+            "--max-client-batch-size": self.max_inputs,
+            "--max-request-tokens": self.max_request_tokens,
+            "--payload-limit": self.payload_bytes,
+            "--max-queue-seconds": self.queue_seconds,
+            "--drain-seconds": self.drain_seconds,
+            "--max-batch-tokens": 1 if self.max_batch_tokens is None else self.max_batch_tokens,
+        }
+        for name, value in limits.items():
+            if not value > 0:
+                raise InputError(f"expected {name} above 0, found {value}")
