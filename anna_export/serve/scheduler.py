@@ -25,7 +25,7 @@ from anna_export.serve.worker import LOST, RECOMPUTED, Done, Ready, Work
 _BATCHES_AHEAD = 2
 # A batch lasts about so long where the encoder is slow: what comes next waits no longer.
 _BATCH_SECONDS = 0.1
-_LEAST_BATCH_TOKENS = 512
+_LEAST_BATCH_TOKENS = 128
 # How much the latest batch says about the rate.
 _NEWS = 0.2
 

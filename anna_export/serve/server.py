@@ -18,6 +18,8 @@ from anna_export.serve.settings import Settings
 from anna_export.serve.worker import Served
 
 _POLL_SECONDS = 0.05
+# How long clients may take to read their last answer.
+_ANSWER_SECONDS = 2.0
 
 
 class _Server(uvicorn.Server):
@@ -35,7 +37,8 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: If the address is taken, or is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family)
+    # with the protocol named, asyncio sends every answer at once; else its end waits 40 ms
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
@@ -110,11 +113,14 @@ async def _serve(
     if ended.done() and not isinstance(ended.result(), str):
         log("draining", requests=service.active, seconds=settings.drain_seconds)
         await _drain(service, settings.drain_seconds)
+    # what is left is answered 503
+    unfinished = service.active
+    service.close()
+    await _drain(service, _ANSWER_SECONDS)
     server.should_exit = True
     server.force_exit = service.active > 0
-    service.close()
-    await asyncio.wait((serving,), timeout=5)
-    log("stopped", unanswered=service.active)
+    await asyncio.wait((serving,), timeout=_ANSWER_SECONDS)
+    log("stopped", unfinished=unfinished)
     return ended.result() if ended.done() else "the server ended by itself"
 
 

@@ -126,8 +126,9 @@ class Service:
         )
 
     def close(self) -> None:
-        """End the process that computes."""
+        """End the process that computes; what waits for it is refused."""
         self.process.stop()
+        self.scheduler.on_lost()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _on_ready(self, ready: Ready) -> None:

@@ -1,6 +1,7 @@
 """The contract of the routes: what is answered, what is refused, and in whose words."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,16 @@ def test_what_is_wrong_is_said_in_teis_shape(
     answer = server.post("/embed", {"inputs": body["input"]})
     assert answer.status_code == 422
     assert answer.json()["error_type"] == "Validation" and message in answer.json()["error"]
+
+
+def test_an_answer_is_sent_at_once(server: Running) -> None:
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        server.embed("a", prompt_name="")
+        times.append(time.perf_counter() - started)
+    # a head and a body that wait for one another take 40 ms
+    assert min(times) < 0.03
 
 
 def test_unknown_models_and_routes(server: Running) -> None:
