@@ -26,7 +26,7 @@ LAYERS = (
     {"bake", "calibrate"},
     {"verify"},
     {"card"},
-    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve"},
+    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve", "bench"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

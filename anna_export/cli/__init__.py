@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from anna_export.cli import (
+    bench,
     build,
     embed,
     export,
@@ -61,6 +62,7 @@ for command in (
     merge.command,
     build.command,
     verify.command,
+    bench.command,
     embed.command,
     serve.command,
     inspect.command,

@@ -1,0 +1,1 @@
+"""How fast an artifact is: in batches, under texts that arrive, and in turn with rivals."""

@@ -1,0 +1,226 @@
+"""The flow: parity first, then every shape in turn, then texts that arrive."""
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from anna_export.artifact import Artifact
+from anna_export.bench.contenders import OpenArtifact, Opened
+from anna_export.bench.process import Arrivals, ContenderProcess
+from anna_export.bench.result import Open, Rival, Row, Run, Spread, Versus, environment
+from anna_export.bench.statistics import Comparison, Interval, compare, interval, percentiles
+from anna_export.bench.workload import Shape, texts_of
+from anna_export.errors import DamagedError, InputError
+from anna_export.progress import Stage
+from anna_export.verify.texts import ordinary_texts
+
+# Distinct calls of one shape; they are taken in turn.
+_CALLS: Final = 4
+_WARM_UP_CALLS: Final = 2
+_PARITY_TEXTS: Final = 12
+_OPEN_TEXTS_MOST: Final = 2000
+_OPEN_BATCH: Final = 32
+# Below these, vectors are not those of the same model: whoever made them wins nothing.
+SAME_VECTORS: Final = 0.98
+_ALONE: Final = 0.99
+_SEED: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be timed.
+
+    Args:
+        shapes: Batches, in a closed loop.
+        rates: Texts a second that arrive, in an open one.
+        rate_tokens: Tokens of those.
+        rounds: How often every shape has its turn.
+        round_seconds: Least time of one turn.
+        open_seconds: How long texts arrive at each rate.
+
+    Raises:
+        InputError: If a number is too small to say anything.
+    """
+
+    shapes: Sequence[Shape]
+    rates: Sequence[float] = ()
+    rate_tokens: int = 64
+    rounds: int = 5
+    round_seconds: float = 0.2
+    open_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 3:
+            raise InputError(f"expected --rounds of at least 3, found {self.rounds}")
+        if any(not rate > 0 for rate in self.rates):
+            raise InputError(f"expected --rate above 0, found {min(self.rates)}")
+
+
+def bench(
+    artifact: Artifact,
+    own: OpenArtifact,
+    plan: Plan,
+    opening_rival: Callable[[], Opened] | None,
+    stage: Stage,
+) -> Run:
+    """Time an artifact, in turn with a rival if there is one.
+
+    Raises:
+        DamagedError: If its vectors are not finite, of unit length, or the same alone and together.
+        AnnaError: If it or the rival cannot be opened.
+    """
+    tokeniser, manifest = artifact.tokeniser(), artifact.manifest
+    prompt = manifest.prompts.find(own.prompt)
+    calls = {shape: texts_of(tokeniser, prompt, shape, _CALLS) for shape in plan.shapes}
+    with ExitStack() as stack:
+        ours = stack.enter_context(ContenderProcess(own))
+        theirs = None
+        if opening_rival is not None:
+            theirs = stack.enter_context(ContenderProcess(opening_rival))
+        alone = _require_sound(ours)
+        rival = _hold_against(ours, theirs) if theirs is not None else None
+        seconds = _all_rounds([ours, *([theirs] if theirs else [])], calls, plan, stage)
+        rows = [_row(shape, [timed[shape] for timed in seconds], rival) for shape in plan.shapes]
+        opened = []
+        if plan.rates:
+            shape = Shape(1, plan.rate_tokens)
+            count = min(_OPEN_TEXTS_MOST, int(max(plan.rates) * plan.open_seconds) + 1)
+            texts = [text for (text,) in texts_of(tokeniser, prompt, shape, count)]
+            with stage("texts that arrive", "rates") as progress:
+                for done, rate in enumerate(plan.rates):
+                    opened.append(_open(ours, texts, rate, plan))
+                    if progress is not None:
+                        progress(done + 1, len(plan.rates))
+    return Run(
+        name=ours.told.name,
+        arithmetic=ours.told.arithmetic,
+        precision=str(manifest.precision),
+        prompt=own.prompt,
+        warm_up_calls=_WARM_UP_CALLS,
+        rounds=plan.rounds,
+        alone_cosine=alone,
+        environment=environment(own.threads),
+        rows=rows,
+        open=opened,
+        rival=rival,
+    )
+
+
+def _require_sound(ours: ContenderProcess) -> float:
+    """Return the worst cosine of a text alone to itself among others."""
+    texts = ordinary_texts(_PARITY_TEXTS)
+    together = ours.vectors(texts).astype(np.float64)
+    alone = np.concatenate([ours.vectors([text]) for text in texts])
+    cosines = (together * alone).sum(axis=1)
+    worst = float(np.nan_to_num(cosines, nan=-1).min())
+    lengths = np.linalg.norm(together, axis=1)
+    if worst < _ALONE or not (np.abs(lengths - 1) < 1e-2).all():
+        raise DamagedError(
+            f"expected unit vectors that are the same alone and in a batch before they are timed, "
+            f"found a cosine of {worst:.4f} and lengths of {lengths.min():.3f} to "
+            f"{lengths.max():.3f} from {ours.told.name}; run anna-export verify"
+        )
+    return worst
+
+
+def _hold_against(ours: ContenderProcess, theirs: ContenderProcess) -> Rival:
+    """Compare vectors of the same texts."""
+    texts = ordinary_texts(_PARITY_TEXTS)
+    one, other = ours.vectors(texts), theirs.vectors(texts)
+    if one.shape != other.shape:
+        cosines = np.full(len(texts), -1.0)
+    else:
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines = np.nan_to_num((one * other).sum(axis=1) / np.maximum(lengths, 1e-12), nan=-1)
+    return Rival(
+        name=theirs.told.name,
+        arithmetic=theirs.told.arithmetic,
+        worst_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
+    )
+
+
+Seconds = dict[Shape, list[list[float]]]
+
+
+def _all_rounds(
+    contenders: Sequence[ContenderProcess],
+    calls: dict[Shape, list[list[str]]],
+    plan: Plan,
+    stage: Stage,
+) -> list[Seconds]:
+    """Time every shape of every contender in every round, contenders one right after the other."""
+    found: list[Seconds] = [{shape: [] for shape in calls} for _ in contenders]
+    total, done = plan.rounds * len(calls) * len(contenders), 0
+    with stage("time", "measurements") as progress:
+        for texts in calls.values():
+            for contender in contenders:
+                contender.seconds(texts[:_WARM_UP_CALLS], 0)
+        for number in range(plan.rounds):
+            for shape, texts in calls.items():
+                # whoever comes second does not always do so
+                order = list(enumerate(contenders))
+                for place, contender in order if number % 2 == 0 else order[::-1]:
+                    found[place][shape].append(contender.seconds(texts, plan.round_seconds))
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+    return found
+
+
+def _row(shape: Shape, seconds: Sequence[list[list[float]]], rival: Rival | None) -> Row:
+    own = seconds[0]
+    medians = [statistics.median(one) for one in own]
+    versus = None
+    if rival is not None:
+        theirs = [statistics.median(one) for one in seconds[1]]
+        versus = _versus(compare(medians, theirs), seconds[1], rival)
+    rate = interval([shape.batch / one for one in medians])
+    tokens = interval([shape.batch * shape.tokens / one for one in medians])
+    return Row(
+        batch=shape.batch,
+        tokens=shape.tokens,
+        seconds=own,
+        **percentiles([second for one in own for second in one]),
+        texts_per_second=_spread(rate),
+        tokens_per_second=_spread(tokens),
+        versus=versus,
+    )
+
+
+def _versus(comparison: Comparison, seconds: list[list[float]], rival: Rival) -> Versus:
+    same = rival.worst_cosine >= SAME_VECTORS
+    return Versus(
+        seconds=seconds,
+        ratio=_spread(comparison.ratio),
+        verdict=comparison.verdict if same else "not the same vectors",
+    )
+
+
+def _open(ours: ContenderProcess, texts: list[str], rate: float, plan: Plan) -> Open:
+    count = min(len(texts), max(1, int(rate * plan.open_seconds)))
+    drawn = random.Random(_SEED)
+    due, at = [], 0.0
+    for _ in range(count):
+        at += drawn.expovariate(rate)
+        due.append(at)
+    latencies = ours.latencies(Arrivals(texts[:count], due, _OPEN_BATCH))
+    fifth = max(1, count // 5)
+    first, last = (statistics.median(part) for part in (latencies[:fifth], latencies[-fifth:]))
+    return Open(
+        rate=rate,
+        tokens=plan.rate_tokens,
+        texts=count,
+        latencies=latencies,
+        **percentiles(latencies),
+        kept_up=last < 3 * first or last < 3 / rate,
+    )
+
+
+def _spread(found: Interval) -> Spread:
+    return Spread(value=found.value, low=found.low, high=found.high)

@@ -1,0 +1,71 @@
+"""What times say: medians with an interval, and whether two are different at all."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+# Two-sided 95 % of Student's distribution, by degrees of freedom; beyond the last, the normal one.
+_STUDENT: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+_NORMAL: Final = 1.96
+# What is closer than this is the same for whoever chooses between them.
+SAME: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value, and between what 95 % of measurements like this one would find it."""
+
+    value: float
+    low: float
+    high: float
+
+    def overlaps(self, other: "Interval") -> bool:
+        """Say whether two measurements agree."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the geometric mean of rounds' medians with its interval.
+
+    Of positive values, one a round; the rounds of a run are as far apart as the run is long, so
+    that what drifts within it widens the interval.
+    """
+    logs = [math.log(value) for value in values]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return Interval(values[0], 0.0, math.inf)
+    factor = _STUDENT[len(logs) - 2] if len(logs) - 2 < len(_STUDENT) else _NORMAL
+    # of single rounds, not of their mean: rounds that follow one another are not independent
+    half = factor * statistics.stdev(logs) / math.sqrt(2)
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How many times as fast one is as another, by pairs of rounds."""
+
+    ratio: Interval
+
+    @property
+    def verdict(self) -> str:
+        """One of "faster", "slower" and "no difference"."""
+        if self.ratio.low > 1 + SAME:
+            return "faster"
+        if self.ratio.high < 1 / (1 + SAME):
+            return "slower"
+        return "no difference"
+
+
+def compare(own: Sequence[float], theirs: Sequence[float]) -> Comparison:
+    """Compare seconds of rounds that were measured in pairs."""
+    return Comparison(interval([b / a for a, b in zip(own, theirs, strict=True)]))
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Return p50, p90 and p99 in milliseconds."""
+    values = np.percentile(np.asarray(seconds) * 1e3, (50, 90, 99))
+    return {f"p{share}_ms": float(value) for share, value in zip((50, 90, 99), values, strict=True)}
