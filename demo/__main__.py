@@ -33,6 +33,8 @@ from demo.tasks import read_docstrings, write_tasks
 OUT = Path("build/demo")
 TOOL = Path(sys.executable).with_name("anna-export")
 SPEED_TEXTS: Final = 256
+BENCH_ROUNDS: Final = 3
+REPORTED: Final = ("fp32", "int8", "fp8")
 
 
 def main(args: Sequence[str] = ()) -> int:
@@ -101,11 +103,17 @@ def main(args: Sequence[str] = ()) -> int:
         {**measured_from, "measured_by": _source("speed.py")},
         lambda path: _measure(models, artifacts, texts[:SPEED_TEXTS], path),
     )
+    page = kept.make(
+        "report.html",
+        {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
+        lambda path: _report(artifacts, path),
+    )
     opened = {precision: open_artifact(folder) for precision, folder in artifacts.items()}
     total = time.perf_counter() - started
     show.result(models, opened, _read(retrieval), _read(speed), OUT)
     show.parity(opened)
     show.times({**models.seconds, **kept.seconds}, stages, total)
+    print(f"\nthe page that shows it all: {page.resolve()}")
     return 0
 
 
@@ -131,7 +139,21 @@ def _export(
     # a verdict that is no pass is a result as well
     verdicts = (0, ParityError.exit_code, InconclusiveError.exit_code)
     _run("verify", path, *arguments, *cache, allowed=verdicts)
-    stages[path.name] = {**exported["seconds"], "verify": time.perf_counter() - started}
+    verified = time.perf_counter()
+    print("$ anna-export bench", OUT / path.name, file=sys.stderr, flush=True)
+    _run("bench", path, "--rounds", BENCH_ROUNDS, allowed=(0,))
+    stages[path.name] = {
+        **exported["seconds"],
+        "verify": verified - started,
+        "bench": time.perf_counter() - verified,
+    }
+
+
+def _report(artifacts: Mapping[str, Path], path: Path) -> None:
+    """Write the page over the precisions that are shown side by side."""
+    shown = [artifacts[precision] for precision in REPORTED]
+    print("$ anna-export report", *shown, "--out", OUT / path.name, file=sys.stderr, flush=True)
+    _run("report", *shown, "--out", path, allowed=(0,))
 
 
 def _run(*arguments: object, allowed: Sequence[int]) -> dict[str, Any]:

@@ -31,9 +31,10 @@ STAGES: Final = {
     "adapter": "tune LoRA",
     "figures.json": "evaluate both",
     "tasks": "write tasks",
-    **{name: f"export, verify {precision}" for precision, name in ARTIFACTS.items()},
+    **{name: f"export, verify, time {precision}" for precision, name in ARTIFACTS.items()},
     "retrieval.json": "evaluate artifacts",
     "speed.json": "measure speed",
+    "report.html": "report",
 }
 
 

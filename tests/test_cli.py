@@ -31,11 +31,16 @@ VERBS = (
     "build",
     "verify",
     "embed",
+    "bench",
+    "report",
+    "package",
     "inspect",
     "prompts list",
     "prompts add",
     "prompts remove",
 )
+# those that go on until they are told to end: tests/serve
+ENDLESS = ("serve",)
 HEAVY = (
     "torch numpy onnx onnx_ir onnxruntime tensorrt tensorrt_rtx transformers tokenizers "
     "peft safetensors pyarrow pydantic psutil rich"
@@ -82,6 +87,9 @@ def commands(
         "build": [str(for_gpus), "--compute-capability", "8.9"],
         "verify": [str(copy), "--reference", *model[1:]],
         "embed": [str(copy), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "v.npy")],
+        "bench": [str(copy), "--batch", "1", "--length", "9", "--rounds", "3"],
+        "report": [str(copy)],
+        "package": [str(copy), "--triton", str(tmp_path / "models")],
         "inspect": [str(copy), "--check"],
         "prompts list": [str(prompted)],
         "prompts add": [str(copy), str(file)],
@@ -111,10 +119,10 @@ def test_every_verb_is_tested() -> None:
         for name, command in cli.commands.items()
         for below in (command.commands if isinstance(command, click.Group) else [""])
     }
-    assert leaves == set(VERBS)
+    assert leaves == {*VERBS, *ENDLESS}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *ENDLESS])
 def test_help_of_a_verb_has_a_sentence_and_an_example(verb: str, capsys: Output) -> None:
     assert run([*verb.split(), "--help"]) == 0
     text = capsys.readouterr().out
@@ -124,7 +132,7 @@ def test_help_of_a_verb_has_a_sentence_and_an_example(verb: str, capsys: Output)
     assert example.startswith("anna-export ") and "--help" not in example
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *ENDLESS])
 def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
     for parameter in command_of(verb).params:
         if parameter.param_type_name == "option":
@@ -135,7 +143,7 @@ def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
                 assert getattr(parameter, "show_default", False), parameter.name
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *ENDLESS])
 def test_example_of_a_verb_is_one_that_it_takes(
     verb: str, commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +151,7 @@ def test_example_of_a_verb_is_one_that_it_takes(
     example = getattr(command, "example").split()[1:]  # noqa: B009
     words = example[len(own) :] if example[: len(own)] == own else example
     assert words != example or verb == "export"
-    for name in ("base", "lora", "artifact"):
+    for name in ("base", "lora", "artifact", "artifact-fp8", "artifact-int8"):
         (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
     context = command.make_context(verb, words)

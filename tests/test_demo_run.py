@@ -32,7 +32,8 @@ class Run:
         self.artifact = artifact
         self.exported: list[str] = []
         self.retrieved: list[tuple[list[str], list[str]]] = []
-        self.measures = 0
+        self.measures = self.timed = 0
+        self.reported: list[list[str]] = []
         self.failing = ""
         self.verdict = 0
 
@@ -42,6 +43,13 @@ class Run:
         assert command[-1] == "--json" and stdout == subprocess.PIPE
         if command[1] == "verify":
             return self.verify(command)
+        if command[1] == "bench":
+            self.timed += 1
+            return subprocess.CompletedProcess(command, 0, b"{}")
+        if command[1] == "report":
+            self.reported.append([Path(folder).name for folder in command[2:-3]])
+            Path(command[-2]).write_text("<html>")
+            return subprocess.CompletedProcess(command, 0, b"{}")
         (precision,) = (name for name in PRECISIONS if f"--{name}" in command)
         self.exported.append(precision)
         shutil.copytree(self.artifact.folder, command[-2])
@@ -115,10 +123,11 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
     assert demo.main() == 0
     found = times(capsys.readouterr().out)
     for name in PRECISIONS:
-        seconds, parts = found.pop(f"export, verify {name}")
+        seconds, parts = found.pop(f"export, verify, time {name}")
         assert float(seconds) >= 0
         assert parts.startswith("merge and write 1.2, prove 20.5, verify ")
-    for name in ("write tasks", "evaluate artifacts", "measure speed", "in all"):
+        assert ", bench " in parts
+    for name in ("write tasks", "evaluate artifacts", "measure speed", "report", "in all"):
         (seconds,) = found.pop(name)
         assert float(seconds) >= 0
     assert found == {
@@ -172,9 +181,18 @@ def test_second_run_makes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) 
     demo.main()
     found = times(capsys.readouterr().out)
     assert run.made == (4, 1, 1)
-    exports = [f"export, verify {name}" for name in PRECISIONS]
-    for name in (*exports, "evaluate artifacts", "measure speed"):
+    exports = [f"export, verify, time {name}" for name in PRECISIONS]
+    for name in (*exports, "evaluate artifacts", "measure speed", "report"):
         assert found[name] == ["reused"]
+
+
+def test_it_ends_with_the_page_over_three_precisions(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.main()
+    page = tmp_path / "out" / "report.html"
+    assert page.is_file() and capsys.readouterr().out.rstrip().endswith(str(page))
+    assert run.reported == [["artifact", "artifact-int8", "artifact-fp8"]] and run.timed == 4
 
 
 def test_damaged_artifact_alone_is_made_anew(run: Run, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ LAYERS = (
     {"bake", "calibrate"},
     {"verify"},
     {"card"},
-    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve", "bench"},
+    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve", "bench", "triton_repository"},
+    {"report"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -82,14 +82,16 @@ class OpenSentenceTransformer:
         else:
             transformer = models.Transformer(str(self.folder), max_seq_length=self.max_tokens)
             transformer.tokenizer.padding_side = "right"
-            width = transformer.get_word_embedding_dimension()
+            width = transformer.get_embedding_dimension()
             pooling = models.Pooling(width, pooling_mode="lasttoken")
             model = sentence_transformers.SentenceTransformer(
                 modules=[transformer, pooling, models.Normalize()],
                 device=None if self.device == "auto" else self.device,
             )
         front = self.prompt.front
-        end = model.tokenizer.eos_token or ""
+        tokenizer = model.tokenizer
+        adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+        end = "" if adds_end else tokenizer.eos_token
 
         def embed(texts: Sequence[str]) -> np.ndarray:
             whole = [f"{front}{text}{self.prompt.back}{end}" for text in texts]

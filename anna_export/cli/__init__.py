@@ -14,8 +14,10 @@ from anna_export.cli import (
     inspect,
     merge,
     options,
+    package,
     plan,
     prompts,
+    report,
     serve,
     verify,
 )
@@ -63,8 +65,10 @@ for command in (
     build.command,
     verify.command,
     bench.command,
+    report.command,
     embed.command,
     serve.command,
+    package.command,
     inspect.command,
     prompts.group,
 ):

@@ -1,0 +1,71 @@
+"""anna-export package."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command(
+    "package", cls=options.Verb, example="anna-export package artifact --triton model_repository"
+)
+@options.artifact_argument
+@click.option(
+    "--triton",
+    type=options.path,
+    required=True,
+    help="Folder to write: a model repository of Triton Inference Server.",
+)
+@click.option("--name", help="Name of the model there. Default: the artifact's folder.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where ONNX Runtime computes.",
+)
+@click.option(
+    "--engine",
+    metavar="sm_XX",
+    help="A TensorRT engine of the artifact, in the place of the graph in ONNX Runtime.",
+)
+@click.option(
+    "--max-batch-size",
+    "batch",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Most texts that are computed together.",
+)
+@options.overwrite_option
+@shown.json_option
+def command(
+    artifact: Path,
+    triton: Path,
+    name: str | None,
+    device: str,
+    engine: str | None,
+    batch: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write an artifact as a model repository: tokenizer, model, and an ensemble of both.
+
+    One ensemble a prompt, NAME.PROMPT, and NAME for none; each takes `text` and gives
+    `sentence_embedding`. Whole prompts are computed with every text. The container needs numpy and
+    tokenizers.
+    """
+    from anna_export.artifact import open_artifact
+    from anna_export.triton_repository.write import Package, write_repository
+
+    opened = open_artifact(artifact)
+    package = Package(name or artifact.resolve().name, device, engine, batch)
+    names = write_repository(opened, package, triton, overwrite=overwrite)
+    if as_json:
+        shown.print_json({"repository": str(triton), "ensembles": names})
+        return
+    shown.print_rows({"repository": str(triton)})
+    shown.print_table(
+        ["model", "prompt"], [[told, prompt or "none"] for told, prompt in names.items()]
+    )

@@ -1,0 +1,37 @@
+"""anna-export report."""
+
+from pathlib import Path
+
+import click
+
+from anna_export.cli import options, shown
+
+
+@click.command("report", cls=options.Verb, example="anna-export report artifact-fp8 artifact-int8")
+@click.argument("artifacts", type=options.folder, nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=options.path,
+    help="The .html file. Default: report.html in the first artifact.",
+)
+@shown.json_option
+def command(artifacts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write one page about an artifact, or about several side by side.
+
+    It needs nothing beside it: what they are, how they were made and proved, accuracy against speed
+    and size, latency, prompts, layers, engines, hashes, and how to make them again.
+    """
+    from anna_export.errors import ExtraError
+
+    try:
+        from anna_export.report.flow import report
+    except ImportError as error:
+        raise ExtraError(
+            f"expected plotly and jinja2 for the page, found no {error.name}; install "
+            "anna-export[report]"
+        ) from None
+    written = report(artifacts, out)
+    if as_json:
+        shown.print_json({"report": str(written)})
+        return
+    shown.print_rows({"report": str(written), "size": shown.size(written.stat().st_size)})

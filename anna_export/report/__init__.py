@@ -1,0 +1,1 @@
+"""One page about an artifact, or several side by side: what they are, how good and how fast."""

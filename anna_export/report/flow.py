@@ -1,0 +1,32 @@
+"""Writes the page, into the artifact or wherever it is wanted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from anna_export.artifact import add_evidence
+from anna_export.report.facts import named
+from anna_export.report.page import page
+from anna_export.staging import write_text
+
+REPORT_FILE: Final = "report.html"
+
+
+def report(folders: Sequence[Path], out: Path | None) -> Path:
+    """Write a page about artifacts and return where it is.
+
+    Args:
+        folders: The artifacts.
+        out: The file; None for report.html in the first artifact, where it is listed.
+
+    Raises:
+        AnnaError: If one is no artifact, or damaged.
+    """
+    facts = named(list(folders))
+    text = page(facts)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+        return out
+    add_evidence(facts[0].artifact, REPORT_FILE, text)
+    return facts[0].artifact.folder / REPORT_FILE

@@ -1,0 +1,230 @@
+"""anna-export bench: parity first, then times; rivals; and what is kept."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anna_export import open_encoder
+from anna_export.artifact import Artifact, open_artifact
+from anna_export.bench.contenders import OpenArtifact, rival
+from anna_export.bench.result import BENCH_FILE, read_bench
+from anna_export.bench.statistics import Interval
+from anna_export.bench.workload import Shape, texts_of, tokens_of
+from anna_export.cli import run
+from anna_export.encoder import Encoder
+from anna_export.errors import InputError
+from anna_export.prompts import NO_PROMPT, Prompt
+
+QUICK = ("--batch", "1,4", "--length", "12,30", "--rounds", "3")
+
+
+@pytest.fixture(scope="module")
+def folder(
+    base: Path, make_artifact: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
+    prompts.write_text(json.dumps({"tasks": {"ask": {"text": "Find the answer to this: "}}}))
+    made = make_artifact(base, prompts=prompts)
+    folder = tmp_path_factory.mktemp("bench") / "artifact"
+    shutil.copytree(made.folder, folder)
+    return folder
+
+
+def bench(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(["bench", *map(str, args), "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    return open_encoder(folder)
+
+
+@pytest.mark.parametrize("prompt", [NO_PROMPT, Prompt("Find the answer to this: ")])
+@pytest.mark.parametrize("tokens", [5, 17, 50])
+def test_texts_have_the_length_that_was_asked_for_and_are_all_different(
+    encoder: Encoder, tokens: int, prompt: Prompt
+) -> None:
+    calls = texts_of(encoder.tokeniser, prompt, Shape(3, tokens), 4)
+    texts = [text for call in calls for text in call]
+    assert [len(call) for call in calls] == [3] * 4 and len(set(texts)) == 12
+    # a cut may join two pieces into one token
+    assert all(abs(tokens_of(encoder.tokeniser, [text]) - tokens) <= 1 for text in texts)
+
+
+def test_texts_that_do_not_fit_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(InputError, match="expected lengths of at most 64 tokens behind this"):
+        texts_of(encoder.tokeniser, NO_PROMPT, Shape(1, 65), 1)
+
+
+def test_run_is_printed_and_kept_with_its_raw_times(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(capsys, folder, *QUICK, "--rate", "50")
+    assert [(row["batch"], row["tokens"]) for row in found["rows"]] == [
+        (1, 12),
+        (1, 30),
+        (4, 12),
+        (4, 30),
+    ]
+    for row in found["rows"]:
+        assert len(row["seconds"]) == 3 and all(len(calls) >= 4 for calls in row["seconds"])
+        assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        spread = row["texts_per_second"]
+        assert spread["low"] <= spread["value"] <= spread["high"]
+        assert row["tokens_per_second"]["value"] == pytest.approx(row["tokens"] * spread["value"])
+    (point,) = found["open"]
+    assert point["rate"] == 50 and len(point["latencies"]) == point["texts"] == 500
+    assert found["alone_cosine"] > 0.9999 and found["environment"]["cores"] >= 1
+    kept = read_bench(open_artifact(folder, check=True))
+    assert kept is not None and kept.runs[-1].model_dump(mode="json") == found
+
+
+def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt in ("", "ask", "", "ask"):
+        bench(capsys, folder, "--batch", 1, "--length", 12, "--rounds", 3, "--prompt", prompt)
+    kept = read_bench(open_artifact(folder))
+    assert kept is not None
+    assert [one.prompt for one in kept.runs if one.prompt is not None] == ["", "ask"]
+
+
+def test_two_runs_of_the_same_thing_agree(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (bench(capsys, folder, *QUICK)["rows"] for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        spreads = [Interval(**row["texts_per_second"]) for row in (one, other)]
+        assert spreads[0].overlaps(spreads[1]), spreads
+
+
+def test_an_artifact_against_itself_shows_no_difference(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(capsys, folder, *QUICK, "--against", folder)
+    assert found["rival"]["worst_cosine"] > 0.9999
+    assert {row["versus"]["verdict"] for row in found["rows"]} == {"no difference"}
+
+
+def test_pytorch_is_a_rival_of_the_same_vectors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(capsys, folder, "--batch", 1, "--length", 12, "--against", "pytorch")
+    assert found["rival"]["name"] == "artifact (pytorch)"
+    assert found["rival"]["worst_cosine"] > 0.99999
+    assert found["rows"][0]["versus"]["verdict"] == "faster"
+
+
+def test_a_model_in_sentence_transformers_is_one(
+    base: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(
+        capsys,
+        folder,
+        *("--batch", 2, "--length", 12, "--rounds", 3, "--prompt", "ask"),
+        *("--against", "sentence-transformers", "--model", base),
+    )
+    assert found["rival"]["worst_cosine"] > 0.9999
+    assert found["rival"]["name"].startswith("sentence-transformers 6")
+
+
+class Peer(BaseHTTPRequestHandler):
+    """A server that speaks one of two languages, with an encoder's vectors or others."""
+
+    encoder: Encoder
+    language = "openai"
+    wrong = False
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        known = {"openai": "/v1/models", "tei": "/info"}[self.language]
+        if self.path != known:
+            self.answer({}, 404)
+        elif self.language == "openai":
+            self.answer({"data": [{"id": "peer"}]})
+        else:
+            self.answer({"model_id": "peer", "model_dtype": "float16"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        texts = body["input" if self.language == "openai" else "inputs"]
+        vectors = self.encoder.encode(texts, "")
+        vectors = np.roll(vectors, 1, axis=1) if self.wrong else vectors
+        if self.language == "tei":
+            return self.answer(vectors.tolist())
+        rows = [{"index": place, "embedding": row.tolist()} for place, row in enumerate(vectors)]
+        return self.answer({"data": rows[::-1]})
+
+
+@pytest.fixture(params=["openai", "tei", "wrong"])
+def peer(request: pytest.FixtureRequest, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    language = "openai" if request.param == "wrong" else request.param
+    fields = {"encoder": encoder, "language": language, "wrong": request.param == "wrong"}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Peer,), fields))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield request.param, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_server_is_one_in_either_language_and_wins_nothing_by_being_wrong(
+    folder: Path, peer: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, url = peer
+    found = bench(capsys, folder, "--batch", 2, "--length", 12, "--prompt", "ask", "--against", url)
+    assert found["rival"]["name"] == f"peer at {url}"
+    if kind == "wrong":
+        assert found["rival"]["worst_cosine"] < 0.9
+        assert found["rows"][0]["versus"]["verdict"] == "not the same vectors"
+    else:
+        assert found["rival"]["worst_cosine"] > 0.9999
+        assert found["rows"][0]["versus"]["verdict"] == "faster"
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        (("--against", "vllm"), "expected --against pytorch, sentence-transformers, an artifact's"),
+        (("--against", "sentence-transformers"), "expected --model with the folder that"),
+        (
+            ("--length", "9", "--against", "http://127.0.0.1:9"),
+            "expected a server at http://127.0.0.1:9, found",
+        ),
+        (("--length", "4096"), "expected lengths of at most"),
+        (("--batch", "0"), "expected batches and lengths of at least 1, found 0 x"),
+        (("--batch", "many"), "expected whole numbers such as 1,8,32, found 'many'"),
+        (("--rounds", "1"), "expected --rounds of at least 3, found 1"),
+        (("--rate", "0"), "expected --rate above 0, found 0.0"),
+        (("--prompt", "no"), "expected a known prompt (ask), found 'no'"),
+    ],
+)
+def test_what_cannot_be_timed_is_said_in_one_line(
+    folder: Path, args: tuple[str, ...], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / BENCH_FILE).read_bytes() if (folder / BENCH_FILE).exists() else b""
+    assert run(["bench", str(folder), *args]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert found in told[-1]
+    after = (folder / BENCH_FILE).read_bytes() if (folder / BENCH_FILE).exists() else b""
+    assert before == after
+
+
+def test_another_artifact_is_opened_as_this_one(folder: Path, tmp_path: Path) -> None:
+    own = OpenArtifact(folder, "ask", "ort", "cpu", 1)
+    found = rival(str(tmp_path), own, NO_PROMPT, 64, None)
+    assert found == OpenArtifact(tmp_path, "ask", "ort", "cpu", 1)
