@@ -25,6 +25,8 @@ _WARM_UP_CALLS: Final = 2
 _PARITY_TEXTS: Final = 12
 _OPEN_TEXTS_MOST: Final = 2000
 _OPEN_BATCH: Final = 32
+# A queue that grows by this share of the time has more coming in than going out.
+_GROWTH: Final = 0.05
 # Below these, vectors are not those of the same model: whoever made them wins nothing.
 SAME_VECTORS: Final = 0.98
 _ALONE: Final = 0.99
@@ -218,7 +220,7 @@ def _open(ours: ContenderProcess, texts: list[str], rate: float, plan: Plan) -> 
         texts=count,
         latencies=latencies,
         **percentiles(latencies),
-        kept_up=last < 3 * first or last < 3 / rate,
+        kept_up=last < first + _GROWTH * at,
     )
 
 

@@ -62,7 +62,7 @@ class Open(_Model):
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    kept_up: bool  # whether the queue was empty at the end as at the start
+    kept_up: bool  # whether texts waited no longer at the end than at the start
 
 
 class Rival(_Model):
