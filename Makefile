@@ -28,6 +28,8 @@ install: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# for Triton's published schema alone: what it asks for beside it clashes with ONNX's libraries
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tritonclient
 	touch $@
 
 clean:

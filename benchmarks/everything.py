@@ -33,6 +33,7 @@ BENCHMARKS = (
     "vector_store",
     "pooling_kernel",
     "engines",
+    "serving",
 )
 
 

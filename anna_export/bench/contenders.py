@@ -115,7 +115,10 @@ class OpenUrl:
         Raises:
             MissingError: If nobody answers there, or in neither language.
         """
-        import httpx
+        try:
+            import httpx
+        except ImportError:
+            raise ExtraError("expected httpx, found none; install anna-export[serve]") from None
 
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         client = httpx.Client(base_url=self.url, timeout=_URL_SECONDS, headers=headers)

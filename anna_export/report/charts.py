@@ -83,7 +83,7 @@ def quality(facts: Sequence[Facts]) -> Chart | None:
             name=f"{one.name}, {one.artifact.size_bytes / 1e6:.1f} MB",
             hovertemplate="%{x:.0f} texts/s, %{y:.2e}<extra>%{fullData.name}</extra>",
         )
-    axis = "mean task score, artifact minus reference" if with_tasks else "loss, 1 - mean cosine"
+    axis = "mean score, minus reference" if with_tasks else "loss, 1 - mean cosine"
     figure.update_xaxes(title_text=f"texts a second, batches of {shape[0]} x {shape[1]} tokens")
     figure.update_yaxes(title_text=axis, type="linear" if with_tasks else "log")
     if with_tasks:
@@ -91,7 +91,9 @@ def quality(facts: Sequence[Facts]) -> Chart | None:
     return Chart(
         "quality",
         "Accuracy, speed and size",
-        "The area of a mark is the artifact's size; bars are 95 % intervals.",
+        "The area of a mark is the artifact's size; bars are 95 % intervals. Computed in: "
+        + "; ".join(f"{one.name}, {one.arithmetic}" for one in shown)
+        + ".",
         figure,
     )
 
@@ -101,6 +103,13 @@ def tasks(facts: Sequence[Facts]) -> Chart | None:
     shown = [one for one in facts if one.proof is not None and one.proof.tasks is not None]
     if not shown:
         return None
+    margins = {
+        task.name: -task.difference.margin
+        for one in shown
+        if one.proof is not None and one.proof.tasks is not None
+        for task in one.proof.tasks.tasks
+    }
+    names = list(margins)
     figure = go.Figure()
     for place, one in enumerate(facts):
         if one not in shown:
@@ -110,7 +119,7 @@ def tasks(facts: Sequence[Facts]) -> Chart | None:
         differences = [task.difference for task in found]
         figure.add_scatter(
             x=[d.difference for d in differences],
-            y=[task.name for task in found],
+            y=[names.index(task.name) + _beside(place, len(facts)) for task in found],
             error_x={
                 "type": "data",
                 "array": [d.high - d.difference for d in differences],
@@ -125,23 +134,19 @@ def tasks(facts: Sequence[Facts]) -> Chart | None:
             },
             name=one.name,
         )
-    margins = {
-        task.name: -task.difference.margin
-        for one in shown
-        if one.proof is not None and one.proof.tasks is not None
-        for task in one.proof.tasks.tasks
-    }
     figure.add_scatter(
         x=list(margins.values()),
-        y=list(margins),
+        y=list(range(len(names))),
         mode="markers",
-        marker={"symbol": "line-ns-open", "size": 16, "color": "#7F7F7F", "line": {"width": 2}},
+        marker={"symbol": "line-ns-open", "size": 34, "color": "#7F7F7F", "line": {"width": 2}},
         name="what may be lost",
     )
     figure.add_vline(x=0, line_width=1, line_dash="dot", line_color="#7F7F7F")
     figure.update_xaxes(title_text="score, artifact minus reference")
-    figure.update_yaxes(autorange="reversed")
-    figure.update_layout(scattermode="group", height=150 + 60 * len(margins))
+    figure.update_yaxes(
+        autorange="reversed", tickvals=list(range(len(names))), ticktext=names, showgrid=False
+    )
+    figure.update_layout(height=150 + 60 * len(names))
     return Chart(
         "tasks",
         "Parity by task",
@@ -182,8 +187,14 @@ def latency(facts: Sequence[Facts]) -> Chart | None:
             )
     if not figure.data:
         return None
-    figure.update_xaxes(title_text="tokens of a text", type="log", dtick="D2")
-    figure.update_yaxes(title_text="milliseconds of a batch", type="log")
+    lengths = sorted({tokens for one in facts for _, tokens in one.rows()})
+    figure.update_xaxes(
+        title_text="tokens of a text",
+        type="log",
+        tickvals=lengths,
+        ticktext=list(map(str, lengths)),
+    )
+    figure.update_yaxes(title_text="milliseconds of a batch", **_logarithmic(figure))
     return Chart(
         "latency",
         "Latency by length",
@@ -211,8 +222,14 @@ def load(facts: Sequence[Facts]) -> Chart | None:
                 )
     if not figure.data:
         return None
-    figure.update_xaxes(title_text="texts that arrive a second", type="log", dtick="D2")
-    figure.update_yaxes(title_text="milliseconds to the vector", type="log")
+    rates = sorted({point.rate for one in facts for run in one.runs for point in run.open})
+    figure.update_xaxes(
+        title_text="texts that arrive a second",
+        type="log",
+        tickvals=rates,
+        ticktext=[f"{rate:g}" for rate in rates],
+    )
+    figure.update_yaxes(title_text="milliseconds to the vector", **_logarithmic(figure))
     return Chart(
         "load",
         "Latency under load",
@@ -253,7 +270,7 @@ def prompts(facts: Sequence[Facts]) -> Chart | None:
     if not figure.data:
         return None
     figure.add_hline(y=1, line_width=1, line_dash="dot", line_color="#7F7F7F")
-    figure.update_xaxes(title_text="tokens of the prompt, computed ahead")
+    figure.update_xaxes(title_text="tokens of the prompt, computed ahead", rangemode="tozero")
     figure.update_yaxes(title_text="time over that without a prompt", rangemode="tozero")
     return Chart("prompts", "Cost of a prompt", "One mark a shape of batch.", figure)
 
@@ -261,6 +278,7 @@ def prompts(facts: Sequence[Facts]) -> Chart | None:
 def layers(facts: Sequence[Facts]) -> Chart | None:
     """How much of each quantised layer's output is its own, and not rounding."""
     figure = go.Figure()
+    count = max(one.artifact.manifest.spec.layers for one in facts)
     for place, one in enumerate(facts):
         if one.calibration is None or not one.calibration.snr_db:
             continue
@@ -268,7 +286,7 @@ def layers(facts: Sequence[Facts]) -> Chart | None:
         modules = list(one.artifact.manifest.spec.linear_modules())
         shown = [module for module in modules if module in found]
         figure.add_scatter(
-            x=[int(module.split(".")[1]) for module in shown],
+            x=[int(module.split(".")[1]) + _beside(place, len(facts)) for module in shown],
             y=[found[module] for module in shown],
             text=[module for module in shown],
             mode="markers",
@@ -283,7 +301,7 @@ def layers(facts: Sequence[Facts]) -> Chart | None:
         )
     if not figure.data:
         return None
-    figure.update_xaxes(title_text="layer")
+    figure.update_xaxes(title_text="layer", tickformat="d", dtick=max(1, count // 16))
     figure.update_yaxes(title_text="signal to noise, dB")
     return Chart(
         "layers",
@@ -291,3 +309,20 @@ def layers(facts: Sequence[Facts]) -> Chart | None:
         "Higher is better; one mark a linear module.",
         figure,
     )
+
+
+def _beside(place: int, count: int) -> float:
+    """Return how far a mark stands from the middle of its row, so that none hides another."""
+    return (place - (count - 1) / 2) * min(0.2, 0.6 / max(1, count))
+
+
+def _logarithmic(figure: go.Figure) -> dict[str, Any]:
+    """Return a logarithmic axis that is marked at 1, 2 and 5 in every decade it spans."""
+    values = [value for trace in figure.data for value in trace.y if value > 0]
+    marks = [
+        mantissa * 10.0**power
+        for power in range(-4, 7)
+        for mantissa in (1, 2, 5)
+        if min(values) / 3 <= mantissa * 10.0**power <= max(values) * 3
+    ]
+    return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}

@@ -35,6 +35,11 @@ class Facts:
         """Mean 1 - cosine to the reference."""
         return self.proof.vectors.loss if self.proof is not None else None
 
+    @property
+    def arithmetic(self) -> str:
+        """What it was timed in; nothing where it was not."""
+        return next((run.arithmetic for run in self.runs if not run.prompt), "")
+
     def rows(self) -> dict[tuple[int, int], Row]:
         """Return the latest run's rows without a prompt's cost, by batch and tokens."""
         found: dict[tuple[int, int], Row] = {}
