@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.artifact import CARD_FILE, PARITY_FILE, Artifact, Manifest, add_evidence
-from anna_export.verify.proof import Proof
+from anna_export.bench.result import read_bench
+from anna_export.verify.proof import Proof, read_proof
 from anna_export.verify.published import Summary
 from anna_export.verify.task_parity import TaskParity
 from anna_export.verify.vectors import Parity
@@ -63,7 +64,7 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 
 {_vectors(proof.vectors) if proof is not None else _UNPROVED}
 {_tasks(proof.tasks) if proof is not None and proof.tasks is not None else ""}\
-{_quantised(manifest)}
+{_quantised(manifest)}{_speed(artifact)}
 ## Prompts
 
 {prompts or "None."}
@@ -77,6 +78,19 @@ encoder = anna_export.open_encoder("this folder")
 vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
 ```
 """
+
+
+def add_card(artifact: Artifact) -> Artifact:
+    """Write the card anew, from what is proved and timed by now."""
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, proof_of(artifact)))
+
+
+def proof_of(artifact: Artifact) -> Proof | None:
+    """Return the proof of these weights; None where there is none."""
+    entry = artifact.manifest.evidence.get(PARITY_FILE)
+    if entry is None or entry.covers != artifact.manifest.artifact_id:
+        return None
+    return read_proof(artifact)
 
 
 RESULTS_FOLDER: Final = "mteb"
@@ -101,6 +115,38 @@ what is not quantised is {quantised.arithmetic}. Linear layers kept in it, by th
 
 {kept or "None."}
 """
+
+
+def _speed(artifact: Artifact) -> str:
+    """Return what was timed as a section; nothing where nothing was."""
+    bench = read_bench(artifact)
+    if bench is None or not bench.runs:
+        return ""
+    sections = []
+    for run in bench.runs:
+        prompt = f", behind the prompt `{run.prompt}`" if run.prompt else ""
+        against = f" {run.rival.name}, {run.rival.arithmetic} |" if run.rival else ""
+        rows = "\n".join(
+            f"| {row.batch} x {row.tokens} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "
+            f"{row.texts_per_second.value:.1f} ({row.texts_per_second.low:.1f} to "
+            f"{row.texts_per_second.high:.1f}) |"
+            + (
+                f" {row.versus.ratio.value:.2f} x ({row.versus.ratio.low:.2f} to "
+                f"{row.versus.ratio.high:.2f}): {row.versus.verdict} |"
+                if row.versus
+                else ""
+            )
+            for row in run.rows
+        )
+        sections.append(
+            f"""{run.arithmetic} on {run.environment.hardware}{prompt}:
+
+| batch x tokens | p50 ms | p99 ms | texts a second |{against}
+|---|---|---|---|{"---|" if against else ""}
+{rows}
+"""
+        )
+    return "\n## Speed\n\n" + "\n".join(sections)
 
 
 def _bound(word: str, value: float | None) -> str:

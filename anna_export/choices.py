@@ -7,6 +7,10 @@ BACKENDS: Final = ("auto", "ort", "trt", "pytorch")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 
+# A Ray cluster that is started on this machine.
+LOCAL: Final = "local"
+
+
 class Target(StrEnum):
     """What builds an engine."""
 

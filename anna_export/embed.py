@@ -3,12 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError, UnsupportedError
 from anna_export.progress import Progress
+from anna_export.prompts import Prompts
 from anna_export.staging import (
     require_absent_file,
     require_disk,
@@ -31,6 +32,60 @@ SHARD_TEXTS: Final = 4096
 OUTPUTS: Final = (".parquet", ".npy")
 _SHARD: Final = ".float32"
 _ITEM_BYTES: Final = 4
+
+
+# a shard's number → what is told of how far it is
+Report = Callable[[int], Progress | None]
+
+
+class BadShard(Exception):
+    """A shard with a vector that is not finite."""
+
+    def __init__(self, number: int, error: DamagedError) -> None:
+        super().__init__(number, error)
+        self.number, self.error = number, error
+
+
+class Embedder(Protocol):
+    """Who embeds shards: this process, or a cluster."""
+
+    dim: int
+    arithmetic: str
+    prompts: Prompts
+
+    def encode(
+        self, shards: Iterator[tuple[int, list[str]]], prompt: str | None, report: Report
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Give each shard's number and (N, D) float32 vectors, in any order.
+
+        Raises:
+            BadShard: If a vector is not finite.
+        """
+        ...
+
+
+class Here:
+    """This process, one shard after the other.
+
+    Args:
+        encoder: What embeds.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.dim, self.prompts = encoder.dim, encoder.prompts
+        self.arithmetic = encoder.backend.arithmetic
+
+    def encode(
+        self, shards: Iterator[tuple[int, list[str]]], prompt: str | None, report: Report
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Give each shard's number and vectors, in order."""
+        for number, texts in shards:
+            try:
+                vectors = self._encoder.encode(texts, prompt, progress=report(number))
+            except DamagedError as error:
+                raise BadShard(number, error) from None
+            yield number, vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +109,7 @@ def require_output(out: Path, *, overwrite: bool) -> None:
 
 
 def embed_file(
-    encoder: Encoder,
+    embedder: Embedder,
     artifact_id: str,
     source: TextFile,
     out: Path,
@@ -67,8 +122,8 @@ def embed_file(
     """Embed every text of a file, in its order.
 
     Args:
-        encoder: What embeds.
-        artifact_id: The encoder's artifact; a run is only resumed with the same one.
+        embedder: Who embeds.
+        artifact_id: Its artifact; a run is only resumed with the same one.
         source: The texts.
         out: A .parquet file (columns `id` and `embedding`) or a .npy file of (N, D) float32.
         prompt: Name of a prompt of the model; None for its default, if it has one, "" for none.
@@ -85,62 +140,89 @@ def embed_file(
     require_output(out, overwrite=overwrite)
     state = {
         "artifact_id": artifact_id,
-        "arithmetic": encoder.backend.arithmetic,
+        "arithmetic": embedder.arithmetic,
         "source_sha256": source.sha256,
-        "prompt": asdict(encoder.prompts.find(prompt)),
+        "prompt": asdict(embedder.prompts.find(prompt)),
         "field": source.field,
         "shard_texts": shard_texts,
     }
     with room_for(out), _shards(out, state) as shards:
-        size_bytes = len(source.ids) * encoder.dim * _ITEM_BYTES
+        size_bytes = len(source.ids) * embedder.dim * _ITEM_BYTES
         # the shards, as far as they are not there yet, and what they are joined into
         held = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))
         require_disk(out, 2 * size_bytes - held)
-        paths, resumed = _fill(shards, encoder, source, prompt, progress, shard_texts)
+        work = _Work(shards, source, embedder.dim, shard_texts, progress)
+        paths, resumed = work.fill(embedder, prompt)
         if not source.is_unchanged():
             raise InputError(
                 f"expected {source.path} to stay as it is, found it changed meanwhile; run it again"
             )
         with staged_file(out) as aside:
             join = _join_npy if out.suffix == ".npy" else _join_parquet
-            join(paths, source.ids, encoder.dim, aside)
+            join(paths, source.ids, embedder.dim, aside)
         shutil.rmtree(shards)
     return Embedded(out, len(source.ids), resumed)
 
 
-def _fill(
-    shards: Path,
-    encoder: Encoder,
-    source: TextFile,
-    prompt: str | None,
-    progress: Progress | None,
-    shard_texts: int,
-) -> tuple[list[Path], int]:
-    """Make every shard that is not there; return all of them, and the texts of those that were."""
-    texts, total, done, resumed = source.texts(), len(source.ids), 0, 0
-    paths: list[Path] = []
-    while batch := list(islice(texts, shard_texts)):
-        # named after its texts: the file may have held others while an earlier run read it
-        path = shards / f"{len(paths):08d}-{_texts_hash(batch)}{_SHARD}"
-        if path.exists() and path.stat().st_size == len(batch) * encoder.dim * _ITEM_BYTES:
-            resumed += len(batch)
-        else:
-            for stale in shards.glob(f"{len(paths):08d}-*{_SHARD}"):
+class _Work:
+    """The shards of one file: those that are there, and those that are to be made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        source: TextFile,
+        dim: int,
+        shard_texts: int,
+        progress: Progress | None,
+    ) -> None:
+        self._folder, self._source, self._dim = folder, source, dim
+        self._shard_texts, self._progress = shard_texts, progress
+        self._paths: list[Path] = []
+        self._sizes: list[int] = []
+        self._done = self._resumed = 0
+
+    def fill(self, embedder: Embedder, prompt: str | None) -> tuple[list[Path], int]:
+        """Make every shard that is not there; return all, and the texts of those that were."""
+        try:
+            for number, vectors in embedder.encode(self._missing(), prompt, self._report):
+                with staged_file(self._paths[number]) as aside:
+                    aside.write_bytes(vectors.data)
+                self._add(self._sizes[number])
+        except BadShard as bad:
+            before = sum(self._sizes[: bad.number])
+            raise DamagedError(
+                f"{bad.error} (its text 0 is text {before} of {self._source.path})"
+            ) from None
+        return self._paths, self._resumed
+
+    def _missing(self) -> Iterator[tuple[int, list[str]]]:
+        texts = self._source.texts()
+        while batch := list(islice(texts, self._shard_texts)):
+            number = len(self._paths)
+            # named after its texts: the file may have held others while an earlier run read it
+            path = self._folder / f"{number:08d}-{_texts_hash(batch)}{_SHARD}"
+            self._paths.append(path)
+            self._sizes.append(len(batch))
+            if path.exists() and path.stat().st_size == len(batch) * self._dim * _ITEM_BYTES:
+                self._resumed += len(batch)
+                self._add(len(batch))
+                continue
+            for stale in self._folder.glob(f"{number:08d}-*{_SHARD}"):
                 stale.unlink()
-            report = _part_of(progress, done, len(batch), total)
-            try:
-                vectors = encoder.encode(batch, prompt, progress=report)
-            except DamagedError as error:
-                raise DamagedError(
-                    f"{error} (its text 0 is text {done} of {source.path})"
-                ) from None
-            with staged_file(path) as aside:
-                aside.write_bytes(vectors.data)
-        paths.append(path)
-        done += len(batch)
-        if progress is not None:
-            progress(done, total)
-    return paths, resumed
+            yield number, batch
+
+    def _report(self, number: int) -> Progress | None:
+        """Report one shard's distinct texts as a part of all texts."""
+        if self._progress is None:
+            return None
+        progress, before, total = self._progress, self._done, len(self._source.ids)
+        size = self._sizes[number]
+        return lambda done, distinct: progress(before + done * size // distinct, total)
+
+    def _add(self, texts: int) -> None:
+        self._done += texts
+        if self._progress is not None:
+            self._progress(self._done, len(self._source.ids))
 
 
 @contextmanager
@@ -161,13 +243,6 @@ def _shards(out: Path, state: Mapping[str, object]) -> Iterator[Path]:
             if not any(shards.glob(f"*{_SHARD}")):
                 shutil.rmtree(shards)
             raise
-
-
-def _part_of(progress: Progress | None, before: int, texts: int, total: int) -> Progress | None:
-    """Report one shard's distinct texts as a part of all texts."""
-    if progress is None:
-        return None
-    return lambda done, distinct: progress(before + done * texts // distinct, total)
 
 
 def _texts_hash(texts: Sequence[str]) -> str:

@@ -219,7 +219,8 @@ def test_max_tokens_out_of_range_is_refused(
     [
         (
             ["exprot"],
-            "expected a command of export, plan, merge, build, verify, embed, inspect, "
+            "expected a command of export, plan, merge, build, verify, bench, report, embed, "
+            "serve, package, inspect, "
             "prompts, found",
         ),
         (["prompts", "edit"], "expected a command of list, add, remove, found 'edit'"),

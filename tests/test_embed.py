@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anna_export import text_file
-from anna_export.embed import Embedded, embed_file, require_output
+from anna_export.embed import Embedded, Here, embed_file, require_output
 from anna_export.encoder import Encoder
 from anna_export.errors import (
     DamagedError,
@@ -73,7 +73,7 @@ def run(encoder: Encoder, counting: Counting, tmp_path: Path) -> Callable[..., E
     ) -> Embedded:
         texts = read_texts(tmp_path / source, field)
         options = {"shard_texts": 5, **options}
-        return embed_file(counted, artifact_id, texts, tmp_path / out, **options)
+        return embed_file(Here(counted), artifact_id, texts, tmp_path / out, **options)
 
     return embed_texts
 
@@ -172,7 +172,7 @@ def test_texts_are_read_a_shard_at_a_time(
 
     monkeypatch.setattr(text_file, "_rows", watched)
     counted = Encoder(counting, encoder.tokeniser)
-    embed_file(counted, "a", source, texts.with_name("v.npy"), shard_texts=5)
+    embed_file(Here(counted), "a", source, texts.with_name("v.npy"), shard_texts=5)
     assert len(ahead) == len(TEXTS) and max(ahead) == 5
 
 
@@ -258,7 +258,7 @@ def test_shard_of_texts_that_the_file_held_for_a_while_is_computed_again(
     source, content = read_texts(texts), texts.read_text()
     texts.write_text(content.replace(TEXTS[0], "another text", 1))
     with pytest.raises(InputError, match="found it changed meanwhile"):
-        embed_file(encoder, "a", source, tmp_path / "vectors.npy", shard_texts=5)
+        embed_file(Here(encoder), "a", source, tmp_path / "vectors.npy", shard_texts=5)
     texts.write_text(content)
     assert run().resumed == 7 and counting.rows == 5
     np.testing.assert_allclose(

@@ -25,8 +25,10 @@ LAYERS = (
     {"backends"},
     {"bake", "calibrate"},
     {"verify"},
+    {"bench"},
     {"card"},
-    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve", "bench", "triton_repository"},
+    {"pipeline", "merge", "embed", "prompt_edit", "st", "serve", "triton_repository"},
+    {"spread"},
     {"report"},
     {"cli"},
 )

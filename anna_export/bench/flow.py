@@ -2,7 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -11,13 +11,13 @@ import numpy as np
 
 from anna_export.artifact import Artifact
 from anna_export.bench.contenders import OpenArtifact, Opened
-from anna_export.bench.process import Arrivals, ContenderProcess
+from anna_export.bench.process import Arrivals, ContenderProcess, Told
 from anna_export.bench.result import Open, Rival, Row, Run, Spread, Versus, environment
 from anna_export.bench.statistics import Comparison, Interval, compare, interval, percentiles
 from anna_export.bench.workload import Shape, texts_of
-from anna_export.errors import DamagedError, InputError
-from anna_export.progress import Stage
-from anna_export.verify.texts import ordinary_texts
+from anna_export.errors import InputError, ParityError
+from anna_export.progress import Progress, Stage
+from anna_export.quantise import scheme_of
 
 # Distinct calls of one shape; they are taken in turn.
 _CALLS: Final = 4
@@ -29,7 +29,9 @@ _OPEN_BATCH: Final = 32
 _GROWTH: Final = 0.05
 # Below these, vectors are not those of the same model: whoever made them wins nothing.
 SAME_VECTORS: Final = 0.98
-_ALONE: Final = 0.99
+_ALONE: Final = 0.9999  # where a precision has no bound of its own
+# Contenders are opened so often: one process may be faster than the next for all its life.
+_STARTS: Final = 3
 _SEED: Final = 0
 
 
@@ -52,7 +54,7 @@ class Plan:
     shapes: Sequence[Shape]
     rates: Sequence[float] = ()
     rate_tokens: int = 64
-    rounds: int = 5
+    rounds: int = 6
     round_seconds: float = 0.2
     open_seconds: float = 10.0
 
@@ -73,66 +75,82 @@ def bench(
     """Time an artifact, in turn with a rival if there is one.
 
     Raises:
-        DamagedError: If its vectors are not finite, of unit length, or the same alone and together.
+        ParityError: If its vectors are not finite, of unit length, or the same alone and together.
         AnnaError: If it or the rival cannot be opened.
     """
     tokeniser, manifest = artifact.tokeniser(), artifact.manifest
     prompt = manifest.prompts.find(own.prompt)
     calls = {shape: texts_of(tokeniser, prompt, shape, _CALLS) for shape in plan.shapes}
-    with ExitStack() as stack:
-        ours = stack.enter_context(ContenderProcess(own))
-        theirs = None
-        if opening_rival is not None:
-            theirs = stack.enter_context(ContenderProcess(opening_rival))
-        alone = _require_sound(ours)
-        rival = _hold_against(ours, theirs) if theirs is not None else None
-        seconds = _all_rounds([ours, *([theirs] if theirs else [])], calls, plan, stage)
-        rows = [_row(shape, [timed[shape] for timed in seconds], rival) for shape in plan.shapes]
-        opened = []
-        if plan.rates:
-            shape = Shape(1, plan.rate_tokens)
-            count = min(_OPEN_TEXTS_MOST, int(max(plan.rates) * plan.open_seconds) + 1)
-            texts = [text for (text,) in texts_of(tokeniser, prompt, shape, count)]
-            with stage("texts that arrive", "rates") as progress:
-                for done, rate in enumerate(plan.rates):
-                    opened.append(_open(ours, texts, rate, plan))
-                    if progress is not None:
-                        progress(done + 1, len(plan.rates))
+    openings: list[Callable[[], Opened]] = [own, *([opening_rival] if opening_rival else [])]
+    seconds: list[Seconds] = [{shape: [] for shape in calls} for _ in openings]
+    opened: list[Open] = []
+    told: Told | None = None
+    alone, rival = 0.0, None
+    with stage("time", "measurements") as progress:
+        clock = _Clock(plan.rounds * len(calls) * len(openings), progress)
+        for start in range(_STARTS):
+            with ExitStack() as stack:
+                found = [stack.enter_context(ContenderProcess(one)) for one in openings]
+                if told is None:
+                    told = found[0].told
+                    texts = _some_of(calls)
+                    alone = _require_sound(found[0], texts, _alone_limit(artifact))
+                    rival = _hold_against(found[0], found[1], texts) if opening_rival else None
+                rounds = range(start, plan.rounds, _STARTS)
+                _time_rounds(found, calls, rounds, plan.round_seconds, seconds, clock)
+                if start == _STARTS - 1 and plan.rates:
+                    opened = _open_loops(found[0], artifact, own, plan)
+    assert told is not None
     return Run(
-        name=ours.told.name,
-        arithmetic=ours.told.arithmetic,
+        name=told.name,
+        arithmetic=told.arithmetic,
         precision=str(manifest.precision),
         prompt=own.prompt,
         warm_up_calls=_WARM_UP_CALLS,
         rounds=plan.rounds,
         alone_cosine=alone,
         environment=environment(own.threads),
-        rows=rows,
+        rows=[_row(shape, [one[shape] for one in seconds], rival) for shape in plan.shapes],
         open=opened,
         rival=rival,
     )
 
 
-def _require_sound(ours: ContenderProcess) -> float:
-    """Return the worst cosine of a text alone to itself among others."""
-    texts = ordinary_texts(_PARITY_TEXTS)
+def _some_of(calls: Mapping[Shape, list[list[str]]]) -> list[str]:
+    """Return some of the texts that are timed, of every shape, each once."""
+    share = max(1, _PARITY_TEXTS // len(calls))
+    return [text for several in calls.values() for text in several[0][:share]]
+
+
+def _alone_limit(artifact: Artifact) -> float:
+    limit = scheme_of(artifact.manifest).limits.alone_cosine
+    return _ALONE if limit is None else limit
+
+
+def _require_sound(ours: ContenderProcess, texts: list[str], limit: float) -> float:
+    """Return the worst cosine of a text alone to itself among others.
+
+    Raises:
+        ParityError: If it is below the limit, or a vector is not of unit length.
+    """
     together = ours.vectors(texts).astype(np.float64)
     alone = np.concatenate([ours.vectors([text]) for text in texts])
-    cosines = (together * alone).sum(axis=1)
-    worst = float(np.nan_to_num(cosines, nan=-1).min())
     lengths = np.linalg.norm(together, axis=1)
-    if worst < _ALONE or not (np.abs(lengths - 1) < 1e-2).all():
-        raise DamagedError(
-            f"expected unit vectors that are the same alone and in a batch before they are timed, "
-            f"found a cosine of {worst:.4f} and lengths of {lengths.min():.3f} to "
-            f"{lengths.max():.3f} from {ours.told.name}; run anna-export verify"
+    others = np.linalg.norm(alone.astype(np.float64), axis=1)
+    cosines = (together * alone).sum(axis=1) / np.maximum(lengths * others, 1e-12)
+    worst = float(np.nan_to_num(cosines, nan=-1).min())
+    if worst < limit or not (np.abs(lengths - 1) < 1e-2).all():
+        raise ParityError(
+            f"expected unit vectors that are the same alone and in a batch (cosine at least "
+            f"{limit}) before they are timed, found a cosine of {worst:.7f} and lengths of "
+            f"{lengths.min():.3f} to {lengths.max():.3f} from {ours.told.name}; run anna-export "
+            "verify"
         )
     return worst
 
 
-def _hold_against(ours: ContenderProcess, theirs: ContenderProcess) -> Rival:
+def _hold_against(ours: ContenderProcess, theirs: ContenderProcess, texts: list[str]) -> Rival:
     """Compare vectors of the same texts."""
-    texts = ordinary_texts(_PARITY_TEXTS)
     one, other = ours.vectors(texts), theirs.vectors(texts)
     if one.shape != other.shape:
         cosines = np.full(len(texts), -1.0)
@@ -147,32 +165,54 @@ def _hold_against(ours: ContenderProcess, theirs: ContenderProcess) -> Rival:
     )
 
 
+# by shape: the seconds of each round's calls
 Seconds = dict[Shape, list[list[float]]]
 
 
-def _all_rounds(
+@dataclass(slots=True)
+class _Clock:
+    """Counts measurements for whoever watches."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def tick(self) -> None:
+        """Count one."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _time_rounds(
     contenders: Sequence[ContenderProcess],
-    calls: dict[Shape, list[list[str]]],
-    plan: Plan,
-    stage: Stage,
-) -> list[Seconds]:
+    calls: Mapping[Shape, list[list[str]]],
+    rounds: Sequence[int],
+    least_seconds: float,
+    seconds: Sequence[Seconds],
+    clock: _Clock,
+) -> None:
     """Time every shape of every contender in every round, contenders one right after the other."""
-    found: list[Seconds] = [{shape: [] for shape in calls} for _ in contenders]
-    total, done = plan.rounds * len(calls) * len(contenders), 0
-    with stage("time", "measurements") as progress:
-        for texts in calls.values():
-            for contender in contenders:
-                contender.seconds(texts[:_WARM_UP_CALLS], 0)
-        for number in range(plan.rounds):
-            for shape, texts in calls.items():
-                # whoever comes second does not always do so
-                order = list(enumerate(contenders))
-                for place, contender in order if number % 2 == 0 else order[::-1]:
-                    found[place][shape].append(contender.seconds(texts, plan.round_seconds))
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-    return found
+    for texts in calls.values():
+        for contender in contenders:
+            contender.seconds(texts[:_WARM_UP_CALLS], 0)
+    for number in rounds:
+        for shape, texts in calls.items():
+            # whoever comes second does not always do so
+            order = list(enumerate(contenders))
+            for place, contender in order if number % 2 == 0 else order[::-1]:
+                seconds[place][shape].append(contender.seconds(texts, least_seconds))
+                clock.tick()
+
+
+def _open_loops(
+    ours: ContenderProcess, artifact: Artifact, own: OpenArtifact, plan: Plan
+) -> list[Open]:
+    """Time texts that arrive, at each rate."""
+    prompt = artifact.manifest.prompts.find(own.prompt)
+    count = min(_OPEN_TEXTS_MOST, int(max(plan.rates) * plan.open_seconds) + 1)
+    made = texts_of(artifact.tokeniser(), prompt, Shape(1, plan.rate_tokens), count)
+    return [_open(ours, [text for (text,) in made], rate, plan) for rate in plan.rates]
 
 
 def _row(shape: Shape, seconds: Sequence[list[list[float]]], rival: Rival | None) -> Row:

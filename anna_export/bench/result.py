@@ -130,14 +130,15 @@ def environment(threads: int | None) -> Environment:
 
 
 def read_bench(artifact: Artifact) -> Bench | None:
-    """Read an artifact's runs; None if it has none.
+    """Read the runs of an artifact's weights; None if there are none.
 
     Raises:
         DamagedError: If they are not what the manifest lists, or of another version.
     """
-    found = read_evidence(artifact, BENCH_FILE)
-    if found is None:
+    entry = artifact.manifest.evidence.get(BENCH_FILE)
+    if entry is None or entry.covers != artifact.manifest.artifact_id:
         return None
+    found = read_evidence(artifact, BENCH_FILE)
     try:
         return Bench.model_validate(found)
     except ValidationError as invalid:
@@ -151,14 +152,11 @@ def read_bench(artifact: Artifact) -> Bench | None:
 
 def add_run(artifact: Artifact, run: Run) -> Artifact:
     """Write a run beside the others, in place of an earlier one of the same kind."""
-    entry = artifact.manifest.evidence.get(BENCH_FILE)
-    known: list[Run] = []
-    if entry is not None and entry.covers == artifact.manifest.artifact_id:
-        try:
-            found = read_bench(artifact)
-        except DamagedError:  # this one takes its place
-            found = None
-        known = found.runs if found is not None else []
+    try:
+        found = read_bench(artifact)
+    except DamagedError:  # this one takes its place
+        found = None
+    known = found.runs if found is not None else []
     runs = [*(other for other in known if other.key != run.key), run]
     text = json.dumps(Bench(runs=runs).model_dump(mode="json"), indent=1) + "\n"
     return add_evidence(artifact, BENCH_FILE, text, prompts=())

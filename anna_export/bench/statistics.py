@@ -31,8 +31,8 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """Return the geometric mean of rounds' medians with its interval.
 
-    Of positive values, one a round; the rounds of a run are as far apart as the run is long, so
-    that what drifts within it widens the interval.
+    Of positive values, one a round. The rounds of a run are as far apart as the run is long, and in
+    several processes, so that what drifts in between or differs from one to the next widens it.
     """
     logs = [math.log(value) for value in values]
     mean = statistics.fmean(logs)

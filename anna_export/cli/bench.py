@@ -44,9 +44,9 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
 @click.option(
     "--rounds",
     type=int,
-    default=5,
+    default=6,
     show_default=True,
-    help="How often every shape has its turn; spreads are over rounds.",
+    help="How often every shape has its turn, over three starts; spreads are over rounds.",
 )
 @click.option("--prompt", help="Name of the prompt in front of every text; empty for none.")
 @click.option(
@@ -85,6 +85,7 @@ def command(
     from anna_export.bench.flow import Plan, bench
     from anna_export.bench.result import BENCH_FILE, add_run
     from anna_export.bench.workload import Shape
+    from anna_export.card import add_card
 
     shapes = [Shape(batch, length) for batch in batches for length in lengths]
     plan = Plan(shapes, rates, rounds=rounds)
@@ -96,7 +97,7 @@ def command(
         found = manifest.prompts.find(prompt)
         opening = rival(against, own, found, manifest.contract.max_tokens, model)
     run = bench(opened, own, plan, opening, shown.stage)
-    add_run(opened, run)
+    add_card(add_run(opened, run))
     if as_json:
         shown.print_json(run.model_dump(mode="json"))
         return

@@ -1,9 +1,12 @@
 """anna-export embed."""
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
 
+from anna_export.choices import LOCAL
 from anna_export.cli import options, shown
 
 
@@ -30,6 +33,24 @@ from anna_export.cli import options, shown
 )
 @options.backend_option
 @options.device_option
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="Spread the texts over a Ray cluster, or, without an address, over one that is started on "
+    "this machine. The artifact must be in the same folder on every node.",
+)
+@click.option(
+    "--ray-actors", type=click.IntRange(min=1), help="Encoders in the cluster. Default: one a node."
+)
+@click.option(
+    "--ray-gpus",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    help="GPUs of each encoder there.",
+)
 @options.overwrite_option
 @shown.json_option
 def command(
@@ -40,6 +61,9 @@ def command(
     field: str,
     backend: str,
     device: str,
+    ray: str | None,
+    ray_actors: int | None,
+    ray_gpus: float,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -49,18 +73,27 @@ def command(
     "id" is kept. Give the same command again to go on.
     """
     from anna_export.artifact import open_artifact
-    from anna_export.backends import load_encoder
-    from anna_export.embed import embed_file, require_output
+    from anna_export.backends import load_encoder, open_encoder
+    from anna_export.embed import Embedder, Here, embed_file, require_output
     from anna_export.text_file import read_texts
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)
     opened.manifest.prompts.find(prompt)
     source = read_texts(texts, field)
-    encoder = load_encoder(opened, backend=backend, device=device)
-    with shown.stage("embed", "texts") as progress:
+    with ExitStack() as stack:
+        embedder: Embedder
+        if ray is None:
+            embedder = Here(load_encoder(opened, backend=backend, device=device))
+        else:
+            from anna_export.spread import Spread
+
+            opening = partial(open_encoder, artifact.resolve(), backend=backend, device=device)
+            prompts = opened.manifest.prompts
+            embedder = stack.enter_context(Spread(opening, prompts, ray, ray_actors, ray_gpus))
+        progress = stack.enter_context(shown.stage("embed", "texts"))
         embedded = embed_file(
-            encoder,
+            embedder,
             opened.manifest.artifact_id,
             source,
             out,
@@ -74,13 +107,13 @@ def command(
                 "out": str(out),
                 "texts": embedded.texts,
                 "resumed": embedded.resumed,
-                "dim": encoder.dim,
+                "dim": embedder.dim,
             }
         )
         return
     rows = {
         "vectors": str(out),
-        "shape": f"{embedded.texts:,} texts x {encoder.dim} dimensions, float32",
+        "shape": f"{embedded.texts:,} texts x {embedder.dim} dimensions, float32",
     }
     if embedded.resumed:
         rows["resumed"] = f"{embedded.resumed:,} texts were done by an earlier run"

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
-from anna_export.bench.result import BENCH_FILE, Row, Run, read_bench
+from anna_export.artifact import Artifact, open_artifact
+from anna_export.bench.result import Row, Run, read_bench
+from anna_export.card import proof_of
 from anna_export.engines.stored import StoredEngine, stored_engines
 from anna_export.quantise.calibration import Calibration, read_calibration
-from anna_export.verify.proof import Proof, read_proof
+from anna_export.verify.proof import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,11 @@ def read_facts(folder: Path) -> Facts:
         AnnaError: If it is no artifact, or something in it is damaged.
     """
     artifact = open_artifact(folder)
-    manifest = artifact.manifest
-
-    def covers(name: str) -> bool:
-        entry = manifest.evidence.get(name)
-        return entry is not None and entry.covers == manifest.artifact_id
-
-    bench = read_bench(artifact) if covers(BENCH_FILE) else None
+    bench = read_bench(artifact)
     return Facts(
         folder.resolve().name,
         artifact,
-        read_proof(artifact) if covers(PARITY_FILE) else None,
+        proof_of(artifact),
         tuple(bench.runs) if bench is not None else (),
         read_calibration(artifact),
         tuple(stored_engines(artifact)),

@@ -86,6 +86,9 @@ def test_run_is_printed_and_kept_with_its_raw_times(
     assert found["alone_cosine"] > 0.9999 and found["environment"]["cores"] >= 1
     kept = read_bench(open_artifact(folder, check=True))
     assert kept is not None and kept.runs[-1].model_dump(mode="json") == found
+    # and the card tells it
+    card = (folder / "README.md").read_text()
+    assert "## Speed" in card and f"| 4 x 30 | {found['rows'][3]['p50_ms']:.1f} |" in card
 
 
 def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from anna_export.artifact import Artifact
+from tests.offline import Offline
 from tests.serve.running import Running, running
 from tests.serve.stub import vector_of
 
@@ -373,31 +374,11 @@ def test_verified_artifacts_are_served_where_it_is_required(artifact: Artifact) 
         assert server.wait_until_ready().embed("a")
 
 
-BLOCKING = """
-import socket
-_connect = socket.socket.connect
-def connect(self, address):
-    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-        open({path!r}, "a").write(repr(address) + "\\n")
-        raise OSError("blocked")
-    return _connect(self, address)
-socket.socket.connect = connect
-def refuse(*args, **named):
-    open({path!r}, "a").write(repr(args) + "\\n")
-    raise OSError("blocked")
-_resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *a, **k: (
-    _resolve(host, *a, **k) if host in (None, "127.0.0.1", "::1", "localhost") else refuse(host)
-)
-"""
-
-
 def test_nothing_beyond_this_machine_is_asked_for(
     served_artifact: Artifact, tmp_path: Path
 ) -> None:
-    asked = tmp_path / "asked"
-    (tmp_path / "sitecustomize.py").write_text(BLOCKING.format(path=str(asked)))
-    with running(served_artifact.folder, environment={"PYTHONPATH": str(tmp_path)}) as server:
+    offline = Offline(tmp_path)
+    with running(served_artifact.folder, environment=offline.environment) as server:
         assert server.wait_until_ready().embed(["a", "b"])
         server.client.get("/info")
-    assert not asked.exists(), asked.read_text()
+    assert offline.asked() == ""
