@@ -16,7 +16,7 @@ LAYERS = (
     {"prompt_file"},
     {"encoder", "streaming"},
     {"artifact", "adapter"},
-    {"checkpoint", "data_file", "st_files", "stored_prefixes"},
+    {"checkpoint", "data_file", "golden", "st_files", "stored_prefixes"},
     {"prefix_files"},
     {"graph"},
     {"quantise"},

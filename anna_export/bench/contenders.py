@@ -1,7 +1,6 @@
 """What is timed: an artifact, and what it is held against. Each runs in a process of its own."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -11,7 +10,6 @@ import numpy as np
 from anna_export.errors import ExtraError, InputError, MissingError
 from anna_export.prompts import Prompt
 
-KINDS: Final = ("pytorch", "sentence-transformers")
 _URL_SECONDS: Final = 600
 
 
@@ -168,42 +166,3 @@ def _answer(response: Any) -> Any:
             f"{response.text[:200]}"
         )
     return response.json()
-
-
-def rival(
-    against: str,
-    own: OpenArtifact,
-    prompt: Prompt,
-    max_tokens: int,
-    model: Path | None,
-) -> Callable[[], Opened]:
-    """Return what opens a rival.
-
-    Args:
-        against: One of KINDS, a URL, or another artifact's folder.
-        own: What it is held against.
-        prompt: What stands around the texts.
-        max_tokens: The longest sequence.
-        model: A model folder, for sentence-transformers.
-
-    Raises:
-        InputError: If there is no such rival, or it needs a model folder.
-    """
-    if against.startswith(("http://", "https://")):
-        return OpenUrl(against.rstrip("/"), prompt, os.environ.get("ANNA_BENCH_API_KEY"))
-    if against == "pytorch":
-        return OpenArtifact(own.folder, own.prompt, "pytorch", own.device, None)
-    if against == "sentence-transformers":
-        if model is None:
-            raise InputError(
-                "expected --model with the folder that sentence-transformers is to load, found "
-                "none; give the merged model (anna-export merge)"
-            )
-        return OpenSentenceTransformer(model, prompt, max_tokens, own.device)
-    folder = Path(against)
-    if not folder.is_dir():
-        raise InputError(
-            f"expected --against {', '.join(KINDS)}, an artifact's folder or a URL, found "
-            f"{against!r}"
-        )
-    return OpenArtifact(folder, own.prompt, own.backend, own.device, own.threads)

@@ -52,8 +52,8 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
 @click.option(
     "--against",
     metavar="RIVAL",
-    help="In turn with pytorch, sentence-transformers (with --model), another artifact's folder, "
-    "or the URL of a server that speaks OpenAI's or TEI's language.",
+    help="In turn with pytorch, sentence-transformers (with --model), openvino, another "
+    "artifact's folder, or the URL of a server that speaks OpenAI's or TEI's language.",
 )
 @click.option("--model", type=options.folder, help="Model folder for sentence-transformers.")
 @click.option("--threads", type=int, help="CPU threads. Default: one a core.")
@@ -81,9 +81,10 @@ def command(
     ANNA_BENCH_API_KEY.
     """
     from anna_export.artifact import open_artifact
-    from anna_export.bench.contenders import OpenArtifact, rival
+    from anna_export.bench.contenders import OpenArtifact
     from anna_export.bench.flow import Plan, bench
     from anna_export.bench.result import BENCH_FILE, add_run
+    from anna_export.bench.rivals import rival
     from anna_export.bench.workload import Shape
     from anna_export.card import add_card
 

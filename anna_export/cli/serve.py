@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from anna_export.choices import BACKENDS, DEVICES
 from anna_export.cli import options
 from anna_export.prompt_formats import FORMATS
 
@@ -90,8 +91,21 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     help="Refuse an artifact without a passing parity verdict for the backend it is served with.",
 )
 @_option("--threads", type=int, help="CPU threads that compute. Default: one a core.")
-@options.backend_option
-@options.device_option
+@_option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="What computes: an engine for this GPU where there is one, else ONNX Runtime (auto); ort, "
+    "trt, or pytorch in fp32.",
+)
+@_option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes CUDA where the backend has it.",
+)
 def command(
     artifact: Path,
     host: str,

@@ -7,6 +7,7 @@ from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
+from anna_export.golden import read_golden
 from anna_export.serve.worker import Served
 
 
@@ -40,7 +41,11 @@ class OpenServed:
         )
         if self.require_verified:
             _require_verified(artifact, encoder)
-        return Served(encoder, lambda: load_encoder(artifact, backend="pytorch", device="cpu"))
+        return Served(
+            encoder,
+            lambda: load_encoder(artifact, backend="pytorch", device="cpu"),
+            read_golden(artifact),
+        )
 
 
 def _require_verified(artifact: Artifact, encoder: Encoder) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from anna_export.batching import by_prefix
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
+from anna_export.golden import GoldenVector, require_golden
 from anna_export.prompts import Prompt
 
 # What became of a row.
@@ -37,10 +38,12 @@ class Served:
     Args:
         encoder: The model.
         open_safe: Opens it in a precision that does not overflow; called when it is first needed.
+        golden: The reference's vectors of a few texts, which its own are held to.
     """
 
     encoder: Encoder
     open_safe: Callable[[], Encoder]
+    golden: Sequence[GoldenVector] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def main(connection: Connection, open_served: Callable[[], Served]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         served = open_served()
-        connection.send(self_test(served.encoder))
+        connection.send(self_test(served.encoder, served.golden))
     except AnnaError as error:
         connection.send(Unusable(str(error)))
         return
@@ -139,13 +142,16 @@ def compute_finite(
     return vectors, became
 
 
-def self_test(encoder: Encoder) -> Ready:
-    """Embed a few texts alone and together, and measure how fast.
+def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
+    """Embed golden texts, and a few alone and together, and measure how fast.
 
     Raises:
-        DamagedError: If a vector is not finite, not of unit length, or not that of the same text
-            among others.
+        DamagedError: If a vector is not finite, not of unit length, not that of the same text among
+            others, or not what it was when the artifact was proved.
     """
+    if golden:
+        found = compute(encoder, [one.ids for one in golden], None)
+        require_golden(golden, found, encoder.backend.arithmetic)
     rows = encoder.tokeniser.ids(_TEXTS)
     together = compute(encoder, rows, None)
     alone = np.concatenate([compute(encoder, [row], None) for row in rows])

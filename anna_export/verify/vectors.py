@@ -10,6 +10,7 @@ import numpy as np
 
 from anna_export.batching import Row, batches, by_prefix
 from anna_export.encoder import Encoder
+from anna_export.golden import GoldenVector, golden_of
 from anna_export.hardware import hardware
 from anna_export.progress import Progress
 from anna_export.prompts import NO_PROMPT, Prompts
@@ -60,6 +61,7 @@ class Parity:
     versions: dict[str, str]
     measured: str  # date and time
     reference_sha256: dict[str, str] = field(default_factory=dict)  # of the files it was read from
+    golden: list[GoldenVector] = field(default_factory=list)  # what whoever serves is held to
 
     @property
     def loss(self) -> float:
@@ -121,7 +123,7 @@ def compare(
     expected = _vectors(reference, expected_rows, alike, ticks)
     found = _vectors(candidate, rows, _unlike(rows), ticks)
     alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)
-    return _judge(
+    parity = _judge(
         _Compared(labels, expected, found, same_ids, alone),
         limits=limits,
         texts=len(texts),
@@ -131,6 +133,13 @@ def compare(
         reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
         candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
     )
+    if parity.nonfinite:
+        return parity
+    # the first rows are those without a prompt
+    bare = [row.whole() for row in rows[: len(texts)]]
+    first = expected[: len(texts)]
+    golden = golden_of(bare, first, _cosines(found[: len(texts)], first))
+    return replace(parity, golden=golden)
 
 
 def compare_weights(

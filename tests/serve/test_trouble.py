@@ -1,7 +1,9 @@
 """Load, loss and death: every request that was taken is answered, and the server goes on."""
 
+import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -367,6 +369,32 @@ def test_a_port_that_is_taken_is_said(served_artifact: Artifact) -> None:
         taken.listen()
         with pytest.raises(InputError, match=r"expected to listen on 127\.0\.0\.1 port .*in use"):
             listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_an_artifact_that_computes_something_else_than_when_it_was_proved_is_not_served(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    from anna_export.artifact import PARITY_FILE, add_evidence, open_artifact
+    from anna_export.errors import DamagedError
+    from anna_export.golden import read_golden
+    from anna_export.serve.served import OpenServed
+    from anna_export.serve.worker import self_test
+
+    shutil.copytree(artifact.folder, tmp_path / "artifact")
+    opened = open_artifact(tmp_path / "artifact")
+    golden = read_golden(opened)
+    assert len(golden) == 4 and all(one.cosine > 0.999999 for one in golden)
+    served = OpenServed(tmp_path / "artifact")()
+    assert self_test(served.encoder, served.golden).backend == "ort"
+    # as if another model's weights had been proved
+    proof = json.loads((tmp_path / "artifact" / PARITY_FILE).read_text())
+    vectors = [one["vector"] for one in proof["vectors"]["golden"]]
+    for one, vector in zip(proof["vectors"]["golden"], vectors[1:] + vectors[:1], strict=True):
+        one["vector"] = vector
+    add_evidence(opened, PARITY_FILE, json.dumps(proof))
+    served = OpenServed(tmp_path / "artifact")()
+    with pytest.raises(DamagedError, match=r"expected a cosine of 1\.0000 to a golden vector"):
+        self_test(served.encoder, served.golden)
 
 
 def test_verified_artifacts_are_served_where_it_is_required(artifact: Artifact) -> None:

@@ -1,0 +1,118 @@
+"""OpenVINO as a rival: the artifact's stored weights, in the precision that it takes by itself."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anna_export.artifact import open_artifact
+from anna_export.bench.contenders import Opened
+from anna_export.encoder import Encoder
+from anna_export.errors import ExtraError
+from anna_export.spec import EmbeddingSpec
+from anna_export.tokenise import TokenBatch
+
+
+class OpenVinoBackend:
+    """A model that OpenVINO has compiled for this processor.
+
+    Args:
+        request: Its inference request: ids and mask to unit vectors.
+        spec: The model's numbers.
+        arithmetic: What it computes in.
+    """
+
+    name = "openvino"
+
+    def __init__(self, request: Any, spec: EmbeddingSpec, arithmetic: str) -> None:
+        self._request, self.spec, self.arithmetic = request, spec, arithmetic
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        batch = batch.whole()
+        found: np.ndarray = self._request.infer({0: batch.ids, 1: batch.mask})[0].copy()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOpenVino:
+    """Converts an artifact's weights, traced in PyTorch, and compiles them for latency."""
+
+    folder: Path
+    prompt: str | None
+    threads: int | None
+
+    def __call__(self) -> Opened:
+        """Load it.
+
+        Raises:
+            ExtraError: If OpenVINO is not installed.
+        """
+        # it would tell its makers of every conversion
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError:
+            raise ExtraError("expected openvino, found none; pip install openvino") from None
+        artifact = open_artifact(self.folder)
+        spec = artifact.manifest.spec
+        core = openvino.Core()
+        narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        threads = self.threads or len(os.sched_getaffinity(0))
+        compiled = core.compile_model(
+            _converted(openvino, self.folder),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if narrow else "f32",
+            },
+        )
+        version = openvino.__version__.split("-")[0]
+        arithmetic = f"{'bf16' if narrow else 'fp32'} on CPU, from the artifact's stored weights"
+        backend = OpenVinoBackend(compiled.create_infer_request(), spec, arithmetic)
+        encoder = Encoder(backend, artifact.tokeniser(), artifact.manifest.prompts)
+        return Opened(
+            f"OpenVINO {version}", arithmetic, lambda texts: encoder.encode(texts, self.prompt)
+        )
+
+
+def _converted(openvino: Any, folder: Path) -> Any:
+    """Return the model in OpenVINO's form."""
+    import torch
+
+    from anna_export.backends.stored import empty_model, stored_model
+
+    artifact = open_artifact(folder)
+    spec, stored = artifact.manifest.spec, stored_model(artifact)
+    model = empty_model(spec)
+    model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
+
+    class Embedding(torch.nn.Module):
+        """The last token's state, of unit length."""
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden = model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+            last = attention_mask.sum(1) - 1
+            rows = torch.arange(input_ids.shape[0])
+            return torch.nn.functional.normalize(hidden[rows, last], dim=-1)
+
+    ids = torch.arange(3, 17).reshape(2, 7) % spec.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    whole = Embedding()
+    whole.model = model
+    with torch.inference_mode():
+        return openvino.convert_model(
+            whole.eval(),
+            example_input={"input_ids": ids, "attention_mask": mask},
+            input=[
+                ("input_ids", [-1, -1], openvino.Type.i64),
+                ("attention_mask", [-1, -1], openvino.Type.i64),
+            ],
+        )
