@@ -8,16 +8,17 @@ from typing import Final
 
 import numpy as np
 
-# Two-sided 95 % of Student's distribution, by degrees of freedom; beyond the last, the normal one.
-_STUDENT: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-_NORMAL: Final = 1.96
+# Student's distribution, two-sided, by degrees of freedom; beyond those listed, the normal one.
+_SPREAD_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 1.96)
+# A table of several shapes has as many chances of a difference that is none.
+_DIFFERENCE_99: Final = (63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17, 2.58)
 # What is closer than this is the same for whoever chooses between them.
 SAME: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value, and between what 95 % of measurements like this one would find it."""
+    """A value, and between what nearly all measurements like this one would find it."""
 
     value: float
     low: float
@@ -28,7 +29,7 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], factors: Sequence[float] = _SPREAD_95) -> Interval:
     """Return the geometric mean of rounds' medians with its interval.
 
     Of positive values, one a round. The rounds of a run are as far apart as the run is long, and in
@@ -38,7 +39,7 @@ def interval(values: Sequence[float]) -> Interval:
     mean = statistics.fmean(logs)
     if len(logs) < 2:
         return Interval(values[0], 0.0, math.inf)
-    factor = _STUDENT[len(logs) - 2] if len(logs) - 2 < len(_STUDENT) else _NORMAL
+    factor = factors[min(len(logs) - 2, len(factors) - 1)]
     # of single rounds, not of their mean: rounds that follow one another are not independent
     half = factor * statistics.stdev(logs) / math.sqrt(2)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
@@ -62,7 +63,8 @@ class Comparison:
 
 def compare(own: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """Compare seconds of rounds that were measured in pairs."""
-    return Comparison(interval([b / a for a, b in zip(own, theirs, strict=True)]))
+    ratios = [b / a for a, b in zip(own, theirs, strict=True)]
+    return Comparison(interval(ratios, _DIFFERENCE_99))
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
