@@ -204,6 +204,33 @@ def test_a_row_that_stays_so_is_an_error_for_itself_alone(stub: Stub) -> None:
     assert server.metric("anna_nonfinite_total", outcome="lost") == 1
 
 
+def test_the_safe_precision_is_the_stored_weights_in_fp32(served_artifact: Artifact) -> None:
+    from anna_export.serve.served import OpenServed
+    from anna_export.serve.worker import Work, compute, compute_finite
+
+    served = OpenServed(served_artifact.folder)()
+    rows = served.encoder.tokeniser.ids(["one text", "another"])
+    expected = compute(served.encoder, rows, None)
+
+    class Spoiled:
+        """The backend, whose second row is lost."""
+
+        spec = served.encoder.backend.spec
+
+        def run(self, batch: Any) -> np.ndarray:
+            found = inner.run(batch).copy()
+            found[1] = np.nan
+            return found
+
+    inner: Any = served.encoder.backend
+    served.encoder.backend = Spoiled()  # type: ignore[assignment]
+    found, became = compute_finite(
+        served.encoder, Work(0, rows, None), lambda lost: compute(served.open_safe(), lost, None)
+    )
+    assert became.tolist() == [0, 1]
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+
+
 def encoder_pid(server: Running) -> int:
     (child,) = [
         child
