@@ -34,6 +34,7 @@ BENCHMARKS = (
     "pooling_kernel",
     "engines",
     "serving",
+    "agreement",
 )
 
 
