@@ -60,6 +60,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     help="What waits takes at most so long to compute; more is answered 429.",
 )
 @_option(
+    "--stall-seconds",
+    type=float,
+    default=120.0,
+    show_default=True,
+    help="An encoder that takes longer for a batch, and 20 times as long as usual, is started "
+    "again; what it had is answered 503.",
+)
+@_option(
     "--drain-seconds",
     type=float,
     default=30.0,
@@ -116,6 +124,7 @@ def command(
     max_request_tokens: int,
     payload_limit: int,
     max_queue_seconds: float,
+    stall_seconds: float,
     drain_seconds: float,
     instruction_format: str,
     api_keys: tuple[str, ...],
@@ -143,6 +152,7 @@ def command(
         max_request_tokens,
         payload_limit,
         max_queue_seconds,
+        stall_seconds=stall_seconds,
         drain_seconds=drain_seconds,
         instruction_format=instruction_format,
         api_keys=read_keys(api_keys, api_key_file),

@@ -137,7 +137,7 @@ def _embedding_routes(app: FastAPI, service: Service) -> None:
 
         async def work(body: bytes, deadline: float | None) -> Response:
             asked = read_body(TokenizeRequest, body)
-            return answer_json(service.reader.tokens(asked))
+            return answer_json(await service.tokens(asked))
 
         return await respond(service, request, work)
 

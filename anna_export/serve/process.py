@@ -11,7 +11,7 @@ from typing import Any, Final
 from anna_export.serve.log import log
 from anna_export.serve.worker import Done, Ready, Served, Unusable, Work, main
 
-# Between one death while loading and the next try; a process that was ready starts again at once.
+# Between deaths with nothing computed in between; the first time it starts again at once.
 _PAUSES_SECONDS: Final = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -44,7 +44,7 @@ class EncoderProcess:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process: Any = None
         self._outgoing: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._deaths = 0  # since it was last ready
+        self._deaths = 0  # since it last gave vectors
         self._stopping = False
         self.restarts = 0
 
@@ -71,6 +71,12 @@ class EncoderProcess:
         """Give it a batch; its vectors or its loss are told by the callbacks."""
         self._outgoing.put(work)
 
+    def kill(self, why: str) -> None:
+        """End the process as a crash would; it is started again."""
+        log("encoder killed", why=why)
+        if self._process is not None:
+            self._process.kill()
+
     def stop(self) -> None:
         """End the process for good."""
         self._stopping = True
@@ -95,9 +101,10 @@ class EncoderProcess:
     def _take(self, message: Ready | Done | Unusable) -> None:
         match message:
             case Ready():
-                self._deaths = 0
                 self._on_ready(message)
             case Done():
+                # not when it is ready: a text that kills it is sent again and again
+                self._deaths = 0
                 self._on_done(message)
             case Unusable():
                 self._on_unusable(message.message)

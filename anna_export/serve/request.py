@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from anna_export.serve.log import log
@@ -57,6 +57,8 @@ async def respond(service: Service, request: Request, work: Work) -> Response:
         response = await _unless_left(request, work(body, deadline))
     except Refusal as refusal:
         response = answer_refusal(request, refusal)
+    except ClientDisconnect:  # in the middle of its body
+        response = Response(status_code=_CLIENT_LEFT)
     finally:
         service.active -= 1
     seconds = time.perf_counter() - started

@@ -26,6 +26,8 @@ _BATCHES_AHEAD = 2
 # A batch lasts about so long where the encoder is slow: what comes next waits no longer.
 _BATCH_SECONDS = 0.1
 _LEAST_BATCH_TOKENS = 128
+# An encoder that takes so many times as long as usual for a batch has stalled.
+_STALLED = 20
 # How much the latest batch says about the rate.
 _NEWS = 0.2
 
@@ -80,7 +82,7 @@ class Scheduler:
         self._pending_tokens = 0
         self._rate = 1.0
         self._batch_tokens = 0
-        self._last_done = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self.ready: Ready | None = None
 
     @property
@@ -99,11 +101,6 @@ class Scheduler:
         return min(self._batch_tokens, max(_LEAST_BATCH_TOKENS, int(_BATCH_SECONDS * self._rate)))
 
     @property
-    def seconds_of_work(self) -> float:
-        """How long what is pending takes, as fast as it goes."""
-        return self._pending_tokens / self._rate
-
-    @property
     def is_full(self) -> bool:
         """Whether nothing more is admitted."""
         return self._pending_tokens >= self.limit_tokens
@@ -115,20 +112,21 @@ class Scheduler:
     def submit(self, items: Sequence[Item]) -> list[Job]:
         """Queue a request's texts; `leave` must be called for each job that is returned.
 
+        What is pending decides, not how much the request asks for: one with many texts would else
+        wait for ever behind single ones.
+
         Raises:
             Refusal: If the encoder is not there, or more is pending than it computes in time.
         """
         if self.ready is None:
             raise Refusal.unavailable("the model is not loaded yet, or is being loaded again", 5)
         keys = [(item.prompt, item.ids) for item in items]
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._jobs}
-        tokens = sum(item.own for item in new.values())
-        if self._pending_tokens and self._pending_tokens + tokens > self.limit_tokens:
+        if self.is_full:
             self._metrics.rejected.labels(reason="queue").inc()
             raise Refusal.overloaded(
-                f"{self._pending_tokens:,} tokens are waiting and {tokens:,} would follow, more "
-                f"than the limit of {self.limit_tokens:,}",
-                math.ceil(self.seconds_of_work),
+                f"{self._pending_tokens:,} tokens are waiting, as many as the limit of "
+                f"{self.limit_tokens:,} or more",
+                math.ceil((self._pending_tokens - self.limit_tokens) / self._rate),
             )
         jobs = []
         for key, item in zip(keys, items, strict=True):
@@ -162,6 +160,7 @@ class Scheduler:
     def on_lost(self) -> None:
         """Refuse all that waits or was being computed: its process is gone."""
         self.ready = None
+        self._watch()
         jobs = [*self._waiting, *itertools.chain.from_iterable(self._running.values())]
         self._waiting.clear()
         self._running.clear()
@@ -180,6 +179,7 @@ class Scheduler:
         jobs = self._running.pop(done.number, None)
         if jobs is None:
             return
+        self._watch()
         self._metrics.inference.observe(done.seconds)
         tokens = sum(job.item.own for job in jobs)
         if done.seconds > 0 and tokens >= _LEAST_BATCH_TOKENS // 2:
@@ -202,6 +202,19 @@ class Scheduler:
     def _forget(self, job: Job) -> None:
         self._pending_tokens -= job.item.own
         del self._jobs[job.item.prompt, job.item.ids]
+
+    def _watch(self) -> None:
+        """Have the encoder killed, and so started again, if the batch it is at never comes back."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self.ready is None or not self._running:
+            return
+        assert self._process is not None
+        tokens = sum(job.item.own for job in next(iter(self._running.values())))
+        seconds = max(self._settings.stall_seconds, _STALLED * tokens / self._rate)
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.call_later(seconds, self._process.kill, f"no batch for {seconds:.0f} s")
 
     def _feed(self) -> None:
         """Keep the encoder busy."""
@@ -229,4 +242,6 @@ class Scheduler:
             self._running[number] = jobs
             rows = [list(job.item.ids) for job in jobs]
             self._process.send(Work(number, rows, oldest.item.prompt))
+            if len(self._running) == 1:
+                self._watch()
         self._metrics.queue_depth.set(len(self._waiting))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from anna_export.serve.metrics import Metrics
 from anna_export.serve.process import EncoderProcess
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.scheduler import Job, Scheduler
-from anna_export.serve.schema import Prompted
+from anna_export.serve.schema import Prompted, TokenizeRequest
 from anna_export.serve.settings import Settings
 from anna_export.serve.vectors import written
 from anna_export.serve.worker import Ready, Served
@@ -124,6 +125,15 @@ class Service:
             max(max(0.0, job.started - tokenised) for job in jobs),
             max(job.finished - job.started for job in jobs),
         )
+
+    async def tokens(self, asked: TokenizeRequest) -> list[list[dict[str, Any]]]:
+        """Return the tokens of a request's texts.
+
+        Raises:
+            Refusal: If there are too many texts, or no such prompt.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.reader.tokens, asked)
 
     def close(self) -> None:
         """End the process that computes; what waits for it is refused."""

@@ -17,6 +17,8 @@ class Settings:
         max_request_tokens: Most tokens of one request, prompts included.
         payload_bytes: Largest body.
         queue_seconds: What is waiting takes at most so long to compute, or is not admitted.
+        stall_seconds: An encoder that takes longer for a batch, and far longer than usual, is
+            started again.
         body_seconds: How long a client may take to send a body.
         drain_seconds: How long requests in flight may take after SIGTERM.
         instruction_format: How a request's own instruction is worded: a name of FORMATS.
@@ -32,6 +34,7 @@ class Settings:
     max_request_tokens: int = 300_000
     payload_bytes: int = 16 << 20
     queue_seconds: float = 1.0
+    stall_seconds: float = 120.0
     body_seconds: float = 30.0
     drain_seconds: float = 30.0
     instruction_format: str = "e5"
@@ -43,6 +46,7 @@ class Settings:
             "--max-request-tokens": self.max_request_tokens,
             "--payload-limit": self.payload_bytes,
             "--max-queue-seconds": self.queue_seconds,
+            "--stall-seconds": self.stall_seconds,
             "--drain-seconds": self.drain_seconds,
             "--max-batch-tokens": 1 if self.max_batch_tokens is None else self.max_batch_tokens,
         }

@@ -18,6 +18,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
 from anna_export.golden import GoldenVector, require_golden
 from anna_export.prompts import Prompt
+from anna_export.serve.log import log
 
 # What became of a row.
 FINE: Final = 0
@@ -134,7 +135,8 @@ def compute_finite(
     for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
         try:
             again = recompute([work.rows[place]])[0]
-        except AnnaError:  # the row is lost, its neighbours are not
+        except Exception as error:  # no memory, say: the row is lost, its neighbours are not
+            log("safe precision failed", error=type(error).__name__)
             again = vectors[place]
         fine = bool(np.isfinite(again).all())
         vectors[place] = again if fine else 0

@@ -24,6 +24,8 @@ from tests.serve.stub import vector_of
 
 Stub = Callable[..., Running]
 ANSWERED = (200, 429, 503, 504)
+# Python's threads take turns; on the event loop it would be the whole time
+SLOWEST_HEALTH_SECONDS = 0.5
 
 
 def at_once(server: Running, bodies: list[dict[str, Any]], **options: Any) -> list[httpx.Response]:
@@ -111,6 +113,32 @@ def test_a_long_text_is_not_starved_by_short_ones(stub: Stub) -> None:
     assert waited < 1.5
 
 
+def test_many_texts_in_one_request_are_not_starved_by_single_ones(stub: Stub) -> None:
+    server = stub(us_per_token=1000, max_queue_seconds=0.3)
+    with ThreadPoolExecutor(13) as pool:
+        stop = time.monotonic() + 6
+
+        def singles(worker: int) -> None:
+            with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+                count = 0
+                while time.monotonic() < stop:
+                    body = {"input": f"single {worker} {count}", "prompt_name": ""}
+                    client.post("/v1/embeddings", json=body)
+                    count += 1
+
+        busy = [pool.submit(singles, worker) for worker in range(12)]
+        time.sleep(0.5)
+        many = {"input": [f"one of many {n}" for n in range(100)], "prompt_name": ""}
+        tries = 1
+        while (answer := server.post("/v1/embeddings", many)).status_code == 429:
+            tries += 1
+            time.sleep(0.02)
+            assert time.monotonic() < stop
+        assert answer.status_code == 200 and tries < 60
+        for one in busy:
+            one.result()
+
+
 # -- deadlines, and clients that leave --
 
 
@@ -149,6 +177,31 @@ def test_work_of_clients_that_left_is_dropped(stub: Stub) -> None:
     wait_for(lambda: server.metric("anna_queue_depth") == 0)
     assert server.metric("anna_batch_size_sum") == 2
     assert server.metric("anna_requests_total", code="499") == 5
+
+
+def test_a_client_that_leaves_while_it_sends_is_counted_and_no_more(stub: Stub) -> None:
+    server = stub()
+    for _ in range(3):
+        with server.connect() as client:
+            client.sendall(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.05)
+    wait_for(lambda: server.metric("anna_requests_total", code="499") == 3)
+    assert all(line.startswith("{") for line in server.lines), server.lines
+
+
+def test_tokenising_a_long_text_holds_nobody_up(stub: Stub) -> None:
+    server = stub()
+    long = "many words of a long text " * 80_000
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(server.post, "/tokenize", {"inputs": long})
+        slowest = 0.0
+        while not busy.done():
+            started = time.monotonic()
+            with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+                client.get("/health")
+            slowest = max(slowest, time.monotonic() - started)
+        assert busy.result().status_code == 200
+    assert slowest < SLOWEST_HEALTH_SECONDS
 
 
 def test_slow_clients_are_sent_away_and_hold_nobody_up(stub: Stub) -> None:
@@ -231,6 +284,34 @@ def test_the_safe_precision_is_the_stored_weights_in_fp32(served_artifact: Artif
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
 
+def test_a_safe_precision_that_does_not_fit_costs_that_row_alone(
+    served_artifact: Artifact,
+) -> None:
+    from anna_export.serve.served import OpenServed
+    from anna_export.serve.worker import Work, compute_finite
+
+    encoder = OpenServed(served_artifact.folder)().encoder
+    inner: Any = encoder.backend
+
+    class Spoiled:
+        """The backend, whose second row is lost."""
+
+        spec = inner.spec
+
+        def run(self, batch: Any) -> np.ndarray:
+            found: np.ndarray = inner.run(batch).copy()
+            found[1] = np.nan
+            return found
+
+    def too_large(rows: Any) -> np.ndarray:
+        raise MemoryError
+
+    encoder.backend = Spoiled()  # type: ignore[assignment]
+    rows = encoder.tokeniser.ids(["one text", "another"])
+    found, became = compute_finite(encoder, Work(0, rows, None), too_large)
+    assert became.tolist() == [0, 2] and np.isfinite(found).all()
+
+
 def encoder_pid(server: Running) -> int:
     (child,) = [
         child
@@ -266,6 +347,24 @@ def test_an_encoder_that_is_killed_is_started_again(stub: Stub) -> None:
     server.wait_until_ready()
     assert encoder_pid(server) != first
     assert server.embed("after") and server.metric("anna_encoder_restarts") == 1
+
+
+def test_an_encoder_that_hangs_is_started_again_and_its_requests_are_answered(stub: Stub) -> None:
+    server = stub(stall_seconds=1)
+    first = encoder_pid(server)
+    os.kill(first, signal.SIGSTOP)
+    started = time.monotonic()
+    answers = at_once(server, [{"input": f"text {n}"} for n in range(4)])
+    assert time.monotonic() - started < 10
+    assert {answer.status_code for answer in answers} == {503}
+    server.wait_until_ready()
+    assert encoder_pid(server) != first and server.embed("after")
+
+
+def test_slow_work_is_not_taken_for_a_hang(stub: Stub) -> None:
+    server = stub(us_per_token=20_000, stall_seconds=0.2, max_queue_seconds=1000)
+    assert server.embed([f"text {n}" for n in range(8)], prompt_name="")
+    assert server.metric("anna_encoder_restarts") == 0
 
 
 def test_a_text_that_kills_the_encoder_costs_its_own_request(stub: Stub) -> None:
