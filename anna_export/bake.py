@@ -14,7 +14,7 @@ import torch
 
 from anna_export import quantise
 from anna_export.artifact import Artifact, StoredPrefix
-from anna_export.batching import batches_by_length
+from anna_export.batching import BatchLimits, batches_by_length
 from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.errors import DamagedError
 from anna_export.prefix_files import write_prefix
@@ -63,7 +63,7 @@ def bake(
     from anna_export.backends.stored import stored_model
     from anna_export.backends.streamed import open_streamed, open_streamed_reference
 
-    batches = batches_by_length([len(ids) for ids in rows.values()], _BATCH_TOKENS)
+    batches = batches_by_length([len(ids) for ids in rows.values()], BatchLimits(_BATCH_TOKENS))
     on_read = in_steps(
         progress,
         sum(map(len, rows.values())),

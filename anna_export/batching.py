@@ -12,10 +12,33 @@ MAX_WASTE = 0.05
 FREE_WASTE_TOKENS = 32
 # Prices of a batch in tokens: the dearer it is, the fewer there are. Free batches need no padding.
 _RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
-# Behind a prefix, a batch holds at most this many pairs of a token and one it attends to, which
-# bounds the memory of their scores; a text of more tokens than this goes alone, which is faster.
-MOST_PAIRS = 1 << 19
-ALONE_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What is computed at once, at most; a larger text alone still is. By default, for a CPU.
+
+    Args:
+        tokens: Tokens, padding included.
+        pairs: Behind a prefix, pairs of a token and one it attends to, which bounds the memory of
+            their scores; None where no scores are held.
+        alone: Behind a prefix, a text of more tokens goes alone, where that is faster; None where
+            it is not.
+    """
+
+    tokens: int = 4096
+    pairs: int | None = 1 << 19
+    alone: int | None = 256
+
+    def rows(self, width: int, prefix: int) -> int:
+        """Return how many texts of a width stand behind so many tokens in one batch."""
+        width = max(1, width)
+        found = self.tokens // width
+        if prefix and self.alone is not None and width > self.alone:
+            return 1
+        if prefix and self.pairs is not None:
+            found = min(found, self.pairs // (width * (prefix + width)))
+        return max(1, found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,19 +61,19 @@ def by_prefix(rows: Sequence[Row]) -> list[list[int]]:
     return list(groups.values())
 
 
-def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+def batches(rows: Sequence[Row], limits: BatchLimits) -> list[list[int]]:
     """Split rows into batches of one prefix and similar length; indices, each once."""
     found = []
     for members in by_prefix(rows):
         prefix = rows[members[0]].prefix
         lengths = [len(rows[place].ids) for place in members]
-        for batch in batches_by_length(lengths, batch_tokens, len(prefix) if prefix else 0):
+        for batch in batches_by_length(lengths, limits, len(prefix) if prefix else 0):
             found.append([members[place] for place in batch])
     return found
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_tokens: int, prefix: int = 0
+    lengths: Sequence[int], limits: BatchLimits, prefix: int = 0
 ) -> list[list[int]]:
     """Split texts into batches of similar length, longest first.
 
@@ -59,7 +82,7 @@ def batches_by_length(
 
     Args:
         lengths: Tokens of each text.
-        batch_tokens: Most tokens of a batch, padding included; a longer text goes alone.
+        limits: What a batch holds, at most.
         prefix: Tokens in front of every text that are not computed.
 
     Returns:
@@ -67,7 +90,7 @@ def batches_by_length(
     """
 
     def most(width: int) -> int:
-        return most_rows(width, batch_tokens, prefix)
+        return limits.rows(width, prefix)
 
     tokens = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-tokens, kind="stable")
@@ -81,16 +104,6 @@ def batches_by_length(
         if computed - widths.sum() <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS):
             break
     return [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
-
-
-def most_rows(width: int, batch_tokens: int, prefix: int) -> int:
-    """Return how many texts of a width, at most, stand behind so many tokens in one batch."""
-    by_tokens = batch_tokens // max(1, width)
-    if not prefix:
-        return max(1, by_tokens)
-    if width > ALONE_TOKENS:
-        return 1
-    return max(1, min(by_tokens, MOST_PAIRS // (max(1, width) * (prefix + width))))
 
 
 def _cheapest_ends(widths: np.ndarray, most: Callable[[int], int], run_cost: int) -> list[int]:

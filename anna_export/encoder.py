@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from anna_export.batching import Row, batches
+from anna_export.batching import BatchLimits, Row, batches
 from anna_export.errors import DamagedError, InputError
 from anna_export.prefix import Prefix
 from anna_export.progress import Progress
@@ -54,8 +54,7 @@ class Encoder:
         tokeniser: The model's tokenizer under its contract.
         prompts: The model's named prompts.
         prefixes: What is computed of prompts already; without, each is computed with every text.
-        batch_tokens: Most tokens, padding included, that are computed at once; a single longer
-            text still is.
+        limits: What is computed at once; None for what suits a CPU.
     """
 
     def __init__(
@@ -64,13 +63,13 @@ class Encoder:
         tokeniser: Tokeniser,
         prompts: Prompts | None = None,
         prefixes: Prefixes | None = None,
-        batch_tokens: int = 4096,
+        limits: BatchLimits | None = None,
     ) -> None:
         self.backend = backend
         self.tokeniser = tokeniser
         self.prompts = prompts or Prompts()
         self.prefixes = prefixes
-        self.batch_tokens = batch_tokens
+        self.limits = limits or BatchLimits()
 
     @property
     def dim(self) -> int:
@@ -196,7 +195,7 @@ class Encoder:
         """Embed rows; `name` is what the caller calls the one at an index."""
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         done = 0
-        for members in batches(rows, self.batch_tokens):
+        for members in batches(rows, self.limits):
             found = self.backend.run(self.batch([rows[index] for index in members]))
             finite = np.isfinite(found).all(axis=1)
             if not finite.all():

@@ -22,7 +22,7 @@ import torch
 from anna_train.demo import make_models
 from record import Figure, record
 
-from anna_export.batching import batches_by_length
+from anna_export.batching import BatchLimits, batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import observe
 from anna_export.calibrate.request import Request
@@ -158,7 +158,7 @@ def _task(model: Path, adapter: Path) -> Task:
 
 
 def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
-    groups = batches_by_length([len(row) for row in rows], BATCH_TOKENS)
+    groups = batches_by_length([len(row) for row in rows], BatchLimits(BATCH_TOKENS))
     return [tokeniser.batch([rows[place] for place in group]) for group in groups]
 
 

@@ -189,7 +189,7 @@ def _embed(
         for ids in encoder.tokeniser.ids(texts, prompt)
     ]
     vectors = np.empty((len(rows), encoder.dim))
-    for members in batches(rows, encoder.batch_tokens):
+    for members in batches(rows, encoder.limits):
         batch = encoder.batch([rows[place] for place in members])
         vectors[members] = encoder.backend.run(batch)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ BATCHED = {"connections": 6, "per_request": 32}
 SINGLE = {"connections": 64, "per_request": 1}
 LATENCY_RATIO, REJECTION_SECONDS, SHARE = 1.5, 0.05, 0.9
 MEMORY_REQUESTS = 100_000
+LIBRARIES = ("fastapi", "starlette", "uvicorn", "httptools", "orjson", "pydantic")
 MEMORY_GROWTH = 1.1
 _COMMAND = (sys.executable, "-c", "from anna_export.cli import main; main()")
 
@@ -53,7 +55,7 @@ def main() -> int:
     rounds, seconds = (2, 10.0) if arguments.quick else (5, 20.0)
     artifact = _artifact()
     texts = _texts(artifact)
-    found = Found()
+    found = Found(samples={"libraries": {name: version(name) for name in LIBRARIES}})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")

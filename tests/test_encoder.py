@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anna_export.batching import (
-    ALONE_TOKENS,
     FREE_WASTE_TOKENS,
     MAX_WASTE,
-    MOST_PAIRS,
+    BatchLimits,
     batches_by_length,
 )
 from anna_export.encoder import Encoder
@@ -74,7 +73,7 @@ def angles(base: Path) -> Angles:
 def test_vectors_come_in_the_order_of_the_texts(
     base: Path, tokeniser: Tokeniser, texts: list[str], budget: int
 ) -> None:
-    encoder = Encoder(Angles(read_spec(base)), tokeniser, batch_tokens=budget)
+    encoder = Encoder(Angles(read_spec(base)), tokeniser, limits=BatchLimits(budget))
     found = encoder.encode(texts)
     assert found.shape == (len(texts), 2) and found.dtype == np.float32
     for text, vector in zip(texts, found, strict=True):
@@ -90,7 +89,7 @@ def test_equal_texts_are_computed_once(angles: Angles, tokeniser: Tokeniser) -> 
 
 def test_progress_counts_distinct_texts_to_the_end(angles: Angles, tokeniser: Tokeniser) -> None:
     seen: list[tuple[int, int]] = []
-    encoder = Encoder(angles, tokeniser, batch_tokens=64)
+    encoder = Encoder(angles, tokeniser, limits=BatchLimits(64))
     encoder.encode([*POOL, *POOL], progress=lambda done, total: seen.append((done, total)))
     assert len(seen) == len(angles.shapes) > 3
     assert seen == sorted(seen) and seen[-1] == (len(POOL), len(POOL))
@@ -99,7 +98,7 @@ def test_progress_counts_distinct_texts_to_the_end(angles: Angles, tokeniser: To
 @FAST
 @given(lengths=LENGTHS, budget=st.sampled_from([1, 30, 299, 1000, 4096]))
 def test_batches_hold_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = batches_by_length(lengths, budget)
+    batches = batches_by_length(lengths, BatchLimits(budget))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         width = max(lengths[index] for index in batch)
@@ -113,7 +112,7 @@ def test_padding_stays_within_its_share_whatever_the_lengths(
 ) -> None:
     computed = sum(
         max(lengths[index] for index in batch) * len(batch)
-        for batch in batches_by_length(lengths, budget)
+        for batch in batches_by_length(lengths, BatchLimits(budget))
     )
     assert computed - sum(lengths) <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS)
 
@@ -122,31 +121,41 @@ def test_padding_stays_within_its_share_whatever_the_lengths(
 @given(length=st.integers(1, 50), count=st.integers(1, 90), budget=st.integers(50, 900))
 def test_texts_of_one_length_fill_whole_batches(length: int, count: int, budget: int) -> None:
     full = budget // length
-    sizes = sorted(len(batch) for batch in batches_by_length([length] * count, budget))
+    sizes = sorted(len(batch) for batch in batches_by_length([length] * count, BatchLimits(budget)))
     assert len(sizes) == -(-count // full)
 
 
 def test_longest_texts_come_first() -> None:
     # the largest batch then shows at once whether memory is enough
-    batches = batches_by_length([3, 300, 40, 41, 299, 5], 600)
+    batches = batches_by_length([3, 300, 40, 41, 299, 5], BatchLimits(600))
     assert batches[0] == [1, 4] and batches[-1][-1] == 0
 
 
 @FAST
 @given(
-    lengths=st.lists(st.integers(1, 3 * ALONE_TOKENS), min_size=1, max_size=80),
+    lengths=st.lists(st.integers(1, 800), min_size=1, max_size=80),
     prefix=st.integers(1, 3000),
+    pairs=st.sampled_from([1 << 16, 1 << 19, None]),
+    alone=st.sampled_from([64, 256, None]),
 )
-def test_batches_behind_a_prefix_bound_the_pairs_attended_to(
-    lengths: list[int], prefix: int
+def test_batches_behind_a_prefix_keep_within_every_limit(
+    lengths: list[int], prefix: int, pairs: int | None, alone: int | None
 ) -> None:
-    found = batches_by_length(lengths, 4096, prefix)
+    found = batches_by_length(lengths, BatchLimits(4096, pairs, alone), prefix)
     assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
     for batch in found:
         width = max(lengths[index] for index in batch)
         if len(batch) > 1:
-            assert width <= ALONE_TOKENS and len(batch) * width <= 4096
-            assert len(batch) * width * (prefix + width) <= MOST_PAIRS
+            assert len(batch) * width <= 4096
+            assert alone is None or width <= alone
+            assert pairs is None or len(batch) * width * (prefix + width) <= pairs
+
+
+def test_only_a_cpu_computes_long_texts_behind_a_prefix_one_by_one() -> None:
+    lengths = [300] * 8
+    assert len(batches_by_length(lengths, BatchLimits(), 512)) == 8
+    assert len(batches_by_length(lengths, BatchLimits(pairs=1 << 24, alone=None), 512)) == 1
+    assert len(batches_by_length(lengths, BatchLimits(pairs=None, alone=None), 512)) == 1
 
 
 @pytest.mark.parametrize("unit", ["alone", "many"])
@@ -199,7 +208,7 @@ def require_little_padding(lengths: list[int]) -> None:
     for count in (64, 500, 5000):
         for budget in (512, 4096, 16384):
             taken = lengths[:count]
-            batches = batches_by_length(taken, budget)
+            batches = batches_by_length(taken, BatchLimits(budget))
             computed = sum(taken[batch[0]] * len(batch) for batch in batches)
             assert 1 - sum(taken) / computed <= 0.05, (count, budget)
             # what padding is for: far fewer batches than texts, where the budget allows them
@@ -261,7 +270,7 @@ def alone(encoder: Encoder) -> np.ndarray:
 def test_vectors_do_not_depend_on_the_token_budget(
     encoder: Encoder, alone: np.ndarray, budget: int
 ) -> None:
-    other = Encoder(encoder.backend, encoder.tokeniser, batch_tokens=budget)
+    other = Encoder(encoder.backend, encoder.tokeniser, limits=BatchLimits(budget))
     # as above: only the order of sums differs
     np.testing.assert_allclose(other.encode(POOL), alone, rtol=0, atol=1e-6)
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from anna_export.artifact import Artifact, open_artifact
 from anna_export.choices import BACKENDS
-from anna_export.encoder import Backend, Encoder
+from anna_export.encoder import Encoder
 from anna_export.engines.capability import Capability
 from anna_export.engines.driver import find_device
-from anna_export.engines.profiles import TOKEN_BUDGET
 from anna_export.engines.stored import find_engine
 from anna_export.errors import InputError
 from anna_export.stored_prefixes import StoredPrefixes
@@ -48,23 +47,22 @@ def load_encoder(
     """Load an artifact that is open already; the rest as `open_encoder`."""
     if backend not in BACKENDS:
         raise InputError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
-    runtime: Backend
     tokeniser, prompts = artifact.tokeniser(), artifact.manifest.prompts
     # a runtime's library is loaded only where it is used
     if backend == "pytorch":
         from anna_export.backends import pytorch
 
-        runtime = pytorch.open_backend(artifact, device=device)
-        return Encoder(runtime, tokeniser, prompts)  # it computes whole prompts: it is the truth
+        reference = pytorch.open_backend(artifact, device=device)
+        return Encoder(reference, tokeniser, prompts)  # it computes whole prompts: it is the truth
     if backend == "trt" or (backend == "auto" and device != "cpu" and _has_engine(artifact)):
         from anna_export.backends import trt
 
-        runtime = trt.open_backend(artifact, device=device)
-        return Encoder(runtime, tokeniser, prompts, StoredPrefixes(artifact), TOKEN_BUDGET)
+        engine = trt.open_backend(artifact, device=device)
+        return Encoder(engine, tokeniser, prompts, StoredPrefixes(artifact), trt.LIMITS)
     from anna_export.backends import ort
 
-    runtime = ort.open_backend(artifact, device=device, threads=threads)
-    return Encoder(runtime, tokeniser, prompts, StoredPrefixes(artifact))
+    session = ort.open_backend(artifact, device=device, threads=threads)
+    return Encoder(session, tokeniser, prompts, StoredPrefixes(artifact), session.limits)
 
 
 def _has_engine(artifact: Artifact) -> bool:

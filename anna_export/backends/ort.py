@@ -8,6 +8,7 @@ import numpy as np
 from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends.devices import pick_device
+from anna_export.batching import BatchLimits
 from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.graph.names import (
     ATTENTION_MASK,
@@ -31,6 +32,8 @@ except ImportError:
     ) from None
 
 _CUDA: Final = "CUDAExecutionProvider"
+# As many scores as one text of 4,096 tokens has without a prefix; texts together keep a GPU busy.
+_CUDA_LIMITS: Final = BatchLimits(pairs=1 << 24, alone=None)
 
 
 class OrtBackend:
@@ -43,8 +46,10 @@ class OrtBackend:
         session: onnxruntime.InferenceSession,
         spec: EmbeddingSpec,
         arithmetic: str,
+        limits: BatchLimits,
     ) -> None:
         self._session = session
+        self.limits = limits
         self.spec = spec
         self.arithmetic = arithmetic
 
@@ -87,12 +92,13 @@ def open_backend(
         path, provider = artifact.graph(CANONICAL), _CUDA
         arithmetic = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
+        limits = _CUDA_LIMITS
     else:
         multiply_exactly(options)
         needed = forecast(manifest.spec, manifest.contract, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
-        arithmetic = scheme.cpu_arithmetic
+        arithmetic, limits = scheme.cpu_arithmetic, BatchLimits()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -105,7 +111,7 @@ def open_backend(
         raise InputError(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
-    return OrtBackend(session, manifest.spec, arithmetic)
+    return OrtBackend(session, manifest.spec, arithmetic, limits)
 
 
 def multiply_exactly(options: onnxruntime.SessionOptions) -> None:

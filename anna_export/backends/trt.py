@@ -15,10 +15,11 @@ import numpy as np
 
 from anna_export.artifact import Artifact
 from anna_export.backends.device_memory import Block, Gpu, Work, load_cuda
+from anna_export.batching import BatchLimits
 from anna_export.choices import Target
 from anna_export.engines.driver import find_device
 from anna_export.engines.loading import load_engine, load_library, logger_of
-from anna_export.engines.profiles import Bucket, Shape, choose_bucket
+from anna_export.engines.profiles import TOKEN_BUDGET, Bucket, Shape, choose_bucket
 from anna_export.engines.record import EngineRecord
 from anna_export.engines.stored import StoredEngine, require_engine
 from anna_export.errors import InputError
@@ -33,6 +34,8 @@ from anna_export.prefix import Prefix
 from anna_export.spec import EmbeddingSpec
 from anna_export.tokenise import TokenBatch
 
+# Attention is one kernel and holds no scores.
+LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
 # What stays on the GPU of prefixes, and of buckets: those used longest ago go first.
 MOST_PREFIX_BYTES: Final = 4 << 30
 MOST_LAUNCHES: Final = 256

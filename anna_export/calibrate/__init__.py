@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from anna_export.batching import batches_by_length
+from anna_export.batching import BatchLimits, batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
 from anna_export.calibrate.request import Request
@@ -137,7 +137,7 @@ def _split(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
-    groups = batches_by_length([len(row) for row in rows], _BATCH_TOKENS)
+    groups = batches_by_length([len(row) for row in rows], BatchLimits(_BATCH_TOKENS))
     return [tokeniser.batch([rows[place] for place in group]) for group in groups]
 
 

@@ -50,7 +50,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     type=int,
     default=16 << 20,
     show_default=True,
-    help="Largest body in bytes.",
+    help="Largest body in bytes; all that are held at once take at most 64 times as much.",
+)
+@_option(
+    "--max-concurrent-requests",
+    type=int,
+    default=2048,
+    show_default=True,
+    help="Most requests that are read or answered at once; more are answered 429.",
 )
 @_option(
     "--max-queue-seconds",
@@ -123,6 +130,7 @@ def command(
     max_client_batch_size: int,
     max_request_tokens: int,
     payload_limit: int,
+    max_concurrent_requests: int,
     max_queue_seconds: float,
     stall_seconds: float,
     drain_seconds: float,
@@ -151,6 +159,7 @@ def command(
         max_client_batch_size,
         max_request_tokens,
         payload_limit,
+        max_concurrent_requests,
         max_queue_seconds,
         stall_seconds=stall_seconds,
         drain_seconds=drain_seconds,

@@ -87,7 +87,7 @@ def _embedding_routes(app: FastAPI, service: Service) -> None:
     async def embeddings(request: Request) -> Response:
         """OpenAI's embeddings."""
 
-        async def work(body: bytes, deadline: float | None) -> Response:
+        async def work(body: bytearray, deadline: float | None) -> Response:
             asked = read_body(OpenAIRequest, body)
             _require_model(service, asked.model)
             answer = await service.embed(
@@ -115,7 +115,7 @@ def _embedding_routes(app: FastAPI, service: Service) -> None:
     async def embed(request: Request) -> Response:
         """TEI's embeddings: a list of vectors."""
 
-        async def work(body: bytes, deadline: float | None) -> Response:
+        async def work(body: bytearray, deadline: float | None) -> Response:
             asked = read_body(TeiRequest, body)
             answer = await service.embed(
                 asked.inputs,
@@ -135,7 +135,7 @@ def _embedding_routes(app: FastAPI, service: Service) -> None:
     async def tokenize(request: Request) -> Response:
         """TEI's tokens of texts as they are embedded, behind a prompt if one is named."""
 
-        async def work(body: bytes, deadline: float | None) -> Response:
+        async def work(body: bytearray, deadline: float | None) -> Response:
             asked = read_body(TokenizeRequest, body)
             return answer_json(await service.tokens(asked))
 
@@ -147,7 +147,7 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     async def models(request: Request) -> Response:
         """The one model, in OpenAI's shape."""
 
-        async def work(body: bytes, deadline: float | None) -> Response:
+        async def work(body: bytearray, deadline: float | None) -> Response:
             return answer_json({"object": "list", "data": [_model(service)]})
 
         return await respond(service, request, work)
@@ -156,7 +156,7 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     async def info(request: Request) -> Response:
         """What is served, and the limits."""
 
-        async def work(body: bytes, deadline: float | None) -> Response:
+        async def work(body: bytearray, deadline: float | None) -> Response:
             return answer_json(_info(service))
 
         return await respond(service, request, work)
@@ -234,10 +234,11 @@ def _info(service: Service) -> dict[str, Any]:
         "model_type": {"embedding": {"pooling": "last_token"}},
         "dimensions": manifest.spec.dim,
         "max_input_length": manifest.contract.max_tokens,
-        "max_batch_tokens": service.scheduler.batch_tokens,
+        "max_batch_tokens": service.scheduler.limits.tokens,
         "max_client_batch_size": settings.max_inputs,
         "max_request_tokens": settings.max_request_tokens,
         "payload_limit": settings.payload_bytes,
+        "max_concurrent_requests": settings.max_requests,
         "auto_truncate": False,
         "prompts": sorted(prompts.by_name),
         "default_prompt": prompts.default,

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
-from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, most_rows
+from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 
 # Of longer queues, only the texts that have waited longest are looked at.
 WINDOW: Final = 512
 
 
-def choose_batch(lengths: Sequence[int], batch_tokens: int, prefix: int) -> list[int]:
+def choose_batch(lengths: Sequence[int], limits: BatchLimits, prefix: int) -> list[int]:
     """Return the places of the texts to compute together, the first of them always among these.
 
-    As many tokens as the budget allows, with as little padding as batches elsewhere.
+    As many tokens as the limits allow, with as little padding as batches elsewhere.
 
     Args:
         lengths: Tokens of each text but for its prefix, the oldest text first.
-        batch_tokens: Most tokens of the batch, padding included; a longer text goes alone.
+        limits: What the batch holds, at most.
         prefix: Tokens of the prefix that all stand behind.
     """
     order = sorted(range(min(len(lengths), WINDOW)), key=lambda place: -lengths[place])
@@ -27,7 +27,7 @@ def choose_batch(lengths: Sequence[int], batch_tokens: int, prefix: int) -> list
     best, span = 0, (oldest, oldest + 1)
     for start in range(oldest, -1, -1):
         width = widths[start]
-        end = min(len(order), start + most_rows(width, batch_tokens, prefix))
+        end = min(len(order), start + limits.rows(width, prefix))
         if end <= oldest:
             break  # texts further to the front are longer still
         end = _last_fitting(before, start, oldest + 1, end, width)

@@ -1,9 +1,10 @@
 """What every route does around its own work: keys, bodies, deadlines, clients that leave."""
 
 import asyncio
+import contextlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import orjson
@@ -19,9 +20,11 @@ DEADLINE_HEADER: Final = "x-deadline-ms"
 # that is still sending does not read the answer.
 _DRAINED: Final = 8
 _CLIENT_LEFT: Final = 499
+# Bodies that are held at once take no more memory than so many of the largest.
+_LARGEST_BODIES: Final = 64
 
 # a request's body and its deadline → the answer, and what to say of it in a header or the log
-Work = Callable[[bytes, float | None], Awaitable[Response]]
+Work = Callable[[bytearray, float | None], Awaitable[Response]]
 
 
 def is_openai(path: str) -> bool:
@@ -52,9 +55,10 @@ async def respond(service: Service, request: Request, work: Work) -> Response:
     service.active += 1
     try:
         require_key(request, service.settings.api_keys)
+        _require_room(service)
         deadline = _deadline(request, started)
-        body = await _read(request, service)
-        response = await _unless_left(request, work(body, deadline))
+        async with _body(request, service) as body:
+            response = await _unless_left(request, work(body, deadline))
     except Refusal as refusal:
         response = answer_refusal(request, refusal)
     except ClientDisconnect:  # in the middle of its body
@@ -103,21 +107,47 @@ def _deadline(request: Request, started: float) -> float | None:
     return started + int(told) / 1e3
 
 
-async def _read(request: Request, service: Service) -> bytes:
-    """Read a body.
+def _require_room(service: Service) -> None:
+    """Refuse a request where as many are at work as may be.
 
     Raises:
-        Refusal: If it is larger than the limit, or takes too long.
+        Refusal: If so.
     """
+    most = service.settings.max_requests
+    if service.active > most:
+        service.metrics.rejected.labels(reason="requests").inc()
+        raise Refusal.overloaded(f"{most:,} requests, the limit, are being answered", 1)
+
+
+@contextlib.asynccontextmanager
+async def _body(request: Request, service: Service) -> AsyncIterator[bytearray]:
+    """Read a body, and count it while it is held.
+
+    Raises:
+        Refusal: If it is larger than the limit, takes too long, or too much of others is held.
+    """
+    kept = bytearray()
+    try:
+        await _read(request, service, kept)
+        yield kept
+    finally:
+        service.body_bytes -= len(kept)
+
+
+async def _read(request: Request, service: Service, kept: bytearray) -> None:
     limit = service.settings.payload_bytes
-    kept, size = bytearray(), 0
+    most = _LARGEST_BODIES * limit
+    size, fits = 0, True
     try:
         async with asyncio.timeout(service.settings.body_seconds):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= limit:
+                fits = fits and service.body_bytes + len(chunk) <= most
+                if size <= limit and fits:
                     kept += chunk
+                    service.body_bytes += len(chunk)
                 else:
+                    service.body_bytes -= len(kept)
                     kept.clear()
                 if size > _DRAINED * limit:
                     break
@@ -135,7 +165,9 @@ async def _read(request: Request, service: Service) -> bytes:
             f"expected a body of at most {limit:,} bytes, found more; send the texts in several "
             "requests"
         )
-    return bytes(kept)
+    if not fits:
+        service.metrics.rejected.labels(reason="bodies").inc()
+        raise Refusal.overloaded(f"{most:,} bytes of requests, the limit, are held", 1)
 
 
 async def _unless_left(request: Request, work: Awaitable[Response]) -> Response:

@@ -9,10 +9,11 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from anna_export.batching import BatchLimits
 from anna_export.prompts import Prompt
 from anna_export.serve.batch import choose_batch
 from anna_export.serve.metrics import Metrics
@@ -81,7 +82,7 @@ class Scheduler:
         self._numbers = itertools.count()
         self._pending_tokens = 0
         self._rate = 1.0
-        self._batch_tokens = 0
+        self._most = BatchLimits(0)
         self._alarm: asyncio.TimerHandle | None = None
         self.ready: Ready | None = None
 
@@ -93,12 +94,13 @@ class Scheduler:
     @property
     def limit_tokens(self) -> int:
         """How many tokens may be pending."""
-        return max(2 * self.batch_tokens, int(self._settings.queue_seconds * self._rate))
+        return max(2 * self.limits.tokens, int(self._settings.queue_seconds * self._rate))
 
     @property
-    def batch_tokens(self) -> int:
-        """How many tokens are computed at once."""
-        return min(self._batch_tokens, max(_LEAST_BATCH_TOKENS, int(_BATCH_SECONDS * self._rate)))
+    def limits(self) -> BatchLimits:
+        """What is computed at once."""
+        tokens = max(_LEAST_BATCH_TOKENS, int(_BATCH_SECONDS * self._rate))
+        return replace(self._most, tokens=min(self._most.tokens, tokens))
 
     @property
     def is_full(self) -> bool:
@@ -154,7 +156,8 @@ class Scheduler:
         """Take work from now on."""
         self.ready = ready
         self._rate = ready.tokens_per_second
-        self._batch_tokens = self._settings.max_batch_tokens or ready.batch_tokens
+        most = self._settings.max_batch_tokens or ready.limits.tokens
+        self._most = replace(ready.limits, tokens=most)
         self._feed()
 
     def on_lost(self) -> None:
@@ -226,9 +229,7 @@ class Scheduler:
                 for job in self._waiting
                 if (job.item.prompt, job.item.cached) == (oldest.item.prompt, oldest.item.cached)
             ]
-            places = choose_batch(
-                [job.item.own for job in alike], self.batch_tokens, oldest.item.cached
-            )
+            places = choose_batch([job.item.own for job in alike], self.limits, oldest.item.cached)
             jobs = [alike[place] for place in places]
             now = time.perf_counter()
             for job in jobs:

@@ -86,7 +86,7 @@ class TokenizeRequest(BaseModel):
     prompt_name: StrictStr | None = None
 
 
-def read_body(model: type[Body], content: bytes) -> Body:
+def read_body(model: type[Body], content: bytearray) -> Body:
     """Read a JSON body.
 
     Raises:

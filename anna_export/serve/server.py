@@ -18,7 +18,7 @@ from anna_export.serve.settings import Settings
 from anna_export.serve.worker import Served
 
 _POLL_SECONDS = 0.05
-# How long clients may take to read their last answer.
+# How long clients may take to read their last answer, if the time to drain is over.
 _ANSWER_SECONDS = 2.0
 
 
@@ -110,6 +110,7 @@ async def _serve(
     log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
     await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
+    end_at = loop.time() + settings.drain_seconds
     if ended.done() and not isinstance(ended.result(), str):
         log("draining", requests=service.active, seconds=settings.drain_seconds)
         await _drain(service, settings.drain_seconds)
@@ -119,7 +120,8 @@ async def _serve(
     await _drain(service, _ANSWER_SECONDS)
     server.should_exit = True
     server.force_exit = service.active > 0
-    await asyncio.wait((serving,), timeout=_ANSWER_SECONDS)
+    # what was answered is not always read yet
+    await asyncio.wait((serving,), timeout=max(_ANSWER_SECONDS, end_at - loop.time()))
     log("stopped", unfinished=unfinished)
     return ended.result() if ended.done() else "the server ended by itself"
 

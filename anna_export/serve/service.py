@@ -65,6 +65,7 @@ class Service:
         self.scheduler.attach(self.process)
         self.draining = False
         self.active = 0  # requests that are being answered
+        self.body_bytes = 0  # of all of these
         self._threads = ThreadPoolExecutor(_TOKENISER_THREADS, "tokenise")
 
     @property

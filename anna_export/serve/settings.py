@@ -16,6 +16,7 @@ class Settings:
         max_inputs: Most texts of one request.
         max_request_tokens: Most tokens of one request, prompts included.
         payload_bytes: Largest body.
+        max_requests: Most requests that are read or answered at once.
         queue_seconds: What is waiting takes at most so long to compute, or is not admitted.
         stall_seconds: An encoder that takes longer for a batch, and far longer than usual, is
             started again.
@@ -33,6 +34,7 @@ class Settings:
     max_inputs: int = 2048
     max_request_tokens: int = 300_000
     payload_bytes: int = 16 << 20
+    max_requests: int = 2048
     queue_seconds: float = 1.0
     stall_seconds: float = 120.0
     body_seconds: float = 30.0
@@ -45,6 +47,7 @@ class Settings:
             "--max-client-batch-size": self.max_inputs,
             "--max-request-tokens": self.max_request_tokens,
             "--payload-limit": self.payload_bytes,
+            "--max-concurrent-requests": self.max_requests,
             "--max-queue-seconds": self.queue_seconds,
             "--stall-seconds": self.stall_seconds,
             "--drain-seconds": self.drain_seconds,

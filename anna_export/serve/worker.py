@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from anna_export.batching import by_prefix
+from anna_export.batching import BatchLimits, by_prefix
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
 from anna_export.golden import GoldenVector, require_golden
@@ -53,7 +53,7 @@ class Ready:
 
     backend: str
     arithmetic: str
-    batch_tokens: int
+    limits: BatchLimits
     tokens_per_second: float
 
 
@@ -173,4 +173,4 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
     seconds = time.perf_counter() - started
     rate = len(many) * width / max(seconds, 1e-9)
     backend = encoder.backend
-    return Ready(backend.name, backend.arithmetic, encoder.batch_tokens, rate)
+    return Ready(backend.name, backend.arithmetic, encoder.limits, rate)

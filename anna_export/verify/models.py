@@ -11,6 +11,7 @@ from mteb.models.model_meta import ModelMeta
 from anna_export import quantise
 from anna_export.artifact import Artifact
 from anna_export.backends import load_encoder
+from anna_export.batching import BatchLimits
 from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.plan import forecast, require_memory
@@ -115,7 +116,8 @@ def _references(
         f"{ORGANISATION}/{folder.resolve().name}", sha256, manifest.spec, manifest.contract
     )
     yield Model("reference", encoder, identity, meta, {})
-    others = Encoder(encoder.backend, encoder.tokeniser, encoder.prompts, None, AGAIN_TOKENS)
+    limits = BatchLimits(AGAIN_TOKENS)
+    others = Encoder(encoder.backend, encoder.tokeniser, encoder.prompts, None, limits)
     yield Model(
         "reference again", others, {**identity, "again": AGAIN_TOKENS}, meta, {}, shuffled=True
     )

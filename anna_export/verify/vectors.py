@@ -119,7 +119,7 @@ def compare(
     ticks = _Ticks(progress, 3 * len(rows))
     alike = [list(range(len(rows)))]
     if not together:
-        alike = batches(expected_rows, reference.batch_tokens)
+        alike = batches(expected_rows, reference.limits)
     expected = _vectors(reference, expected_rows, alike, ticks)
     found = _vectors(candidate, rows, _unlike(rows), ticks)
     alone = _vectors(candidate, rows, [[index] for index in range(len(rows))], ticks)

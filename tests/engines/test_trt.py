@@ -16,6 +16,7 @@ import pytest
 from anna_export import backends
 from anna_export.artifact import Artifact, add_evidence, open_artifact
 from anna_export.backends import open_encoder, trt
+from anna_export.batching import BatchLimits
 from anna_export.choices import Target
 from anna_export.encoder import Encoder
 from anna_export.engines.driver import Device
@@ -116,7 +117,7 @@ class Opened:
             artifact.tokeniser(),
             artifact.manifest.prompts,
             StoredPrefixes(artifact),
-            BUDGET,
+            BatchLimits(BUDGET, pairs=None, alone=None),
         )
 
 
@@ -382,7 +383,7 @@ def test_auto_takes_the_engine_that_is_for_this_gpu(
     encoder = open_encoder(artifact.folder, device=device)
     assert encoder.backend.name == chosen
     if chosen == "trt":
-        assert encoder.batch_tokens == TOKEN_BUDGET
+        assert encoder.limits == BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
 
 
 def test_an_engine_runs_without_pytorch_and_onnx(tmp_path: Path) -> None:

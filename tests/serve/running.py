@@ -84,11 +84,16 @@ class Running:
                 total += float(value)
         return total
 
-    def connect(self) -> socket.socket:
-        """Return a bare connection."""
+    def connect(self, receive_bytes: int | None = None) -> socket.socket:
+        """Return a bare connection; its buffer for what comes in may be small."""
         where = urlsplit(self.url)
         assert where.hostname is not None
-        return socket.create_connection((where.hostname, where.port or 80), timeout=30)
+        found = socket.socket()
+        found.settimeout(30)
+        if receive_bytes is not None:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        found.connect((where.hostname, where.port or 80))
+        return found
 
 
 @contextmanager

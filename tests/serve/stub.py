@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--us-per-token", type=float, default=0.0)
     parser.add_argument("--max-queue-seconds", type=float, default=1.0)
     parser.add_argument("--payload-limit", type=int, default=16 << 20)
+    parser.add_argument("--max-concurrent-requests", type=int, default=2048)
     parser.add_argument("--stall-seconds", type=float, default=120.0)
     parser.add_argument("--body-seconds", type=float, default=30.0)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
@@ -107,6 +108,7 @@ def main() -> None:
     settings = Settings(
         "stub",
         payload_bytes=told.payload_limit,
+        max_requests=told.max_concurrent_requests,
         queue_seconds=told.max_queue_seconds,
         stall_seconds=told.stall_seconds,
         body_seconds=told.body_seconds,

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, most_rows
+from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 from anna_export.serve.batch import WINDOW, choose_batch
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
@@ -15,32 +15,32 @@ LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
 def test_the_oldest_is_in_a_batch_that_fits_with_little_padding(
     lengths: list[int], budget: int, prefix: int
 ) -> None:
-    places = choose_batch(lengths, budget, prefix)
+    places = choose_batch(lengths, BatchLimits(budget), prefix)
     assert 0 in places and len(set(places)) == len(places)
     chosen = [lengths[place] for place in places]
-    assert len(chosen) <= most_rows(max(chosen), budget, prefix)
+    assert len(chosen) <= BatchLimits(budget).rows(max(chosen), prefix)
     computed = max(chosen) * len(chosen)
     assert computed - sum(chosen) <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS)
 
 
 @given(LENGTHS, st.integers(600, 2048))
 def test_nothing_fits_in_that_has_the_same_length(lengths: list[int], budget: int) -> None:
-    places = choose_batch(lengths, budget, 0)
+    places = choose_batch(lengths, BatchLimits(budget), 0)
     chosen = [lengths[place] for place in places]
     left = [length for place, length in enumerate(lengths) if place not in places]
-    if len(chosen) < most_rows(max(chosen), budget, 0):
+    if len(chosen) < BatchLimits(budget).rows(max(chosen), 0):
         assert max(chosen) not in left
 
 
 def test_texts_of_one_length_fill_the_budget() -> None:
-    assert len(choose_batch([64] * 100, 1024, 0)) == 16
+    assert len(choose_batch([64] * 100, BatchLimits(1024), 0)) == 16
 
 
 def test_a_text_longer_than_the_budget_goes_alone() -> None:
-    assert choose_batch([3000, 5, 6], 1024, 0) == [0]
+    assert choose_batch([3000, 5, 6], BatchLimits(1024), 0) == [0]
 
 
 def test_a_long_queue_costs_no_more_than_its_window() -> None:
     random.seed(0)
     lengths = [random.randint(1, 500) for _ in range(100_000)]
-    assert max(choose_batch(lengths, 4096, 0)) < WINDOW
+    assert max(choose_batch(lengths, BatchLimits(), 0)) < WINDOW

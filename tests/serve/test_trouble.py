@@ -237,6 +237,41 @@ def test_1000_connections(stub: Stub) -> None:
     assert sum(answer.startswith(b"HTTP/1.1 200 ") for answer in answers) == 1000
 
 
+def test_more_requests_than_may_be_answered_at_once_are_refused(stub: Stub) -> None:
+    server = stub(us_per_token=1, max_concurrent_requests=4)
+    with ThreadPoolExecutor(4) as pool:
+        taken = [pool.submit(server.embed, f"slowword {n}", prompt_name="") for n in range(4)]
+        time.sleep(0.3)
+        for text in ("one more", "large " * 1_000_000):
+            answer = server.post("/embed", {"inputs": text})
+            assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
+        assert server.client.get("/health").status_code == 200
+        for one in taken:
+            one.result()
+    assert server.metric("anna_rejected_total", reason="requests") == 2
+    assert server.embed("and again")
+
+
+def test_bodies_of_many_clients_are_bounded_together(stub: Stub) -> None:
+    server = stub(payload_limit=1000)
+    body = b'{"inputs": "a"%s}' % (b" " * 980)
+    head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for _ in range(2):  # what was held is given back
+        clients = [server.connect() for _ in range(80)]
+        for client in clients:
+            client.sendall(head + body[:-1])
+        time.sleep(0.3)
+        for client in clients:
+            client.sendall(body[-1:])
+        answers = [client.recv(4096) for client in clients]
+        for client in clients:
+            client.close()
+        refused = sum(answer.startswith(b"HTTP/1.1 429 ") for answer in answers)
+        assert refused == 80 - 64_000 // (len(body) - 1)
+        assert sum(answer.startswith(b"HTTP/1.1 200 ") for answer in answers) == 80 - refused
+    assert server.embed("alive")
+
+
 # -- what computes --
 
 
@@ -411,6 +446,23 @@ def test_sigterm_under_load_answers_what_was_taken_and_exits_with_0(stub: Stub) 
     assert server.process.wait(10) == 0
     assert set(codes) <= {200, 503} and codes.count(200) >= 16
     assert server.wait_for("stopped")["unfinished"] == 0
+
+
+def test_sigterm_leaves_a_slow_reader_the_time_to_drain(stub: Stub) -> None:
+    server = stub(drain_seconds=20)
+    body = json.dumps({"inputs": ["a " * 200] * 1024}).encode()
+    head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with server.connect(receive_bytes=4096) as client:
+        client.sendall(head + body)
+        server.wait_for("request")
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(4)
+        answer = b""
+        while part := client.recv(1 << 16):
+            answer += part
+    # more than the system takes at once
+    assert len(answer) > 5 << 20 and len(json.loads(answer.partition(b"\r\n\r\n")[2])) == 1024
+    assert server.process.wait(10) == 0
 
 
 def test_draining_has_an_end(stub: Stub) -> None:
