@@ -164,7 +164,6 @@ def _throughput(
             f">= {SHARE}",
             share >= SHARE,
             (min(shares), max(shares)),
-            1.0,
         ),
         _printed("the bare encoder: texts a second", bare),
         _printed("the server, 32 texts a request: texts a second", served),
