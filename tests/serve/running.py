@@ -7,18 +7,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[2]
 SERVE = ("-c", "from anna_export.cli import main; main()", "serve")
 STUB = ("-m", "tests.serve.stub")
 START_SECONDS = 60
+ANSWERED = (200, 429, 503, 504)
 
 
 class Running:
@@ -51,6 +54,16 @@ class Running:
                 break
             time.sleep(0.01)
         raise AssertionError(f"no {event}: {self.lines}")
+
+    @property
+    def encoder_pid(self) -> int:
+        """The number of the process that computes."""
+        (child,) = [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+        return child.pid
 
     def wait_until_ready(self) -> "Running":
         """Wait until requests are taken."""
@@ -96,6 +109,9 @@ class Running:
         return found
 
 
+Stub = Callable[..., Running]
+
+
 @contextmanager
 def running(
     artifact: Path,
@@ -120,3 +136,21 @@ def running(
     finally:
         process.kill()
         process.wait(10)
+
+
+def at_once(server: Running, bodies: list[dict[str, Any]], **options: Any) -> list[httpx.Response]:
+    """Send bodies at the same time."""
+
+    def send(body: dict[str, Any]) -> httpx.Response:
+        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+            return client.post("/v1/embeddings", json=body, **options)
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(send, bodies))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
