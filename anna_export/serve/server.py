@@ -113,11 +113,11 @@ async def _serve(
     end_at = loop.time() + settings.drain_seconds
     if ended.done() and not isinstance(ended.result(), str):
         log("draining", requests=service.active, seconds=settings.drain_seconds)
-        await _drain(service, settings.drain_seconds)
+        await _drain(service, end_at)
     # what is left is answered 503
     unfinished = service.active
     service.close()
-    await _drain(service, _ANSWER_SECONDS)
+    await _drain(service, loop.time() + _ANSWER_SECONDS)
     server.should_exit = True
     server.force_exit = service.active > 0
     # what was answered is not always read yet
@@ -126,11 +126,10 @@ async def _serve(
     return ended.result() if ended.done() else "the server ended by itself"
 
 
-async def _drain(service: Service, seconds: float) -> None:
-    """Wait until every request that was taken is answered, or for so long."""
+async def _drain(service: Service, end_at: float) -> None:
+    """Wait until every request that was taken is answered, or until then by the loop's clock."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while service.active and loop.time() < end:
+    while service.active and loop.time() < end_at:
         await asyncio.sleep(_POLL_SECONDS)
 
 

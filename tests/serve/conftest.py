@@ -8,7 +8,7 @@ import pytest
 
 from anna_export.artifact import Artifact
 from anna_export.verify.texts import long_text
-from tests.serve.running import STUB, Running, running
+from tests.serve.running import STUB, Running, Stub, running
 
 for library in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(library, reason="needs anna-export[serve]")
@@ -39,7 +39,7 @@ def server(served_artifact: Artifact) -> Iterator[Running]:
 
 
 @pytest.fixture
-def stub(served_artifact: Artifact) -> Iterator[Callable[..., Running]]:
+def stub(served_artifact: Artifact) -> Iterator[Stub]:
     """Starts servers whose encoder is a stub; options are those of stub.py."""
     from contextlib import ExitStack
 

@@ -150,6 +150,7 @@ def at_once(server: Running, bodies: list[dict[str, Any]], **options: Any) -> li
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something is so; fail if it takes longer."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
