@@ -1,14 +1,15 @@
 """What several verbs share: how their help is laid out, arguments and options."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from anna_export.choices import BACKENDS, DEVICES, Target
-from anna_export.errors import InputError, MissingError
+from anna_export.errors import AnnaError, InputError, MissingError
 from anna_export.spec import Precision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -21,10 +22,27 @@ class Verb(click.Command):
         super().__init__(*args, **kwargs)
         self.example = example
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that names a field then names its flag."""
+        try:
+            return super().invoke(ctx)
+        except AnnaError as error:
+            error.args = (with_flags(str(error), self.params), *error.args[1:])
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example, unwrapped, so that it can be copied."""
         with formatter.section("Example"):
             formatter.write(f"  {self.example}\n")
+
+
+def with_flags(message: str, parameters: Iterable[click.Parameter]) -> str:
+    """Replace each field in backquotes by the flag of the parameter of that name, if there is one.
+
+    The library knows fields, `max_tokens`; a command line knows flags, --max-tokens.
+    """
+    flags = {parameter.name: parameter.opts[0] for parameter in parameters}
+    return re.sub(r"`(\w+)`", lambda field: flags.get(field[1], field[0]), message)
 
 
 class Verbs(click.Group):
