@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder
-from anna_export.artifact import Artifact, add_evidence, open_artifact
+from anna_export.artifact.evidence import add_evidence
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.cli import run
 from anna_export.errors import InputError
+from anna_export.integrations.triton.configs import Word, pbtxt
+from anna_export.integrations.triton.write import Package, write_repository
 from anna_export.spec import Precision
-from anna_export.triton_repository.configs import Word, pbtxt
-from anna_export.triton_repository.write import Package, write_repository
 
 TEXTS = ["A man plays the guitar.", "", "漢字 🙂 été", "word " * 90]
 PROMPTS = {"tasks": {"ask": {"text": "Find the answer to: "}, "b-c": {"text": "passage: "}}}
