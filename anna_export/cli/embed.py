@@ -52,7 +52,7 @@ from anna_export.console import commands, output
     show_default=True,
     help="GPUs of each encoder there.",
 )
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(
     artifact: Path,

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     "prompted. Default: the prompts in the adapter's folder, else the model's.",
 )
 @options.max_tokens_option
-@options.overwrite_option
+@commands.overwrite_option
 @options.target_option(default=None)
 @options.capability_option
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")

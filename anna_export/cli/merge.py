@@ -16,7 +16,7 @@ from anna_export.console import commands, output
 @options.model_option
 @click.option("--adapter", type=commands.folder, required=True, help="Folder of a LoRA adapter.")
 @click.option("--out", type=commands.path, required=True, help="Model folder to make.")
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write base and adapter as one ordinary Hugging Face folder.

@@ -35,9 +35,6 @@ model_option = click.option(
     "--model", type=folder, required=True, help="Folder of the base model (safetensors)."
 )
 adapter_option = click.option("--adapter", type=folder, help="Folder of a LoRA adapter over it.")
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace the output if it exists."
-)
 max_tokens_option = click.option(
     "--max-tokens",
     type=int,

@@ -39,7 +39,7 @@ from anna_export.console import commands, output
     show_default=True,
     help="Most texts that are computed together.",
 )
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(
     artifact: Path,

@@ -74,3 +74,6 @@ class _Folder(click.Path):
 
 path = click.Path(path_type=Path)
 folder = _Folder(path_type=Path)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the output if it exists."
+)

@@ -27,6 +27,7 @@ from anna_export.artifact.manifest import (
     FileEntry,
     hash_file,
     identity,
+    write_manifest,
 )
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
@@ -73,7 +74,7 @@ def list_again(folder: Path) -> None:
             "artifact_id": identity(files, manifest.spec, manifest.contract),
         }
     )
-    manifest.write_manifest(folder, changed)
+    write_manifest(folder, changed)
 
 
 def open_manifest(folder: Path) -> manifest.Manifest:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options
 from anna_export.console import commands, output
 
 # anna_train.imports.Format, which loads what --help need not
@@ -37,7 +36,7 @@ _FORMATS = ("tevatron", "sentence-transformers", "flagembedding")
     help="Least score that makes a pair's second text a positive of the first, on the scores' own "
     "scale; it is a negative below. Needed for pairs with a score.",
 )
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(
     source: Path,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anna_export.cli import options
 from anna_export.console import commands, output
 from anna_train.cli.teacher_options import teacher_options, teacher_settings
 
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
     help="The best of those that may be negatives, or any by chance.",
 )
 @click.option("--replace", is_flag=True, help="Drop the negatives that rows have.")
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(
     rows: Path,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anna_export.cli import options
 from anna_export.console import commands, output
 from anna_export.errors import InputError
 from anna_train.cli.teacher_options import teacher_options, teacher_settings
@@ -60,7 +59,7 @@ class _Weights(click.ParamType):
     help="Of reranker, dense retriever and BM25, each standardised over the file.",
 )
 @click.option("--again", is_flag=True, help="Score rows that are scored already, too.")
-@options.overwrite_option
+@commands.overwrite_option
 @output.json_option
 def command(
     rows: Path,

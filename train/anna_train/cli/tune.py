@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options
 from anna_export.console import commands, output
 
 
@@ -15,7 +14,7 @@ from anna_export.console import commands, output
     "--config", type=commands.path, required=True, help="Recipe (YAML): base, data, loss, LoRA."
 )
 @click.option("--out", type=commands.path, required=True, help="Adapter folder to make.")
-@options.overwrite_option
+@commands.overwrite_option
 @click.option("--restart", is_flag=True, help="Throw an unfinished run away and begin anew.")
 @output.json_option
 def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bool) -> None:
