@@ -150,8 +150,8 @@ def test_opening_hashes_no_prefix(artifact: Path, monkeypatch: pytest.MonkeyPatc
         hashed.append(path.name)
         return hash_file(path)
 
-    for module in ("artifact", "prefix_files", "stored_prefixes"):
-        monkeypatch.setattr(f"anna_export.{module}.hash_file", watched)
+    for module in ("folder", "manifest", "prefixes"):
+        monkeypatch.setattr(f"anna_export.artifact.{module}.hash_file", watched)
     open_artifact(artifact)
     assert "model.onnx" in hashed and not any(name.endswith("safetensors") for name in hashed)
     open_artifact(artifact, check=True)

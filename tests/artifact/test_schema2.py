@@ -10,7 +10,7 @@ import pytest
 import anna_export
 from anna_export.cli import run
 
-DATA = Path(__file__).parent / "data" / "schema2"
+DATA = Path(__file__).parents[1] / "data" / "schema2"
 TEXTS = ["a text", "The river runs to the sea.", ""]
 PRECISIONS = ("fp32", "int8", "fp8")
 

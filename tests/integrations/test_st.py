@@ -149,6 +149,6 @@ def test_without_the_library_the_extra_is_named(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.delitem(sys.modules, "anna_export.st")
+    monkeypatch.delitem(sys.modules, "anna_export.integrations.sentence_transformer")
     with pytest.raises(AnnaError, match=r"install anna-export\[train\]"):
         anna_export.sentence_transformer(artifact.folder)
