@@ -13,8 +13,8 @@ from anna_export.errors import ExtraError, InconclusiveError, InputError, Parity
 
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
-    from anna_export.verify.flow import Verified
-    from anna_export.verify.proof import Proof
+    from anna_export.verify.flow import Verification
+    from anna_export.verify.parity_report import ParityReport
     from anna_export.verify.tasks import TaskRun
 
 _TIERS: Final = ("vectors", "quick", "full")
@@ -23,22 +23,23 @@ _TIERS: Final = ("vectors", "quick", "full")
 @click.command(
     "verify",
     cls=commands.Verb,
-    example="anna-export verify artifact --reference base --adapter lora --tier quick",
+    example="anna-export verify artifact --model base --adapter lora --tier quick",
 )
 @options.artifact_argument
 @click.option(
     "--reference",
     type=commands.folder,
     required=True,
-    help="Folder of the base model to hold it to.",
+    help="Folder of the base model to compare it with.",
 )
 @options.adapter_option
 @click.option(
     "--tier",
     type=click.Choice(_TIERS),
-    help="vectors (the default): cosines over ordinary and odd texts, alone and in padded "
-    "batches; seconds for a small model, minutes for 7 billion parameters. quick: then some small "
-    "MTEB tasks of every category, or all of --task-data. full: then MTEB(eng, v2), 41 tasks.",
+    help="vectors (the default): cosines over ordinary and odd texts, at batch size 1 and in "
+    "padded batches; seconds for a small model, minutes for 7 billion parameters. quick: then some "
+    "small MTEB tasks of every category, or all of --task-data. full: then MTEB(eng, v2), 41 "
+    "tasks.",
 )
 @click.option(
     "--task",
@@ -57,34 +58,34 @@ _TIERS: Final = ("vectors", "quick", "full")
     "--task-prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Prompts by mteb task, as JSON, in place of those that ship; the artifact's own prompts "
-    'of a task\'s name go before them. "none": no prompts.',
+    help="Prompts by mteb task, as JSON, in place of anna-export's. A prompt of the task's name in "
+    'the artifact is used first. "none": no prompts.',
 )
 @click.option(
     "--margin",
     type=float,
-    help="What a score may lose, in its own unit, which is 0 to 1. Default: 0.5 % of the "
+    help="By how much a score, 0 to 1, may be lower than the reference's. Default: 0.5 % of the "
     "reference's score, and at least 0.002.",
 )
 @click.option(
     "--trained-on",
     multiple=True,
     metavar="NAME",
-    help="A task or data set the model was trained on, beside those its adapter's card names; "
-    "such tasks are marked. Repeatable.",
+    help="A task or data set the model was trained on, in addition to those its adapter's card "
+    "names; the report marks such tasks. Repeatable.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of vectors that are embedded already; a run that was interrupted goes on from "
-    "them. Default: ~/.cache/anna-export.",
+    help="Folder that stores every vector once it is embedded; an interrupted run continues from "
+    "it. Default: ~/.cache/anna-export.",
 )
 @options.backend_option
 @options.device_option
 @output.json_option
 def command(
     artifact: Path,
-    reference: Path,
+    model: Path,
     adapter: Path | None,
     tier: str | None,
     names: tuple[str, ...],
@@ -113,16 +114,14 @@ def command(
         if names and tier:
             raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
         tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
-    verified = verify(
-        opened, reference, adapter, tasks, output.stage, backend=backend, device=device
-    )
+    verified = verify(opened, model, adapter, tasks, output.stage, backend=backend, device=device)
     stored = _store(opened, verified)
-    proof = verified.proof
+    report = verified.report
     if as_json:
-        output.print_json({**proof.to_json(), "stored": stored})
+        output.print_json({**report.to_json(), "stored": stored})
     else:
-        _print(proof, stored)
-    _answer(proof)
+        _print(report, stored)
+    _require_pass(report)
 
 
 def _task_run(
@@ -159,30 +158,30 @@ def _task_run(
     )
 
 
-def _print(proof: "Proof", stored: str) -> None:
-    rows = shown.parity_rows(proof.vectors)
-    if proof.tasks is None:
+def _print(report: "ParityReport", stored: str) -> None:
+    rows = shown.parity_rows(report.vectors)
+    if report.tasks is None:
         output.print_rows(rows | {"stored": stored})
         return
     output.print_rows(rows)
     output.print_line("")
-    shown.print_tasks(proof.tasks)
+    shown.print_tasks(report.tasks)
     output.print_line("")
-    shown.print_standings(proof.tasks.summary)
+    shown.print_standings(report.tasks.summary)
     output.print_line("")
-    output.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
+    output.print_rows(shown.task_rows(report.tasks) | {"stored": stored})
 
 
-def _answer(proof: "Proof") -> None:
+def _require_pass(report: "ParityReport") -> None:
     """Turn a verdict into an exit code."""
-    if proof.verdict == "pass":
+    if report.verdict == "pass":
         return
-    found = "; ".join(proof.reasons)
-    if proof.tasks is None:
-        raise ParityError(f"expected the reference's vectors, found: {found}")
-    if proof.verdict == "fail":
-        raise ParityError(f"expected the reference's scores, found: {found}")
-    mean = proof.tasks.mean
+    reasons = "; ".join(report.reasons)
+    if report.tasks is None:
+        raise ParityError(f"expected the reference's vectors, found: {reasons}")
+    if report.verdict == "fail":
+        raise ParityError(f"expected the reference's scores, found: {reasons}")
+    mean = report.tasks.mean
     raise InconclusiveError(
         f"expected enough texts to tell, found a mean over tasks that differs by "
         f"{mean.difference:+.4f} ({mean.low:+.4f} to {mean.high:+.4f}), against a margin of "
@@ -190,17 +189,17 @@ def _answer(proof: "Proof") -> None:
     )
 
 
-def _store(artifact: "Artifact", verified: "Verified") -> str:
-    """Keep a proof of what the artifact was made from, in the artifact; say where, or why not."""
+def _store(artifact: "Artifact", verified: "Verification") -> str:
+    """Store the report in the artifact, if the reference is its own; say where, or why not."""
     from anna_export.artifact.manifest import PARITY_FILE
-    from anna_export.report.card import add_proof, add_results
-    from anna_export.verify.proof import with_tasks_of
+    from anna_export.report.card import add_parity, add_results
+    from anna_export.verify.parity_file import with_earlier_tasks
 
-    proof = with_tasks_of(verified.proof, artifact)
-    if proof.vectors.reference_sha256 != artifact.manifest.source.sha256:
+    report = with_earlier_tasks(verified.report, artifact)
+    if report.vectors.reference_sha256 != artifact.manifest.source.sha256:
         return "nowhere: this reference is not what the artifact was made from"
     try:
-        add_results(add_proof(artifact, proof), verified.results)
+        add_results(add_parity(artifact, report), verified.results)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -70,7 +70,7 @@ class Recipe:
     @property
     def request(self) -> Request:
         """What to calibrate for."""
-        scheme, max_loss = self.scheme, self.scheme.limits.max_loss
+        scheme, max_loss = self.scheme, self.scheme.thresholds.max_loss
         assert scheme.linear is not None and max_loss is not None
         return Request(
             scheme.linear, scheme.embedding, self.ranges or DEFAULT_RANGES, max_loss, self.work

@@ -107,7 +107,7 @@ def _vectors(facts: Sequence[Facts]) -> Table:
         if one.proof is None:
             continue
         found = one.proof.vectors
-        alone = found.alone_worst_cosine
+        alone = found.batch1_worst_cosine
         rows.append(
             [
                 one.name,

@@ -75,7 +75,7 @@ def test_spoilt_layer_alone_is_kept_and_the_loss_holds(spared: Exported) -> None
     assert calibration.kept.keys() == inputs_of(BAD)
     assert calibration.loss is not None and calibration.loss <= 0.01
     assert spared.parity is not None and spared.parity.verdict == "pass"
-    assert spared.parity.loss <= 0.01 == spared.parity.max_loss
+    assert spared.parity.loss <= 0.01 == spared.parity.thresholds.max_loss
 
 
 def test_layer_is_kept_for_a_reason_that_manifest_and_card_give(spared: Exported) -> None:
