@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from anna_kernels import Lengths, last_token_pool_normalise
+from anna_kernels import last_token_pool_normalise
 from cuda_timing import bf16_products_per_second, fp8_products_per_second, timed
 from record import Figure, Found, say
 from transformers import MistralConfig, MistralModel
@@ -66,7 +66,7 @@ def operations(batch: int, seq: int, layers: int = 32) -> float:
 def embed(model: MistralModel, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Embed right-padded ids: causal attention keeps padding out of every real token."""
     hidden = model(input_ids=ids, use_cache=False).last_hidden_state
-    return last_token_pool_normalise(hidden, Lengths(lengths)).vectors
+    return last_token_pool_normalise(hidden, lengths - 1)
 
 
 class Fp8Linear(torch.nn.Module):

@@ -8,7 +8,8 @@ import click
 
 from anna_export.choices import BACKENDS, DEVICES
 from anna_export.cli import options
-from anna_export.prompt_formats import FORMATS
+from anna_export.console import commands
+from anna_export.text.prompt_formats import FORMATS
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -18,7 +19,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     return click.option(*names, **settings)
 
 
-@click.command("serve", cls=options.Verb, example="anna-export serve artifact --port 8080")
+@click.command("serve", cls=commands.Verb, example="anna-export serve artifact --port 8080")
 @options.artifact_argument
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option(
@@ -139,7 +140,7 @@ def command(
     one JSON object a line, and never logs a text. After SIGTERM it answers the requests in flight
     and ends.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.serve.api_keys import read_keys
     from anna_export.serve.config import ServerConfig
     from anna_export.serve.load_model import ModelLoader

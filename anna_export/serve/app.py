@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from anna_export.machine.versions import installed
 from anna_export.serve.guard import Call, answer_json, answer_refusal, respond
 from anna_export.serve.openapi import Endpoint, openapi_document
 from anna_export.serve.refusal import Kind, Refusal
 from anna_export.serve.schema import OpenAIRequest, TeiRequest, TokenizeRequest, read_body
 from anna_export.serve.service import Answer, EmbeddingService
 from anna_export.serve.vector_formats import encode_json, integer_limit
-from anna_export.versions import installed
 
 
 def build_app(service: EmbeddingService) -> Starlette:

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from anna_export.machine.versions import installed
 from anna_export.serve.guard import DEADLINE_HEADER, Handler
-from anna_export.versions import installed
 
 _SCHEMAS: Final = "#/components/schemas/"
 _ANSWER: Final = {

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

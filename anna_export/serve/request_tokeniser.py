@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.encoder import best_prefix
 from anna_export.errors import InputError
-from anna_export.prompt_formats import FORMATS
-from anna_export.prompts import NO_PROMPT, Prompt
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.queue_item import QueueItem
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.schema import EmbedRequest, InputType, TokenizeRequest
-from anna_export.stored_prefixes import StoredPrefixes
+from anna_export.text.prompt_formats import FORMATS
+from anna_export.text.prompts import NO_PROMPT, Prompt
 
 
 @dataclass(frozen=True, slots=True)

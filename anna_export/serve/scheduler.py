@@ -14,13 +14,13 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from anna_export.batching import BatchLimits
 from anna_export.serve.choose_batch import choose_batch
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.metrics import Metrics
 from anna_export.serve.queue_item import QueueItem
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.worker import BatchResult, EncodeBatch, Outcome, Ready
+from anna_export.text.batching import BatchLimits
 
 # One batch is computed while the next one is on its way.
 _MAX_RUNNING_BATCHES: Final = 2

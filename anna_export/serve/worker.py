@@ -14,13 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from anna_export.batching import BatchLimits
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
-from anna_export.golden import GoldenVector, require_golden
-from anna_export.prefix import Prefix
-from anna_export.prompts import Prompt
 from anna_export.serve.log import log
+from anna_export.text.batching import BatchLimits
+from anna_export.text.prefix import Prefix
+from anna_export.text.prompts import Prompt
+from anna_export.verify.golden import GoldenVector, require_golden
 
 # A text in a batch of one against itself in a larger batch: a lower cosine is a wrong computation.
 _MIN_COSINE: Final = 0.99

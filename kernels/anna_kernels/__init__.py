@@ -7,15 +7,6 @@ is the fused version on CUDA and the reference elsewhere; Triton is imported whe
 """
 
 from anna_kernels.dispatch import last_token_pool_normalise
-from anna_kernels.pooling import Last, Lengths, Mask, Offsets, Output, Pooled, RMSNorm
+from anna_kernels.pooling import RMSNorm
 
-__all__ = [
-    "Last",
-    "Lengths",
-    "Mask",
-    "Offsets",
-    "Output",
-    "Pooled",
-    "RMSNorm",
-    "last_token_pool_normalise",
-]
+__all__ = ["RMSNorm", "last_token_pool_normalise"]

@@ -51,24 +51,20 @@ def compile_pooling(variant: Variant, capability: int) -> CompiledKernel:
         capability: Compute capability of the GPU times ten, one of CAPABILITIES.
 
     Returns:
-        A kernel to launch with grid (B,) and the parameters hidden, tokens, the norm's weight and
-        ranges where the variant has them, S (T where tokens are offsets), vectors, and which are
-        finite where it is flagged.
+        A kernel to launch with grid (B,) and the parameters hidden, last, the norm's weight where
+        the variant has it, S and vectors.
 
     Raises:
         TypeError: A dtype is none of those that the kernel reads.
-        ValueError: dim, width, capability or an eps is out of range.
+        ValueError: dim, capability or an eps is out of range.
     """
     check_dtype("hidden", variant.dtype)
     check_eps("eps", variant.eps)
     if variant.weight_dtype is not None:
         check_dtype("norm.weight", variant.weight_dtype)
         check_eps("norm.eps", variant.norm_eps)
-    if not 1 <= (variant.width or variant.dim) <= variant.dim:
-        raise ValueError(
-            f"expected dim of at least 1 and width in 1..dim, found {variant.dim} and "
-            f"{variant.width}"
-        )
+    if variant.dim < 1:
+        raise ValueError(f"expected dim of at least 1, found {variant.dim}")
     return compile_kernel(
         last_token_pool_normalise_kernel,
         variant.parameters(),

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from anna_kernels import Last, Output, RMSNorm, last_token_pool_normalise, reference
+from anna_kernels import RMSNorm, last_token_pool_normalise, reference
 from anna_kernels.dispatch import _WithGradient
-from anna_kernels.pooling import Pooled
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-LAST = Last(torch.tensor([0, 6, 3]))
+LAST = torch.tensor([0, 6, 3])
 
 
 def inputs(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,9 +17,7 @@ def inputs(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
 
 def reference_gradients() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden, weight = inputs()
-    vectors = reference.last_token_pool_normalise(
-        hidden, LAST, norm=RMSNorm(weight, 1e-5), width=65
-    ).vectors
+    vectors = reference.last_token_pool_normalise(hidden, LAST, norm=RMSNorm(weight, 1e-5))
     of_hidden, of_weight = torch.autograd.grad(vectors[:, :5].sum(), [hidden, weight])
     return vectors, of_hidden, of_weight
 
@@ -28,9 +25,9 @@ def reference_gradients() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_cpu_computes_the_reference_with_gradients() -> None:
     hidden, weight = inputs()
     norm = RMSNorm(weight, 1e-5)
-    found = last_token_pool_normalise(hidden, LAST, norm=norm, width=65).vectors
-    gradients = torch.autograd.grad(found[:, :5].sum(), [hidden, weight])
-    for got, wanted in zip((found, *gradients), reference_gradients(), strict=True):
+    vectors = last_token_pool_normalise(hidden, LAST, norm=norm)
+    gradients = torch.autograd.grad(vectors[:, :5].sum(), [hidden, weight])
+    for got, wanted in zip((vectors, *gradients), reference_gradients(), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -40,16 +37,15 @@ def test_gradient_of_the_reference_reaches_what_another_version_read(frozen: str
     hidden.requires_grad_(frozen != "hidden")
     weight.requires_grad_(frozen != "weight")
 
-    def pool(hidden: torch.Tensor, weight: torch.Tensor) -> Pooled:
+    def pool(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         norm = RMSNorm(weight, 1e-5)
-        return reference.last_token_pool_normalise(hidden, LAST, norm=norm, width=65)
+        return reference.last_token_pool_normalise(hidden, LAST, norm=norm)
 
-    def version(hidden: torch.Tensor, weight: torch.Tensor) -> Pooled:
+    def version(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         assert not torch.is_grad_enabled()
         return pool(hidden, weight)
 
-    vectors, finite = _WithGradient.apply(version, pool, hidden, weight)
-    assert finite.all() and not finite.requires_grad
+    vectors = _WithGradient.apply(version, pool, hidden, weight)
     vectors[:, :5].sum().backward()
     expected, *gradients = reference_gradients()
     assert torch.equal(vectors, expected)
@@ -65,18 +61,9 @@ def test_gradient_of_the_reference_reaches_what_another_version_read(frozen: str
 def test_cuda_computes_the_kernel_with_the_gradients_of_the_reference() -> None:
     hidden, weight = inputs("cuda")
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-    last, norm = Last(LAST.values.cuda()), RMSNorm(weight, 1e-5)
-    vectors = last_token_pool_normalise(hidden, last, norm=norm, width=65).vectors
+    last, norm = LAST.cuda(), RMSNorm(weight, 1e-5)
+    vectors = last_token_pool_normalise(hidden, last, norm=norm)
     assert type(vectors.grad_fn).__name__ == "_WithGradientBackward"
     gradients = torch.autograd.grad(vectors[:, :5].sum(), [hidden, weight])
     for got, wanted in zip((vectors, *gradients), reference_gradients(), strict=True):
         torch.testing.assert_close(got.cpu(), wanted, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_cuda_takes_integers_where_a_gradient_is_possible() -> None:
-    hidden = inputs("cuda")[0].detach().requires_grad_()
-    last = Last(LAST.values.cuda())
-    found = last_token_pool_normalise(hidden, last, output=Output.BINARY).vectors
-    assert found.dtype == torch.int8 and not found.requires_grad

@@ -8,9 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from anna_kernels.pooling import DTYPES, Last, Lengths, Mask, Offsets, Output, RMSNorm, Tokens
+from anna_kernels.pooling import DTYPES, RMSNorm
 from anna_kernels.reference import last_token_pool_normalise
-from sentence_transformers.util import quantize_embeddings
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from anna_export.graph import pooling
@@ -23,140 +22,83 @@ ONNX_DTYPES = {
 }
 
 
-def pool_normalise(hidden: torch.Tensor, last: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
-    return last_token_pool_normalise(hidden, Last(last), eps=eps).vectors
-
-
 def states(batch: int, seq: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(batch, seq, dim, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_are_float32_of_unit_length(dtype: torch.dtype) -> None:
-    found = pool_normalise(states(3, 7, 129, dtype), torch.tensor([0, 6, 3]))
-    assert found.dtype == torch.float32 and found.shape == (3, 129)
+    vectors = last_token_pool_normalise(states(3, 7, 129, dtype), torch.tensor([0, 6, 3]))
+    assert vectors.dtype == torch.float32 and vectors.shape == (3, 129)
     # a float32 sum of 129 squares
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3), atol=1e-6, rtol=0)
 
 
 def test_each_row_takes_its_own_last_token() -> None:
     hidden, last = states(3, 7, 5), torch.tensor([0, 6, 3])
-    found = pool_normalise(hidden, last)
+    vectors = last_token_pool_normalise(hidden, last)
     for row, index in enumerate(last):
         token = hidden[row, index]
-        torch.testing.assert_close(found[row], token / token.norm(), atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(vectors[row], token / token.norm(), atol=1e-7, rtol=1e-6)
 
 
 def test_zero_row_stays_zero() -> None:
     hidden = states(2, 3, 5)
     hidden[1, 2] = 0
-    found = pool_normalise(hidden, torch.tensor([2, 2]))
-    assert found[0].any() and not found[1].any()
+    vectors = last_token_pool_normalise(hidden, torch.tensor([2, 2]))
+    assert vectors[0].any() and not vectors[1].any()
 
 
 def test_row_shorter_than_eps_is_divided_by_eps() -> None:
     hidden = torch.full((1, 1, 4), 1e-3)
-    found = pool_normalise(hidden, torch.tensor([0]), eps=0.5)
-    torch.testing.assert_close(found, torch.full((1, 4), 2e-3))
+    vectors = last_token_pool_normalise(hidden, torch.tensor([0]), eps=0.5)
+    torch.testing.assert_close(vectors, torch.full((1, 4), 2e-3))
 
 
 def test_nan_in_other_tokens_does_not_leak() -> None:
     hidden, last = torch.full((3, 7, 5), float("nan")), torch.tensor([0, 6, 3])
     hidden[torch.arange(3), last] = 1.0
-    assert pool_normalise(hidden, last).isfinite().all()
+    assert last_token_pool_normalise(hidden, last).isfinite().all()
 
 
 def test_squares_past_the_range_of_float16_still_give_unit_length() -> None:
     hidden = torch.full((1, 1, 9), 6e4, dtype=torch.float16)
     torch.testing.assert_close(
-        pool_normalise(hidden, torch.tensor([0])), torch.full((1, 9), 1 / 3), atol=1e-6, rtol=0
+        last_token_pool_normalise(hidden, torch.tensor([0])),
+        torch.full((1, 9), 1 / 3),
+        atol=1e-6,
+        rtol=0,
     )
 
 
 def test_gradient_reaches_only_the_last_token() -> None:
     hidden = states(2, 3, 5).requires_grad_()
-    pool_normalise(hidden, torch.tensor([1, 2]))[:, 0].sum().backward()
+    last_token_pool_normalise(hidden, torch.tensor([1, 2]))[:, 0].sum().backward()
     assert hidden.grad is not None
     touched = hidden.grad.any(dim=-1)
     assert touched.tolist() == [[False, True, False], [False, False, True]]
 
 
 def test_no_rows_give_no_vectors() -> None:
-    assert pool_normalise(states(0, 3, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 5)
+    assert last_token_pool_normalise(states(0, 3, 5), torch.zeros(0, dtype=torch.int64)).shape == (
+        0,
+        5,
+    )
 
 
-@pytest.mark.parametrize(
-    ("tokens", "found"),
-    [
-        (Last(torch.tensor([3, -1])), r"last in 0\.\.6, found -1$"),
-        (Last(torch.tensor([3, 7])), r"last in 0\.\.6, found 7$"),
-        (Lengths(torch.tensor([3, 0])), r"lengths in 1\.\.7, found 0$"),
-        (Lengths(torch.tensor([8, 7])), r"lengths in 1\.\.7, found 8$"),
-        (Mask(torch.eye(7)[:2].long() * 0), "mask a real token in every row, not one of, found 0$"),
-        (Offsets(torch.tensor([0, 0])), "offsets rising, found 0$"),
-        (Offsets(torch.tensor([0, 8])), "offsets at most 7, found 8$"),
-        (Offsets(torch.tensor([-1, 7])), "offsets rising, found -1$"),
-    ],
-)
-def test_row_without_a_last_token_is_refused(tokens: Tokens, found: str) -> None:
-    hidden = states(2, 7, 5)
-    with pytest.raises(ValueError, match=found):
-        last_token_pool_normalise(hidden[0] if isinstance(tokens, Offsets) else hidden, tokens)
-
-
-def test_every_form_of_tokens_finds_the_same_rows() -> None:
-    hidden, lengths = states(3, 7, 5), torch.tensor([1, 7, 4])
-    expected = last_token_pool_normalise(hidden, Last(lengths - 1)).vectors
-    mask = torch.arange(7) < lengths[:, None]
-    packed, offsets = hidden[mask], torch.tensor([0, 1, 8, 12])
-    for found in (
-        last_token_pool_normalise(hidden, Lengths(lengths)),
-        last_token_pool_normalise(hidden, Mask(mask)),
-        last_token_pool_normalise(hidden.flip(1), Mask(mask.flip(1) * 0 + (torch.arange(7) == 6))),
-        last_token_pool_normalise(packed, Offsets(offsets)),
-    ):
-        assert found.finite.all() and found.vectors.shape == (3, 5)
-    assert torch.equal(last_token_pool_normalise(hidden, Lengths(lengths)).vectors, expected)
-    assert torch.equal(last_token_pool_normalise(hidden, Mask(mask)).vectors, expected)
-    assert torch.equal(last_token_pool_normalise(packed, Offsets(offsets)).vectors, expected)
+@pytest.mark.parametrize("index", [-1, 7])
+def test_row_without_a_last_token_is_refused(index: int) -> None:
+    with pytest.raises(ValueError, match=rf"last in 0\.\.6, found {index}$"):
+        last_token_pool_normalise(states(2, 7, 5), torch.tensor([3, index]))
 
 
 def test_final_norm_is_that_of_mistral() -> None:
     hidden, last = states(3, 7, 129), torch.tensor([0, 6, 3])
     norm = MistralRMSNorm(129, eps=0.5)
     norm.weight.data = torch.linspace(-1, 2, 129)
-    found = last_token_pool_normalise(hidden, Last(last), norm=RMSNorm(norm.weight.detach(), 0.5))
+    vectors = last_token_pool_normalise(hidden, last, norm=RMSNorm(norm.weight.detach(), 0.5))
     expected = torch.nn.functional.normalize(norm(hidden[torch.arange(3), last]), dim=-1).detach()
-    torch.testing.assert_close(found.vectors, expected, atol=1e-7, rtol=1e-6)
-
-
-def test_width_is_cut_before_the_length_is_made_one() -> None:
-    hidden, last = states(3, 7, 129), torch.tensor([0, 6, 3])
-    found = last_token_pool_normalise(hidden, Last(last), width=64).vectors
-    torch.testing.assert_close(found, pool_normalise(hidden[..., :64], last), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("output", [Output.INT8, Output.UINT8, Output.BINARY, Output.UBINARY])
-@pytest.mark.parametrize("dim", [64, 129])
-def test_integers_are_those_of_sentence_transformers(output: Output, dim: int) -> None:
-    hidden, last = states(50, 2, dim), torch.zeros(50, dtype=torch.int64)
-    vectors = pool_normalise(hidden, last)
-    ranges = torch.stack([vectors[:9].amin(0), vectors[:9].amax(0)]) if output.is_scaled else None
-    if ranges is not None:
-        ranges[1, 3] = ranges[0, 3]
-    found = last_token_pool_normalise(hidden, Last(last), output=output, ranges=ranges).vectors
-    expected = quantize_embeddings(
-        vectors.numpy(), output.value, None if ranges is None else ranges.numpy()
-    )
-    np.testing.assert_array_equal(found.numpy(), expected)
-    assert found.numpy().dtype == expected.dtype
-
-
-def test_integers_of_a_row_that_is_not_finite_are_zero_and_flagged() -> None:
-    hidden, last = states(2, 2, 9), torch.zeros(2, dtype=torch.int64)
-    hidden[1, 0, 4] = float("nan")
-    found = last_token_pool_normalise(hidden, Last(last), output=Output.BINARY)
-    assert found.finite.tolist() == [True, False] and not found.vectors[1].any()
+    torch.testing.assert_close(vectors, expected, atol=1e-7, rtol=1e-6)
 
 
 # -- the ONNX function --
@@ -193,17 +135,21 @@ def test_onnx_function_gives_the_same_vectors(
     hidden[-1] *= 1e-3
     last = torch.arange(batch) * 5 % seq
     session = pooling_session(ONNX_DTYPES[dtype])
-    (found,) = session.run(None, {"hidden": hidden.float().numpy(), "last": last.numpy()})
+    (vectors,) = session.run(None, {"hidden": hidden.float().numpy(), "last": last.numpy()})
     # both sum in float32, so only the order differs
-    np.testing.assert_allclose(found, pool_normalise(hidden, last), atol=1e-7, rtol=1e-6)
+    np.testing.assert_allclose(
+        vectors, last_token_pool_normalise(hidden, last), atol=1e-7, rtol=1e-6
+    )
 
 
 def test_onnx_function_has_the_same_eps() -> None:
     hidden = torch.full((1, 1, 4), 1e-13)
     session = pooling_session(ir.DataType.FLOAT)
-    (found,) = session.run(None, {"hidden": hidden.numpy(), "last": np.zeros(1, np.int64)})
-    np.testing.assert_allclose(found, pool_normalise(hidden, torch.tensor([0])), rtol=1e-6)
-    np.testing.assert_allclose(found, np.full((1, 4), 0.1), rtol=1e-6)
+    (vectors,) = session.run(None, {"hidden": hidden.numpy(), "last": np.zeros(1, np.int64)})
+    np.testing.assert_allclose(
+        vectors, last_token_pool_normalise(hidden, torch.tensor([0])), rtol=1e-6
+    )
+    np.testing.assert_allclose(vectors, np.full((1, 4), 0.1), rtol=1e-6)
 
 
 # -- imports --

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Backend, Encoder
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 from tests.serve.running import Stub, at_once, wait_for
 
 

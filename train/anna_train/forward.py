@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from anna_kernels import Last, RMSNorm, last_token_pool_normalise
+from anna_kernels import RMSNorm, last_token_pool_normalise
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -67,8 +67,7 @@ def embed(
     window = model.config.sliding_window
     last = _last_token(model.layers[-1], hidden, lengths - 1, rotary, behind[-1], window)
     norm = RMSNorm(model.norm.weight, model.norm.variance_epsilon)
-    first = Last(torch.zeros_like(lengths))
-    return last_token_pool_normalise(last[:, None], first, norm=norm).vectors
+    return last_token_pool_normalise(last[:, None], torch.zeros_like(lengths), norm=norm)
 
 
 def _keys_and_values(model: MistralModel, ids: Tensor, recompute: bool) -> list[KeysValues]:
