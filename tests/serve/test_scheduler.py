@@ -1,7 +1,6 @@
 """The queue's rules, with an encoder that only remembers what it was sent: no server, no model."""
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -73,11 +72,37 @@ def text(token: int, length: int = 1) -> QueueItem:
     return QueueItem((token,) * length)
 
 
-def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    def run(**arguments: Any) -> None:
-        asyncio.run(test(**arguments))
+def busy() -> Queue:
+    """Return a queue whose encoder has as many batches as it takes, and room for one request."""
+    queue = Queue()
+    queue.submit(text(1, 120), text(2, 120))
+    assert len(queue.encoder.batches) == 2 and not queue.scheduler.is_full
+    return queue
 
-    run.__name__ = test.__name__
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time only `advance` moves."""
+
+    seconds = 0.0
+
+    def time(self) -> float:
+        return self.seconds
+
+    async def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+        for _ in range(2):  # what is due is called in the turn after it is found to be
+            await asyncio.sleep(0)
+
+
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Return a test that runs on an event loop of its own, which it may take as `clock`."""
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=Clock) as runner:
+            clock = [runner.get_loop()] if test.__code__.co_argcount else []
+            runner.run(test(*clock))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
@@ -163,9 +188,7 @@ async def test_two_batches_run_at_once_and_a_third_follows_the_first() -> None:
 
 @on_loop
 async def test_a_batch_has_one_prefix_of_one_length() -> None:
-    queue = Queue()
-    queue.submit(text(1, BATCH_TOKENS), text(2, BATCH_TOKENS))
-    prompt = Prompt("a: ")
+    queue, prompt = busy(), Prompt("a: ")
     queue.submit(
         QueueItem((3,), prompt, 9), text(4), QueueItem((5,), prompt, 9), QueueItem((6,), prompt, 8)
     )
@@ -186,31 +209,22 @@ async def test_each_job_gets_its_own_vector() -> None:
 
 
 @on_loop
-async def test_the_oldest_text_is_in_the_next_batch_whatever_comes_later() -> None:
-    queue = Queue()
-    queue.submit(text(1, BATCH_TOKENS), text(2, BATCH_TOKENS))
-    (long,) = queue.submit(text(3, 240))  # alone in a batch
-    for token in range(10, 20):  # short texts fill batches better
-        queue.finish(queue.encoder.batches[0]) if token == 12 else None
-        if not queue.scheduler.is_full:
-            queue.submit(text(token))
-    assert queue.encoder.batches[2].rows == [[3] * 240] and long.started
+async def test_the_oldest_text_is_in_the_next_batch_though_others_fill_it_better() -> None:
+    queue, prompt = busy(), Prompt("a: ")
+    short = [text(token, 8) for token in range(10, 26)]  # 128 tokens in all
+    prefixed = [QueueItem((token,) * 8, prompt, 9) for token in range(30, 46)]
+    queue.submit(text(3, 90), *short, *prefixed)
+    queue.finish(queue.encoder.batches[0])
+    assert queue.encoder.batches[2].rows == [[3] * 90]
 
 
 @on_loop
-async def test_a_request_of_many_texts_is_not_starved_by_single_ones() -> None:
-    queue = Queue()
-    queue.submit(*(text(token, 50) for token in range(6)))
-    admitted_after = 0
-    for number in range(20):  # a single text comes after every batch
-        queue.finish(queue.encoder.batches[number])
-        if not queue.scheduler.is_full:
-            queue.submit(*(text(100 + token, 50) for token in range(100)))
-            admitted_after = number + 1
-            break
-        queue.submit(text(1000 + number, 50))
-    # as soon as a single text is: how many tokens a request has does not matter
-    assert 1 <= admitted_after <= 3 and queue.scheduler.pending_tokens > 5000
+async def test_a_request_of_many_texts_is_admitted_as_soon_as_a_single_text_is() -> None:
+    queue = busy()
+    jobs = queue.submit(*(text(token, 50) for token in range(100, 200)))
+    assert len(jobs) == 100 and queue.scheduler.pending_tokens == 240 + 5000
+    queue.finish_all()
+    assert all(job.future.done() for job in jobs)
 
 
 # -- equal texts, and clients that leave --
@@ -239,13 +253,12 @@ async def test_equal_ids_after_another_prefix_are_another_text() -> None:
 
 @on_loop
 async def test_a_text_that_nobody_waits_for_is_not_computed() -> None:
-    queue = Queue()
-    queue.submit(text(1, BATCH_TOKENS), text(2, BATCH_TOKENS))
+    queue = busy()
     wanted, unwanted, shared, _ = queue.submit(text(3), text(4), text(5), text(5))
     queue.scheduler.leave(unwanted)
     queue.scheduler.leave(shared)
     assert unwanted.future.cancelled() and not shared.future.cancelled()
-    assert queue.scheduler.pending_tokens == 2 * BATCH_TOKENS + 2
+    assert queue.scheduler.pending_tokens == 240 + 2
     queue.finish_all()
     assert [batch.rows for batch in queue.encoder.batches[2:]] == [[[3], [5]]]
     assert wanted.future.done() and shared.future.done()
@@ -282,35 +295,54 @@ async def test_all_texts_of_a_dead_encoder_are_refused_and_none_is_pending() -> 
 
 
 @on_loop
-async def test_a_batch_that_never_comes_back_kills_the_encoder() -> None:
-    # 20 times the usual time of 128 tokens is 20 ms
-    queue = Queue(rate=128_000.0, stall_seconds=0.01)
-    queue.submit(text(1, BATCH_TOKENS))
-    await asyncio.sleep(0.012)
+async def test_a_batch_that_never_comes_back_kills_the_encoder(clock: Clock) -> None:
+    queue = Queue(stall_seconds=30)
+    queue.submit(text(1, 200))
+    # 200 tokens usually take 2 s; 20 times that is more than stall_seconds
+    await clock.advance(39.9)
     assert not queue.encoder.kills
-    await asyncio.sleep(0.02)
-    assert queue.encoder.kills == ["no batch for 0 s"]
+    await clock.advance(0.2)
+    assert queue.encoder.kills == ["no batch for 40 s"]
 
 
 @on_loop
-async def test_the_time_a_batch_may_take_starts_anew_with_the_batch_before_it() -> None:
-    queue = Queue(rate=1e9, stall_seconds=0.03)
-    queue.submit(text(1, 1000), text(2, 3000))
+async def test_stall_seconds_are_the_least_that_a_batch_may_take(clock: Clock) -> None:
+    queue = Queue(stall_seconds=30)
+    queue.submit(text(1, 10))
+    await clock.advance(29.9)
+    assert not queue.encoder.kills
+    await clock.advance(0.2)
+    assert queue.encoder.kills == ["no batch for 30 s"]
+
+
+@on_loop
+async def test_the_time_of_a_batch_starts_when_the_batch_before_it_is_done(clock: Clock) -> None:
+    queue = Queue(stall_seconds=200)
+    queue.submit(text(1, 100), text(2, 120))
     assert len(queue.encoder.batches) == 2
-    await asyncio.sleep(0.02)
+    await clock.advance(150)
     queue.finish(queue.encoder.batches[0])
-    await asyncio.sleep(0.02)  # 40 ms after both were sent
+    await clock.advance(150)
     assert not queue.encoder.kills
     queue.finish(queue.encoder.batches[1])
-    await asyncio.sleep(0.04)  # nothing runs
+    await clock.advance(1000)  # nothing runs
     assert not queue.encoder.kills
-    assert time.perf_counter() > 0
 
 
 @on_loop
-async def test_a_dead_encoder_is_not_killed_for_the_batch_it_had() -> None:
-    queue = Queue(rate=1e9, stall_seconds=0.01)
+async def test_a_dead_encoder_is_not_killed_for_the_batch_it_had(clock: Clock) -> None:
+    queue = Queue(stall_seconds=30)
     (job,) = queue.submit(text(1))
     queue.scheduler.on_lost()
-    await asyncio.sleep(0.02)
+    await clock.advance(1000)
     assert not queue.encoder.kills and job.future.exception() is not None
+
+
+@on_loop
+async def test_a_batch_that_is_sent_gives_the_batch_before_it_no_more_time(clock: Clock) -> None:
+    queue = Queue(stall_seconds=30)
+    queue.submit(text(1))
+    await clock.advance(20)
+    queue.submit(text(2))
+    await clock.advance(11)
+    assert queue.encoder.kills == ["no batch for 30 s"]
