@@ -19,12 +19,11 @@ from anna_export import artifact as artifacts
 from anna_export import quantise
 from anna_export.artifact import Artifact, FileEntry, Golden, Manifest, Quantised, Source
 from anna_export.bake import bake, prefix_bytes
-from anna_export.calibrate import calibrate
 from anna_export.calibrate.request import Request
+from anna_export.calibrate.run import calibrate
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.card import add_proof
 from anna_export.checkpoint import Checkpoint
-from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.data_file import DATA_FILE, write_data_file
 from anna_export.engines.build import build as build_engines
 from anna_export.engines.build import require_buildable
@@ -75,7 +74,6 @@ class Recipe:
         overwrite: Replace `out` if it exists.
         verify: Prove it.
         high_precision: With fp8, the type of what is not quantised; None for its default.
-        ranges: With fp8, how activation ranges are chosen; None for its default.
         max_loss: With fp8, int8 or int4, the largest mean 1 - cosine; None for the default.
         calibration: A file of texts for these; None for docstrings of the standard library.
         prompts: A prompts.json; None for the prompts of the adapter, else of the model.
@@ -90,7 +88,6 @@ class Recipe:
     overwrite: bool = False
     verify: bool = True
     high_precision: Precision | None = None
-    ranges: Ranges | None = None
     max_loss: float | None = None
     calibration: Path | None = None
     prompts: Path | None = None
@@ -109,11 +106,6 @@ class Recipe:
                 f"expected --calibration with --fp8, --int8 or --int4, found it with "
                 f"--{self.precision}, which needs none; leave it out"
             )
-        if self.ranges is not None and self.precision is not Precision.FP8:
-            raise InputError(
-                f"expected --ranges with --fp8, found it with --{self.precision}, whose ranges "
-                "follow each token; leave it out"
-            )
         return scheme
 
     @property
@@ -121,9 +113,7 @@ class Recipe:
         """What to calibrate for."""
         scheme, max_loss = self.scheme, self.scheme.limits.max_loss
         assert scheme.linear is not None and max_loss is not None
-        return Request(
-            scheme.linear, scheme.embedding, self.ranges or DEFAULT_RANGES, max_loss, self.work
-        )
+        return Request(scheme.linear, scheme.embedding, max_loss, self.work)
 
     @property
     def work(self) -> Path:
@@ -288,11 +278,10 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
         return None
     return Quantised(
         arithmetic=scheme.arithmetic,
-        ranges=calibration.ranges,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,
-        high_precision=calibration.kept,
+        high_precision=calibration.unquantized,
         max_loss=scheme.limits.max_loss,
     )
 

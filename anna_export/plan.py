@@ -17,7 +17,7 @@ import torch
 from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import SpaceError
 from anna_export.graph.tensors import IR_DTYPES
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
@@ -288,9 +288,9 @@ def quantise_seconds(scheme: Scheme) -> float:
     if scheme.linear is None:
         return 0.0
     weight = torch.randn(_QUANTISED_ROWS, 2048)
-    seen = Seen(1.0, 1.0, 1.0, torch.ones(2048))
+    stats = ActivationStats(1.0, 1.0, 1.0, torch.ones(2048))
     linear = scheme.linear
-    seconds = _least_seconds(lambda: linear.restore(linear.store(weight, seen)), _QUANTISED)
+    seconds = _least_seconds(lambda: linear.dequantize(linear.quantize(weight, stats)), _QUANTISED)
     return seconds / weight.numel()
 
 
