@@ -87,7 +87,7 @@ def test_any_value_in_any_range_rounds_as_in_onnx_runtime(
     assert torch.equal(bits(found), bits(expected))
 
 
-@pytest.mark.parametrize("clip", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
+@pytest.mark.parametrize("clip_amax", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
 def test_every_kind_of_float_rounds_as_in_onnx_runtime(
     round_trip: dict[Precision, RoundTrip], clip_amax: float
 ) -> None:
