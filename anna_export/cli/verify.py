@@ -27,7 +27,9 @@ _TIERS: Final = ("vectors", "quick", "full")
 )
 @options.artifact_argument
 @click.option(
+    "--model",
     "--reference",
+    "model",
     type=commands.folder,
     required=True,
     help="Folder of the base model to compare it with.",
