@@ -49,7 +49,7 @@ from anna_export.cli import options, shown
     type=click.FloatRange(min=0),
     default=0,
     show_default=True,
-    help="GPUs of each encoder there.",
+    help="GPUs that Ray reserves for each encoder.",
 )
 @options.overwrite_option
 @shown.json_option
@@ -67,10 +67,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Embed a file of texts, and go on where an interrupted run was.
+    """Embed a file of texts; an interrupted run resumes.
 
     TEXTS is a .txt file with one text a line, or a .jsonl file with one object a line; an object's
-    "id" is kept. Give the same command again to go on.
+    "id" is kept. To resume, give the same command again.
     """
     from anna_export.artifact import open_artifact
     from anna_export.backends import load_encoder, open_encoder

@@ -20,8 +20,8 @@ from anna_export.cli import options, shown
 def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write base and adapter as one ordinary Hugging Face folder.
 
-    Sums are in fp32 and rounded once to the base's own type; three tensors at most are in memory.
-    The folder is a MistralModel, which embeds: a language head is left out.
+    merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
+    memory. The folder is a MistralModel without the language head, which embedding does not use.
     """
     from anna_export.merge import write_merged
 

@@ -25,12 +25,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
-    help="Port to listen on; 0 for any that is free, which the first line of the log tells.",
+    help="Port to listen on; 0 takes a free one and names it in the first line of the log.",
 )
 @_option("--served-model-name", help="What requests call the model. Default: the folder's name.")
-@_option(
-    "--max-batch-tokens", type=int, help="Most tokens computed at once. Default: the backend's."
-)
+@_option("--max-batch-tokens", type=int, help="Most tokens of one batch. Default: the backend's.")
 @_option(
     "--max-client-batch-size",
     type=int,
@@ -50,50 +48,52 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     type=int,
     default=16 << 20,
     show_default=True,
-    help="Largest body in bytes; all that are held at once take at most 64 times as much.",
+    help="Largest request body in bytes; all bodies in memory together take at most 64 times this.",
 )
 @_option(
     "--max-concurrent-requests",
     type=int,
     default=2048,
     show_default=True,
-    help="Most requests that are read or answered at once; more are answered 429.",
+    help="Most requests in progress at once; the server answers more with 429.",
 )
 @_option(
     "--max-queue-seconds",
     type=float,
     default=1.0,
     show_default=True,
-    help="What waits takes at most so long to compute; more is answered 429.",
+    help="Longest waiting time in the queue, forecast from the measured rate; the server answers "
+    "a request that would wait longer with 429 and Retry-After.",
 )
 @_option(
     "--stall-seconds",
     type=float,
     default=120.0,
     show_default=True,
-    help="An encoder that takes longer for a batch, and 20 times as long as usual, is started "
-    "again; what it had is answered 503.",
+    help="Time for one batch after which the encoder counts as hung, if it is also 20 times the "
+    "usual time: the server restarts it and answers its requests with 503.",
 )
 @_option(
     "--drain-seconds",
     type=float,
     default=30.0,
     show_default=True,
-    help="How long requests may take after SIGTERM.",
+    help="Time that open requests have to finish after SIGTERM.",
 )
 @_option(
     "--instruction-format",
     type=click.Choice(list(FORMATS)),
     default="e5",
     show_default=True,
-    help="How a request's own instruction is worded.",
+    help="Prompt format for the `instruction` that a request brings.",
 )
 @_option(
     "--api-key",
     "api_keys",
     multiple=True,
     metavar="KEY",
-    help="A key that requests must bring; repeatable. Several in the variable are apart by spaces.",
+    help="API key that clients must send; repeatable. In the environment variable, separate keys "
+    "by spaces.",
 )
 @_option(
     "--api-key-file",
@@ -111,8 +111,8 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="What computes: an engine for this GPU where there is one, else ONNX Runtime (auto); ort, "
-    "trt, or pytorch in fp32.",
+    help="Runtime: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
+    "PyTorch in fp32 (pytorch); auto takes trt if there is such an engine, else ort.",
 )
 @_option(
     "--device",
@@ -144,8 +144,9 @@ def command(
 ) -> None:
     """Serve an artifact over HTTP, by OpenAI's and text-embeddings-inference's routes.
 
-    POST /v1/embeddings, /embed; GET /info, /health, /ready, /metrics. What happens is told on
-    stderr, one JSON object a line, and nothing of what texts say. SIGTERM lets requests end.
+    POST /v1/embeddings, /embed; GET /info, /health, /ready, /metrics. The log goes to
+    stderr, one JSON object a line, without any text of a request. After SIGTERM the server finishes
+    open requests and exits.
     """
     from anna_export.artifact import open_artifact
     from anna_export.serve.keys import read_keys
