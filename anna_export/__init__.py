@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anna_export.backends import open_encoder
-    from anna_export.st import sentence_transformer
+    from anna_export.integrations.sentence_transformer import sentence_transformer
     from anna_export.verify.mteb_model import mteb_model
 
 __all__ = ["mteb_model", "open_encoder", "sentence_transformer"]
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return open_encoder
     if name == "sentence_transformer":
-        from anna_export.st import sentence_transformer
+        from anna_export.integrations.sentence_transformer import sentence_transformer
 
         return sentence_transformer
     if name == "mteb_model":

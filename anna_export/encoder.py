@@ -6,13 +6,14 @@ from typing import Protocol
 
 import numpy as np
 
-from anna_export.batching import BatchLimits, Row, batches
 from anna_export.errors import DamagedError, InputError
-from anna_export.prefix import Prefix
 from anna_export.progress import Progress
-from anna_export.prompts import Prompt, Prompts
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import TokenBatch, Tokeniser, require_text
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import BatchLimits, Row, batches
+from anna_export.text.prefix import Prefix
+from anna_export.text.prompts import Prompt, Prompts
+from anna_export.text.tokeniser import Tokeniser, require_text
 
 # A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer; one
 # that shares less, or not even half of it, has another prompt.

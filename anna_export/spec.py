@@ -1,13 +1,13 @@
 """What a model is: the numbers of a Mistral-shaped embedding model, from its config.json."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
+from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.files.json_file import read_json
 
 # What an absent key means to transformers.
 _DEFAULTS: Final = {
@@ -120,45 +120,6 @@ class EmbeddingSpec:
         for shape in self.weight_shapes().values():
             total += shape[0] * (shape[1] if len(shape) == 2 else 1)
         return total
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        MissingError: If there is no such file.
-        DamagedError: If it is not a JSON object.
-    """
-    return _read_json(path, dict, "object")
-
-
-def read_json_list(path: Path) -> list[Any]:
-    """Read one JSON array.
-
-    Raises:
-        MissingError: If there is no such file.
-        DamagedError: If it is not a JSON array.
-    """
-    return _read_json(path, list, "array")
-
-
-def _read_json(path: Path, kind: type, called: str) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(
-            f"expected the file {path}, found none; is {path.parent} the right folder?"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(
-            f"expected JSON in {path}, found {error}; copy or download it again"
-        ) from None
-    if not isinstance(value, kind):
-        raise DamagedError(
-            f"expected a JSON {called} in {path}, found a {type(value).__name__}; copy or "
-            "download it again"
-        )
-    return value
 
 
 def read_spec(model: Path) -> EmbeddingSpec:

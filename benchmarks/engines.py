@@ -18,7 +18,7 @@ from record import Figure, record, say
 from watched import run_checked
 
 from anna_export import quantise
-from anna_export.plan import engine_forecast
+from anna_export.quantise.footprint import engine_forecast
 from anna_export.spec import Precision
 
 TOOL = Path(sys.executable).with_name("anna-export")

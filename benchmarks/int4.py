@@ -22,23 +22,25 @@ import torch
 from anna_train.demo import make_models
 from record import Figure, record
 
-from anna_export.batching import BatchLimits, batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import observe
 from anna_export.calibrate.request import Request
 from anna_export.calibrate.sensitivity import measure_loss
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.calibrate.walk import OnInput, Walk, Walked
-from anna_export.checkpoint import Checkpoint
 from anna_export.choices import Ranges
 from anna_export.graph.passes.cpu_attention import DOMAIN
-from anna_export.prompt_file import find_prompts
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of, search
 from anna_export.quantise.linear import Stored
 from anna_export.spec import LINEAR_INPUTS
-from anna_export.tokenise import TokenBatch, Tokeniser, find_tokenizer, read_contract
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import BatchLimits, batches_by_length
+from anna_export.text.framing import find_tokenizer, read_contract
+from anna_export.text.prompt_file import find_prompts
+from anna_export.text.tokeniser import Tokeniser
+from anna_export.weights.checkpoint import Checkpoint
 
 # One text in this many is not calibrated on: losses are measured there.
 OTHERS_SHARE = 5

@@ -31,9 +31,10 @@ from rivals.contender import Contender, ContenderError, Ready, make, run
 from rivals.job import Job, Rows
 from small_model import write_small_model
 
-from anna_export.checkpoint import Checkpoint
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import Tokeniser, read_contract
+from anna_export.text.framing import read_contract
+from anna_export.text.tokeniser import Tokeniser
+from anna_export.weights.checkpoint import Checkpoint
 
 CORES = 2
 SHAPES = ((1, 16), (1, 64), (1, 128), (8, 16), (8, 64), (8, 128), (8, 256))

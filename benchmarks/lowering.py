@@ -23,10 +23,10 @@ from record import Figure, record
 from rivals.job import peak_bytes
 from small_model import write_small_model
 
-from anna_export.checkpoint import Checkpoint
-from anna_export.data_file import write_data_file
+from anna_export.graph.external_data import write_data_file
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.quantise.fp32 import SCHEME
+from anna_export.weights.checkpoint import Checkpoint
 
 SHAPES = ((1, 16), (8, 64), (1, 1024), (1, 2048), (1, 4096))
 

@@ -21,7 +21,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from record import Figure, record, say
 
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify.mteb_model import MtebModel
 from anna_export.verify.scoring import score
 from anna_export.verify.stored_encoder import StoredEncoder

@@ -29,13 +29,14 @@ from record import Figure, record
 
 from anna_export import quantise
 from anna_export.backends import load_encoder
-from anna_export.backends.pytorch import open_reference
 from anna_export.choices import DEFAULT_RANGES, Ranges
-from anna_export.cli.shown import stage
+from anna_export.console.output import stage
 from anna_export.encoder import Encoder
-from anna_export.pipeline import Recipe, export
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
 from anna_export.quantise import fp8
 from anna_export.quantise.scheme import Scheme
+from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.verify.vectors import compare, parity_texts
 

@@ -36,19 +36,20 @@ from peaks import Peaks
 from record import RESULTS, Figure, record, say
 from small_model import write_small_model
 
-from anna_export.artifact import open_artifact
+from anna_export.artifact.folder import open_artifact
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.backends import open_encoder
-from anna_export.backends.pytorch import open_reference
-from anna_export.checkpoint import Checkpoint
-from anna_export.cli.shown import stage
-from anna_export.hardware import hardware
-from anna_export.pipeline import Recipe, export
-from anna_export.prompt_edit import add_prompts
-from anna_export.prompts import Prompt, Prompts
+from anna_export.console.output import stage
+from anna_export.export.edit_prompts import add_prompts
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
+from anna_export.machine.hardware import hardware
+from anna_export.reference.load import open_reference
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.stored_prefixes import StoredPrefixes
-from anna_export.tokenise import Tokeniser
+from anna_export.text.prompts import Prompt, Prompts
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
+from anna_export.weights.checkpoint import Checkpoint
 
 CORES: Final = 2
 MAX_TOKENS: Final = 2400

@@ -26,24 +26,26 @@ from record import Figure, record, say
 from safetensors.torch import load_file, save_file
 
 from anna_export import quantise
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
-from anna_export.backends.pytorch import PytorchBackend, open_reference
-from anna_export.backends.stored import stored_model
-from anna_export.backends.streamed import (
+from anna_export.console.output import stage
+from anna_export.encoder import Encoder
+from anna_export.export.bake import keys_and_values
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
+from anna_export.reference.backend import PytorchBackend
+from anna_export.reference.load import open_reference
+from anna_export.reference.stored import stored_model
+from anna_export.reference.streamed import (
     open_streamed,
     open_streamed_artifact,
     open_streamed_reference,
 )
-from anna_export.bake import keys_and_values
-from anna_export.batching import Row, batches
-from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
-from anna_export.cli.shown import stage
-from anna_export.encoder import Encoder
-from anna_export.pipeline import Recipe, export
-from anna_export.prefix import Prefix
-from anna_export.prompts import NO_PROMPT, Prompt
 from anna_export.spec import Precision
+from anna_export.text.batching import Row, batches
+from anna_export.text.prefix import Prefix
+from anna_export.text.prompts import NO_PROMPT, Prompt
+from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 
 PRECISIONS: Final = (
     Precision.INT8,

@@ -20,7 +20,7 @@ from rivals.job import peak_bytes
 
 from anna_export import open_encoder
 from anna_export.encoder import Encoder
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 
 THREADS: Final = 2
 MIN_SECONDS: Final = 0.2

@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from anna_export.hardware import hardware
-from anna_export.versions import installed
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -29,15 +29,16 @@ from safetensors import safe_open
 from watched import Run, run_watched
 
 from anna_export import quantise
-from anna_export.backends.streamed import open_streamed, open_streamed_reference
-from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.encoder import Encoder
+from anna_export.files.disk import disk_free_bytes
 from anna_export.quantise.scheme import Limits
+from anna_export.reference.streamed import open_streamed, open_streamed_reference
 from anna_export.spec import Precision
-from anna_export.staging import disk_free_bytes
-from anna_export.tokenise import Tokeniser, read_contract
+from anna_export.text.framing import read_contract
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.prove import STREAMED_TEXTS
 from anna_export.verify.vectors import compare_weights
+from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 
 GIB = 1 << 30
 ADDRESS_SPACE_BYTES = 3 * GIB

@@ -31,7 +31,7 @@ from anna_train.corpus import collect_pairs, source_files, source_folders
 from record import Figure, Found, record, say
 from small_model import write_small_model
 
-from anna_export.artifact import open_artifact
+from anna_export.artifact.folder import open_artifact
 
 CORES = 2
 FOLDER = Path("build/serving")

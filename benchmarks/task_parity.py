@@ -20,7 +20,8 @@ import numpy as np
 import onnx
 from record import Figure, record, say
 
-from anna_export.artifact import hash_file, identity, open_artifact, write_manifest
+from anna_export.artifact.folder import open_artifact
+from anna_export.artifact.manifest import hash_file, identity, write_manifest
 
 DEMO = Path(__file__).parent.parent / "build" / "demo"
 TOOL = Path(sys.executable).with_name("anna-export")

@@ -33,7 +33,7 @@ from sentence_transformers.base.losses.gradcache import _minibatch_ranges
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor
 
-from anna_export.cli.shown import stage
+from anna_export.console.output import stage
 from anna_export.spec import EmbeddingSpec
 
 THREADS = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify.demand import Demand
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.vector_store import open_store

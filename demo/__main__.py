@@ -21,11 +21,11 @@ from anna_train.corpus import sources_version
 from anna_train.demo import DemoModels, heldout_texts, make_models, training_pairs
 from anna_train.kept import Kept, content_hash
 
-from anna_export.artifact import open_artifact
-from anna_export.cli.shown import stage
+from anna_export.artifact.folder import open_artifact
+from anna_export.console.output import stage
 from anna_export.errors import AnnaError, InconclusiveError, ParityError
-from anna_export.hardware import hardware
-from anna_export.versions import installed, source_sha256
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed, source_sha256
 from demo import show
 from demo.show import ARTIFACTS, ENGINES
 from demo.tasks import read_docstrings, write_tasks

@@ -18,10 +18,10 @@ from anna_train.mining.settings import MiningSettings
 from anna_train.tune import tune
 from anna_train.tune_recipe import read_tune_recipe
 
-from anna_export.cli.shown import print_line, print_table, stage
-from anna_export.hardware import hardware
+from anna_export.console.output import print_line, print_table, stage
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed
 from anna_export.progress import Progress, Stage
-from anna_export.versions import installed
 
 SEEDS: Final = (0, 1, 2)
 # Half of the demonstration's: fifteen runs in a quarter of an hour.

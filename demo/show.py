@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from anna_train.demo import DemoModels
 
-from anna_export.artifact import PARITY_FILE, Artifact
-from anna_export.cli.shown import print_rows, print_table, size
-from anna_export.hardware import hardware
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.manifest import PARITY_FILE
+from anna_export.console.output import print_rows, print_table, size
+from anna_export.machine.hardware import hardware
 from anna_export.spec import Precision
 
 # what is made in each precision, in this order

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from anna_export.backends import open_encoder
-from anna_export.backends.pytorch import open_reference
 from anna_export.encoder import Encoder
-from anna_export.merge import write_merged
+from anna_export.reference.load import open_reference
+from anna_export.weights.merge import write_merged
 
 ROUNDS = 5
 PYTORCH = "pytorch"

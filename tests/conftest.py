@@ -19,17 +19,18 @@ import torch
 import transformers
 from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.ort import multiply_exactly
-from anna_export.backends.pytorch import open_reference
 from anna_export.cli import run
-from anna_export.cli.shown import stage
+from anna_export.console.output import stage
 from anna_export.encoder import Encoder
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
 from anna_export.graph.names import ATTENTION_MASK, INPUT_IDS
-from anna_export.pipeline import Recipe, export
+from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ordinary_texts
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -13,17 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna_export.batching import (
-    FREE_WASTE_TOKENS,
-    MAX_WASTE,
-    BatchLimits,
-    batches_by_length,
-)
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError
-from anna_export.prompts import Prompts
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.tokenise import TokenBatch, Tokeniser, read_contract
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits, batches_by_length
+from anna_export.text.framing import read_contract
+from anna_export.text.prompts import Prompts
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 
 FAST = settings(max_examples=40, derandomize=True, deadline=None)

@@ -9,15 +9,10 @@ import pytest
 import transformers
 
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, UnsupportedError
-from anna_export.prompt_file import find_prompts
-from anna_export.prompts import (
-    NO_PROMPT,
-    PROMPTS_FILE,
-    Prompt,
-    Prompts,
-    read_prompts,
-)
-from anna_export.spec import EmbeddingSpec, read_json, read_spec
+from anna_export.files.json_file import read_json
+from anna_export.spec import EmbeddingSpec, read_spec
+from anna_export.text.prompt_file import find_prompts
+from anna_export.text.prompts import NO_PROMPT, PROMPTS_FILE, Prompt, Prompts, read_prompts
 
 Configure = Callable[..., Path]
 ABSENT = "(absent)"

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.choices import BACKENDS
 from anna_export.encoder import Encoder
 from anna_export.engines.capability import Capability
-from anna_export.engines.driver import find_device
 from anna_export.engines.stored import find_engine
 from anna_export.errors import InputError
-from anna_export.stored_prefixes import StoredPrefixes
+from anna_export.machine.gpu import find_device
 
 
 def open_encoder(

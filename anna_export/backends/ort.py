@@ -6,9 +6,7 @@ from typing import Final
 import numpy as np
 
 from anna_export import quantise
-from anna_export.artifact import Artifact
-from anna_export.backends.devices import pick_device
-from anna_export.batching import BatchLimits
+from anna_export.artifact.folder import Artifact
 from anna_export.errors import DamagedError, ExtraError, InputError
 from anna_export.graph.names import (
     ATTENTION_MASK,
@@ -18,11 +16,14 @@ from anna_export.graph.names import (
     PREFIX_KEYS,
     PREFIX_VALUES,
 )
-from anna_export.hardware import multiplies_int8_exactly
-from anna_export.plan import forecast, require_memory
+from anna_export.machine.devices import pick_device
+from anna_export.machine.hardware import multiplies_int8_exactly
+from anna_export.machine.memory import require_memory
+from anna_export.quantise.footprint import forecast
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import BatchLimits
 
 try:
     import onnxruntime

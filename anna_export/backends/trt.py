@@ -13,11 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from anna_export.artifact import Artifact
-from anna_export.backends.device_memory import Block, Gpu, Work, load_cuda
-from anna_export.batching import BatchLimits
+from anna_export.artifact.folder import Artifact
+from anna_export.backends.cuda import Block, Gpu, Work, load_cuda
 from anna_export.choices import Target
-from anna_export.engines.driver import find_device
 from anna_export.engines.loading import load_engine, load_library, logger_of
 from anna_export.engines.profiles import TOKEN_BUDGET, Bucket, Shape, choose_bucket
 from anna_export.engines.record import EngineRecord
@@ -30,9 +28,11 @@ from anna_export.graph.names import (
     PREFIX_KEYS,
     PREFIX_VALUES,
 )
-from anna_export.prefix import Prefix
+from anna_export.machine.gpu import find_device
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import BatchLimits
+from anna_export.text.prefix import Prefix
 
 # Attention is one kernel and holds no scores.
 LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from anna_export.errors import ExtraError, InputError, MissingError
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 
 _URL_SECONDS: Final = 600
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.bench.contenders import OpenArtifact, Opened
 from anna_export.bench.process import Arrivals, ContenderProcess, Told
 from anna_export.bench.result import Open, Rival, Row, Run, Spread, Versus, environment

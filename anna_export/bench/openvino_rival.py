@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.artifact import open_artifact
+from anna_export.artifact.folder import open_artifact
 from anna_export.bench.contenders import Opened
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 
 
 class OpenVinoBackend:
@@ -84,7 +84,8 @@ def _converted(openvino: Any, folder: Path) -> Any:
     """Return the model in OpenVINO's form."""
     import torch
 
-    from anna_export.backends.stored import empty_model, stored_model
+    from anna_export.reference.model import empty_model
+    from anna_export.reference.stored import stored_model
 
     artifact = open_artifact(folder)
     spec, stored = artifact.manifest.spec, stored_model(artifact)

@@ -7,11 +7,12 @@ from typing import Final
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anna_export.artifact import Artifact, add_evidence, read_evidence
-from anna_export.engines.driver import find_device
+from anna_export.artifact.evidence import add_evidence, read_evidence
+from anna_export.artifact.folder import Artifact
 from anna_export.errors import DamagedError
-from anna_export.hardware import hardware
-from anna_export.versions import installed
+from anna_export.machine.gpu import find_device
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed
 
 BENCH_FILE: Final = "bench.json"
 

@@ -8,7 +8,7 @@ from typing import Final
 from anna_export.bench.contenders import OpenArtifact, Opened, OpenSentenceTransformer, OpenUrl
 from anna_export.bench.openvino_rival import OpenOpenVino
 from anna_export.errors import InputError
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 
 KINDS: Final = ("pytorch", "sentence-transformers", "openvino")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import count, cycle
 
 from anna_export.errors import InputError
-from anna_export.prompts import Prompt
-from anna_export.tokenise import Tokeniser
+from anna_export.text.prompts import Prompt
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
 
 _SENTENCES = 64

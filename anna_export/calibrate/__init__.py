@@ -7,20 +7,21 @@ from dataclasses import replace
 
 import torch
 
-from anna_export.batching import BatchLimits, batches_by_length
 from anna_export.calibrate.kept_work import KeptWork
 from anna_export.calibrate.observe import Observed, observe
 from anna_export.calibrate.request import Request
 from anna_export.calibrate.sensitivity import effects, layers_to_keep, measure_loss
 from anna_export.calibrate.texts import CalibrationTexts
 from anna_export.calibrate.walk import Walk
-from anna_export.checkpoint import Checkpoint
-from anna_export.plan import calibration_bytes
+from anna_export.machine.versions import installed
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import Calibration
+from anna_export.quantise.footprint import calibration_bytes
 from anna_export.spec import LINEAR_INPUTS
-from anna_export.tokenise import TokenBatch, Tokeniser
-from anna_export.versions import installed
+from anna_export.text.batch import TokenBatch
+from anna_export.text.batching import BatchLimits, batches_by_length
+from anna_export.text.tokeniser import Tokeniser
+from anna_export.weights.checkpoint import Checkpoint
 
 # Tokens passed through a layer at once, and through all variants of the sensitivity walk.
 _BATCH_TOKENS = 4096

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from anna_export.staging import staged_file
+from anna_export.files.atomic import staged_file
 
 
 @dataclass(frozen=True, slots=True)

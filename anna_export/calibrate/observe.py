@@ -20,7 +20,7 @@ from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 
 # Tokens that a layer's signal-to-noise ratio is measured on.
 _SNR_TOKENS: Final = 512

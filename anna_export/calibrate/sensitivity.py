@@ -9,7 +9,7 @@ from anna_export.progress import Progress
 from anna_export.quantise.calibration import Seen
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 
 # What is aimed at, as a share of what is allowed: effects add up only roughly.
 _MARGIN: Final = 0.8

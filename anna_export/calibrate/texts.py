@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.errors import InputError, MissingError
-from anna_export.prompts import Prompts
-from anna_export.text_file import read_texts
-from anna_export.tokenise import Tokeniser
+from anna_export.files.text_file import read_texts
+from anna_export.text.prompts import Prompts
+from anna_export.text.tokeniser import Tokeniser
 
 SEED: Final = 0
 # Ranges settle with a few thousand tokens; 7 billion parameters take minutes for them on 2 cores.

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from anna_export.backends.pytorch import quiet
-from anna_export.backends.stored import empty_model
-from anna_export.checkpoint import Checkpoint
 from anna_export.quantise.embedding import EmbeddingFormat
+from anna_export.reference.model import empty_model, quiet
 from anna_export.spec import EMBEDDING_WEIGHT
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
+from anna_export.weights.checkpoint import Checkpoint
 
 # a linear module's name in its layer ("mlp.up_proj"), and its input (B, S, in)
 OnInput = Callable[[str, torch.Tensor], torch.Tensor | None]

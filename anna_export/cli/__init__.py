@@ -13,7 +13,6 @@ from anna_export.cli import (
     export,
     inspect,
     merge,
-    options,
     package,
     plan,
     prompts,
@@ -21,7 +20,8 @@ from anna_export.cli import (
     serve,
     verify,
 )
-from anna_export.cli.running import run_group
+from anna_export.console import commands
+from anna_export.console.running import run_group
 
 _EXAMPLES = (
     "anna-export --model base --adapter lora --out artifact",
@@ -30,7 +30,7 @@ _EXAMPLES = (
 )
 
 
-class _DefaultsToExport(options.Verbs):
+class _DefaultsToExport(commands.Verbs):
     """Takes `anna-export --bf16 …` for `anna-export export --bf16 …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
@@ -15,7 +16,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
 
 
 @click.command(
-    "bench", cls=options.Verb, example="anna-export bench artifact --against pytorch --rate 20"
+    "bench", cls=commands.Verb, example="anna-export bench artifact --against pytorch --rate 20"
 )
 @options.artifact_argument
 @click.option(
@@ -55,11 +56,11 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
     help="Baseline to compare with, round by round: pytorch, sentence-transformers (with --model), "
     "openvino, another artifact's folder, or the URL of a server with OpenAI's or TEI's routes.",
 )
-@click.option("--model", type=options.folder, help="Model folder for sentence-transformers.")
+@click.option("--model", type=commands.folder, help="Model folder for sentence-transformers.")
 @click.option("--threads", type=int, help="CPU threads. Default: one a core.")
 @options.backend_option
 @options.device_option
-@shown.json_option
+@output.json_option
 def command(
     artifact: Path,
     batches: tuple[int, ...],
@@ -80,13 +81,13 @@ def command(
     fails. It stores raw times and the hardware in the artifact's bench.json. It reads a baseline's
     API key from ANNA_BENCH_API_KEY.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.bench.contenders import OpenArtifact
     from anna_export.bench.flow import Plan, bench
     from anna_export.bench.result import BENCH_FILE, add_run
     from anna_export.bench.rivals import rival
     from anna_export.bench.workload import Shape
-    from anna_export.card import add_card
+    from anna_export.report.card import add_card
 
     shapes = [Shape(batch, length) for batch in batches for length in lengths]
     plan = Plan(shapes, rates, rounds=rounds)
@@ -97,12 +98,12 @@ def command(
     if against is not None:
         found = manifest.prompts.find(prompt)
         opening = rival(against, own, found, manifest.contract.max_tokens, model)
-    run = bench(opened, own, plan, opening, shown.stage)
+    run = bench(opened, own, plan, opening, output.stage)
     add_card(add_run(opened, run))
     if as_json:
-        shown.print_json(run.model_dump(mode="json"))
+        output.print_json(run.model_dump(mode="json"))
         return
-    shown.print_rows(
+    output.print_rows(
         {
             "artifact": f"{run.name}, {run.arithmetic}",
             "on": run.environment.hardware,
@@ -110,7 +111,7 @@ def command(
         }
     )
     if run.rival is not None:
-        shown.print_rows(
+        output.print_rows(
             {
                 "rival": f"{run.rival.name}, {run.rival.arithmetic}",
                 "its vectors": f"worst cosine {run.rival.worst_cosine:.5f} to ours",
@@ -137,9 +138,9 @@ def command(
             cells.append(
                 f"{ratio.value:.2f} x ({ratio.low:.2f} to {ratio.high:.2f}): {row.versus.verdict}"
             )
-    shown.print_table(heads, table)
+    output.print_table(heads, table)
     if run.open:
-        shown.print_table(
+        output.print_table(
             ["texts a second", "p50 ms", "p90 ms", "p99 ms", "kept up"],
             [
                 [
@@ -152,4 +153,4 @@ def command(
                 for one in run.open
             ],
         )
-    shown.print_rows({"written to": str(artifact / BENCH_FILE)})
+    output.print_rows({"written to": str(artifact / BENCH_FILE)})

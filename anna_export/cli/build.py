@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from anna_export.choices import Target
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 @click.command(
     "build",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export build artifact --target tensorrt-rtx --compute-capability 8.9",
 )
 @options.artifact_argument
@@ -29,7 +30,7 @@ from anna_export.cli import options, shown
 )
 @click.option(
     "--refit-from",
-    type=options.folder,
+    type=commands.folder,
     metavar="ARTIFACT",
     help="With tensorrt: put the weights into the refittable engine of another adapter's artifact, "
     "which takes seconds, instead of building.",
@@ -39,7 +40,7 @@ from anna_export.cli import options, shown
     type=click.FloatRange(min=0, min_open=True),
     help="Most device memory that building may take. Default: all there is.",
 )
-@shown.json_option
+@output.json_option
 def command(
     artifact: Path,
     target: str,
@@ -54,7 +55,7 @@ def command(
 
     Each engine is stored in the artifact, with the library's version, the GPU and the shapes.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.engines.build import build
     from anna_export.engines.capability import read_capability
     from anna_export.engines.request import EngineRequest
@@ -67,17 +68,17 @@ def command(
         None if memory_gib is None else round(memory_gib * 2**30),
         refit_from,
     )
-    built = build(open_artifact(artifact), request, shown.stage)
+    built = build(open_artifact(artifact), request, output.stage)
     if as_json:
         engines = {name: record.model_dump(mode="json") for name, record in built.records.items()}
-        shown.print_json({"engines": engines})
+        output.print_json({"engines": engines})
         return
     for name, record in built.records.items():
-        shown.print_rows(
+        output.print_rows(
             {
                 "engine": str(artifact / name),
                 "by": str(record),
-                "size": shown.size(record.size_bytes),
+                "size": output.size(record.size_bytes),
                 "layers": ", ".join(f"{count} {kind}" for kind, count in record.layers.items()),
                 "fusion check": "; ".join(record.shortcomings) or "passed",
                 "time": f"{record.seconds} s",

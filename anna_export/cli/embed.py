@@ -7,19 +7,20 @@ from pathlib import Path
 import click
 
 from anna_export.choices import LOCAL
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 @click.command(
     "embed",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export embed artifact texts.jsonl --out vectors.parquet --prompt query",
 )
 @options.artifact_argument
-@click.argument("texts", type=options.path)
+@click.argument("texts", type=commands.path)
 @click.option(
     "--out",
-    type=options.path,
+    type=commands.path,
     required=True,
     help="A .parquet file (columns id, embedding) or a .npy file; rows in input order.",
 )
@@ -51,8 +52,8 @@ from anna_export.cli import options, shown
     show_default=True,
     help="GPUs that Ray reserves for each encoder.",
 )
-@options.overwrite_option
-@shown.json_option
+@commands.overwrite_option
+@output.json_option
 def command(
     artifact: Path,
     texts: Path,
@@ -72,10 +73,10 @@ def command(
     TEXTS is a .txt file with one text a line, or a .jsonl file with one object a line; an object's
     "id" is kept. To resume, give the same command again.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.backends import load_encoder, open_encoder
-    from anna_export.embed import Embedder, Here, embed_file, require_output
-    from anna_export.text_file import read_texts
+    from anna_export.embed.file import Embedder, Here, embed_file, require_output
+    from anna_export.files.text_file import read_texts
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)
@@ -86,12 +87,12 @@ def command(
         if ray is None:
             embedder = Here(load_encoder(opened, backend=backend, device=device))
         else:
-            from anna_export.spread import Spread
+            from anna_export.embed.on_ray import Spread
 
             opening = partial(open_encoder, artifact.resolve(), backend=backend, device=device)
             prompts = opened.manifest.prompts
             embedder = stack.enter_context(Spread(opening, prompts, ray, ray_actors, ray_gpus))
-        progress = stack.enter_context(shown.stage("embed", "texts"))
+        progress = stack.enter_context(output.stage("embed", "texts"))
         embedded = embed_file(
             embedder,
             opened.manifest.artifact_id,
@@ -102,7 +103,7 @@ def command(
             progress=progress,
         )
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "out": str(out),
                 "texts": embedded.texts,
@@ -117,4 +118,4 @@ def command(
     }
     if embedded.resumed:
         rows["resumed"] = f"{embedded.resumed:,} texts were done by an earlier run"
-    shown.print_rows(rows)
+    output.print_rows(rows)

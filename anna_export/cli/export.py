@@ -7,22 +7,23 @@ import click
 
 from anna_export.choices import DEFAULT_RANGES, Ranges, Target
 from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_export.errors import InputError
 from anna_export.spec import Precision
 
 if TYPE_CHECKING:
-    from anna_export.artifact import Artifact
-    from anna_export.pipeline import Exported
+    from anna_export.artifact.folder import Artifact
+    from anna_export.export.pipeline import Exported
 
 
 @click.command(
     "export",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export --model base --adapter lora --out artifact --fp8",
 )
 @options.model_option
 @options.adapter_option
-@click.option("--out", type=options.path, required=True, help="Folder of the artifact to make.")
+@click.option("--out", type=commands.path, required=True, help="Folder of the artifact to make.")
 @options.precision_options
 @click.option(
     "--high-precision",
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    type=options.path,
+    type=commands.path,
     help="With --fp8, --int8 or --int4: texts like those to be embedded, a .txt file with one a "
     'line or a .jsonl file of {"text": …}. Default: docstrings of Python\'s standard library.',
 )
@@ -49,16 +50,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--prompts",
-    type=options.path,
+    type=commands.path,
     help="A prompts.json: per task an instruction, worked examples, and how its documents are "
     "prompted. Default: the prompts in the adapter's folder, else the model's.",
 )
 @options.max_tokens_option
-@options.overwrite_option
+@commands.overwrite_option
 @options.target_option(default=None)
 @options.capability_option
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with the PyTorch reference.")
-@shown.json_option
+@output.json_option
 def command(
     model: Path,
     adapter: Path | None,
@@ -84,7 +85,8 @@ def command(
     precision = options.chosen_precision(precisions)
     from anna_export.engines.capability import read_capability
     from anna_export.engines.request import EngineRequest
-    from anna_export.pipeline import Recipe, RejectedError, export
+    from anna_export.export.pipeline import RejectedError, export
+    from anna_export.export.recipe import Recipe
 
     if capabilities and target is None:
         raise InputError(
@@ -109,7 +111,7 @@ def command(
         engines=engines,
     )
     try:
-        _show(export(recipe, shown.stage), as_json)
+        _show(export(recipe, output.stage), as_json)
     except RejectedError as error:
         _show(error.exported, as_json)
         raise
@@ -118,7 +120,7 @@ def command(
 def _show(exported: "Exported", as_json: bool) -> None:
     artifact, parity = exported.artifact, exported.parity
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "artifact": str(artifact.folder),
                 "artifact_id": artifact.manifest.artifact_id,
@@ -137,13 +139,13 @@ def _show(exported: "Exported", as_json: bool) -> None:
     rows = {
         "artifact": str(artifact.folder),
         "precision": str(artifact.manifest.precision),
-        "size": shown.size(artifact.size_bytes),
+        "size": output.size(artifact.size_bytes),
         "time": spent,
     }
     if artifact.manifest.prompts.by_name:
         rows["prompts"] = shown.baked(artifact)
     rows |= shown.parity_rows(parity) if parity else {"proof": _unproved(artifact)}
-    shown.print_rows(rows)
+    output.print_rows(rows)
 
 
 def _unproved(artifact: "Artifact") -> str:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_export.errors import InputError
 
 if TYPE_CHECKING:
-    from anna_export.artifact import Artifact
+    from anna_export.artifact.folder import Artifact
 
 
 @click.command(
     "inspect",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export inspect artifact --check",
 )
 @options.artifact_argument
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     help="Show each linear layer of a quantised artifact: its signal-to-noise ratio, the range of "
     "its input in calibration, and, if it is not quantised, the reason.",
 )
-@shown.json_option
+@output.json_option
 def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what an artifact is, how it was made and what is proved."""
-    from anna_export.artifact import PARITY_FILE, open_artifact
+    from anna_export.artifact.folder import open_artifact
+    from anna_export.artifact.manifest import PARITY_FILE
     from anna_export.verify.proof import read_proof
 
     opened = open_artifact(artifact, check=check)
@@ -38,7 +40,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
         return
     manifest, proof = opened.manifest, read_proof(opened)
     if as_json:
-        shown.print_json(
+        output.print_json(
             json.loads(manifest.model_dump_json()) | {"parity": proof.to_json() if proof else None}
         )
         return
@@ -49,7 +51,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
         "made": f"{manifest.created} from {source.model}"
         + (f" with {source.adapter}" if source.adapter else ""),
         "precision": str(manifest.precision),
-        "size": f"{shown.size(opened.size_bytes)} in {len(manifest.files)} files",
+        "size": f"{output.size(opened.size_bytes)} in {len(manifest.files)} files",
         "model": f"{spec.parameters:,} parameters, {spec.layers} layers, {spec.heads} query and "
         f"{spec.kv_heads} key/value heads of {spec.head_dim}",
         "vectors": f"{spec.dim} dimensions, unit length",
@@ -85,7 +87,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
             "candidate": parity.candidate,
             "hardware": parity.hardware,
         }
-    shown.print_rows(rows)
+    output.print_rows(rows)
 
 
 def _show_layers(artifact: "Artifact", as_json: bool) -> None:
@@ -98,7 +100,7 @@ def _show_layers(artifact: "Artifact", as_json: bool) -> None:
             f"{artifact.folder}; it has no quantised layers"
         )
     if as_json:
-        shown.print_json(calibration.to_json())
+        output.print_json(calibration.to_json())
         return
     rows = []
     for module, name in artifact.manifest.spec.linear_modules().items():
@@ -106,6 +108,6 @@ def _show_layers(artifact: "Artifact", as_json: bool) -> None:
         snr = calibration.snr_db.get(module)
         how = f"{snr:.1f} dB" if snr is not None else f"kept: {calibration.kept[name]}"
         rows.append((module, f"{seen.amax:.4g}", f"{seen.median:.4g}", f"{seen.clip:.4g}", how))
-    shown.print_table(("linear layer", "largest", "median", "range", "signal to noise"), rows)
+    output.print_table(("linear layer", "largest", "median", "range", "signal to noise"), rows)
     if calibration.loss is not None:
-        shown.print_line(f"loss of the emulated model: {calibration.loss:.2e} (1 - cosine)")
+        output.print_line(f"loss of the emulated model: {calibration.loss:.2e} (1 - cosine)")

@@ -4,31 +4,32 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 @click.command(
     "merge",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export merge --model base --adapter lora --out merged",
 )
 @options.model_option
-@click.option("--adapter", type=options.folder, required=True, help="Folder of a LoRA adapter.")
-@click.option("--out", type=options.path, required=True, help="Model folder to make.")
-@options.overwrite_option
-@shown.json_option
+@click.option("--adapter", type=commands.folder, required=True, help="Folder of a LoRA adapter.")
+@click.option("--out", type=commands.path, required=True, help="Model folder to make.")
+@commands.overwrite_option
+@output.json_option
 def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write base and adapter as one ordinary Hugging Face folder.
 
     merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
     memory. The folder is a MistralModel without the language head, which embedding does not use.
     """
-    from anna_export.merge import write_merged
+    from anna_export.weights.merge import write_merged
 
-    with shown.stage("merge", "bytes") as progress:
+    with output.stage("merge", "bytes") as progress:
         merged = write_merged(model, adapter, out, overwrite=overwrite, progress=progress)
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "folder": str(out),
                 "tensors": merged.tensors,
@@ -37,10 +38,10 @@ def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: boo
             }
         )
         return
-    shown.print_rows(
+    output.print_rows(
         {
             "model": str(out),
             "weights": f"{merged.tensors}, {merged.changed} changed by the adapter",
-            "size": shown.size(merged.size_bytes),
+            "size": output.size(merged.size_bytes),
         }
     )

@@ -1,77 +1,13 @@
-"""What several verbs share: how their help is laid out, arguments and options."""
+"""Arguments and options that several commands share."""
 
-import os
-import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import click
 
 from anna_export.choices import BACKENDS, DEVICES, Target
-from anna_export.errors import AnnaError, InputError, MissingError
+from anna_export.console.commands import Command, folder
+from anna_export.errors import InputError
 from anna_export.spec import Precision
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Verb(click.Command):
-    """A command whose help ends in an example."""
-
-    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.example = example
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that names a field then names its flag."""
-        try:
-            return super().invoke(ctx)
-        except AnnaError as error:
-            error.args = (with_flags(str(error), self.params), *error.args[1:])
-            raise
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, unwrapped, so that it can be copied."""
-        with formatter.section("Example"):
-            formatter.write(f"  {self.example}\n")
-
-
-def with_flags(message: str, parameters: Iterable[click.Parameter]) -> str:
-    """Replace each field in backquotes by the flag of the parameter of that name, if there is one.
-
-    The library knows fields, `max_tokens`; a command line knows flags, --max-tokens.
-    """
-    flags = {parameter.name: parameter.opts[0] for parameter in parameters}
-    return re.sub(r"`(\w+)`", lambda field: flags.get(field[1], field[0]), message)
-
-
-class Verbs(click.Group):
-    """A group of commands, which are named where one is asked for that is not there."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name those there are."""
-        if args[0] not in self.commands:
-            raise InputError(f"expected a command of {', '.join(self.commands)}, found {args[0]!r}")
-        return super().resolve_command(ctx, args)
-
-
-class _Folder(click.Path):
-    """A folder to read: that it is missing is said before libraries are loaded for seconds."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        found = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if found.exists() and not found.is_dir():
-            raise InputError(
-                f"expected a folder, found a file at {found}; name the folder it is in"
-            )
-        if not found.is_dir():
-            raise MissingError(
-                f"expected a folder, found none at {found}; models, adapters and artifacts are "
-                "read from disk, so download them first"
-            )
-        return found
 
 
 def target_option(default: Target | None) -> Callable[[Command], Command]:
@@ -94,17 +30,11 @@ capability_option = click.option(
     help="GPU to build engines for; repeatable. Default: this machine's, and without one 8.9 and "
     "12.0.",
 )
-path = click.Path(path_type=Path)
-folder = _Folder(path_type=Path)
-
 artifact_argument = click.argument("artifact", type=folder)
 model_option = click.option(
     "--model", type=folder, required=True, help="Folder of the base model (safetensors)."
 )
 adapter_option = click.option("--adapter", type=folder, help="Folder of a LoRA adapter over it.")
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace the output if it exists."
-)
 max_tokens_option = click.option(
     "--max-tokens",
     type=int,
@@ -128,7 +58,6 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes CUDA where the backend has it.",
 )
-
 _PRECISIONS = {
     Precision.FP32: "32-bit float; the default.",
     Precision.FP16: "16-bit float for GPUs with fp32 norms; a CPU computes in fp32.",

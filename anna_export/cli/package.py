@@ -4,16 +4,17 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 @click.command(
-    "package", cls=options.Verb, example="anna-export package artifact --triton model_repository"
+    "package", cls=commands.Verb, example="anna-export package artifact --triton model_repository"
 )
 @options.artifact_argument
 @click.option(
     "--triton",
-    type=options.path,
+    type=commands.path,
     required=True,
     help="Folder to write: a model repository of Triton Inference Server.",
 )
@@ -40,8 +41,8 @@ from anna_export.cli import options, shown
     show_default=True,
     help="Most texts that Triton computes in one batch.",
 )
-@options.overwrite_option
-@shown.json_option
+@commands.overwrite_option
+@output.json_option
 def command(
     artifact: Path,
     triton: Path,
@@ -58,18 +59,18 @@ def command(
     takes `text` and returns `sentence_embedding`. Triton computes the whole prompt with every text.
     The container needs numpy and tokenizers.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.engines.capability import read_capability
-    from anna_export.triton_repository.write import Package, write_repository
+    from anna_export.integrations.triton.write import Package, write_repository
 
     opened = open_artifact(artifact)
     gpu = read_capability(engine).name if engine is not None else None
     package = Package(name or artifact.resolve().name, device, gpu, batch)
     names = write_repository(opened, package, triton, overwrite=overwrite)
     if as_json:
-        shown.print_json({"repository": str(triton), "ensembles": names})
+        output.print_json({"repository": str(triton), "ensembles": names})
         return
-    shown.print_rows({"repository": str(triton)})
-    shown.print_table(
+    output.print_rows({"repository": str(triton)})
+    output.print_table(
         ["model", "prompt"], [[told, prompt or "none"] for told, prompt in names.items()]
     )

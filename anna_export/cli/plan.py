@@ -6,25 +6,26 @@ from typing import Any
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 
 
 @click.command(
     "plan",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export plan --model base --adapter lora --out artifact",
 )
 @options.model_option
 @options.adapter_option
 @click.option(
     "--out",
-    type=options.path,
+    type=commands.path,
     default=Path("."),
     show_default=True,
     help="Where the artifact would go; plan measures that disk.",
 )
 @options.max_tokens_option
-@shown.json_option
+@output.json_option
 def command(
     model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
 ) -> None:
@@ -35,21 +36,18 @@ def command(
     a few matrices to time the processor.
     """
     from anna_export import quantise
-    from anna_export.checkpoint import Checkpoint
-    from anna_export.plan import (
-        available_memory_bytes,
-        engine_forecast,
+    from anna_export.export.timing import (
         export_seconds,
-        fits_in_memory,
-        forecast,
         products_per_second,
-        proof_that_fits,
         quantise_seconds,
         write_bytes_per_second,
     )
+    from anna_export.files.disk import disk_free_bytes
+    from anna_export.machine.memory import available_memory_bytes, fits_in_memory
+    from anna_export.quantise.footprint import engine_forecast, forecast, proof_that_fits
     from anna_export.spec import ENGINE_PRECISIONS, Precision
-    from anna_export.staging import disk_free_bytes
-    from anna_export.tokenise import find_tokenizer, read_contract
+    from anna_export.text.framing import find_tokenizer, read_contract
+    from anna_export.weights.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model, adapter)
     contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
@@ -77,27 +75,29 @@ def command(
             }
         )
     if as_json:
-        shown.print_json({"disk_free_bytes": free, "memory_bytes": memory, "plans": plans})
+        output.print_json({"disk_free_bytes": free, "memory_bytes": memory, "plans": plans})
         return
-    shown.print_line(f"{shown.size(free)} of disk free, {shown.size(memory)} of memory available")
+    output.print_line(
+        f"{output.size(free)} of disk free, {output.size(memory)} of memory available"
+    )
     for plan in plans:
         rows = {
             "precision": str(plan["precision"]),
-            "artifact": shown.size(plan["artifact_bytes"]) + _unfit(plan["fits_disk"], "the disk"),
-            "export": f"{shown.size(plan['export_bytes'])} of memory, {_about(plan)}"
+            "artifact": output.size(plan["artifact_bytes"]) + _unfit(plan["fits_disk"], "the disk"),
+            "export": f"{output.size(plan['export_bytes'])} of memory, {_about(plan)}"
             + _unfit(plan["fits_export"], "memory"),
-            "embedding": f"{shown.size(plan['serve_bytes'])} of memory (ONNX Runtime, CPU)"
+            "embedding": f"{output.size(plan['serve_bytes'])} of memory (ONNX Runtime, CPU)"
             + _unfit(plan["fits_serve"], "memory"),
             "proof": plan["proof"],
         }
         if engine := plan["engine"]:
             rows["engine"] = (
-                f"{shown.size(engine['memory_bytes'])} of memory, "
-                f"{shown.size(engine['disk_bytes'])} of disk, about {engine['seconds']:.0f} s "
+                f"{output.size(engine['memory_bytes'])} of memory, "
+                f"{output.size(engine['disk_bytes'])} of disk, about {engine['seconds']:.0f} s "
                 "(TensorRT-RTX)" + _unfit(fits_in_memory(engine["memory_bytes"]), "memory")
             )
-        shown.print_line("")
-        shown.print_rows(rows)
+        output.print_line("")
+        output.print_rows(rows)
 
 
 def _about(plan: dict[str, Any]) -> str:

@@ -5,43 +5,44 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.cli import options
+from anna_export.console import commands, output
 from anna_export.errors import InputError
 from anna_export.spec import Precision
 
 _WIDTH: Final = 90
 
 if TYPE_CHECKING:
-    from anna_export.artifact import Artifact
+    from anna_export.artifact.folder import Artifact
 
 
-@click.group("prompts", cls=options.Verbs)
+@click.group("prompts", cls=commands.Verbs)
 def group() -> None:
     """Show or change an artifact's prompts. Its weights are not written again."""
 
 
-@group.command("list", cls=options.Verb, example="anna-export prompts list artifact")
+@group.command("list", cls=commands.Verb, example="anna-export prompts list artifact")
 @options.artifact_argument
-@shown.json_option
+@output.json_option
 def list_command(artifact: Path, as_json: bool) -> None:
     """Show an artifact's prompts, their lengths, and which of them have a parity proof."""
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
 
     _show(open_artifact(artifact), as_json)
 
 
-@group.command("add", cls=options.Verb, example="anna-export prompts add artifact prompts.json")
+@group.command("add", cls=commands.Verb, example="anna-export prompts add artifact prompts.json")
 @options.artifact_argument
-@click.argument("file", type=options.path)
+@click.argument("file", type=commands.path)
 @click.option(
     "--model",
-    type=options.folder,
+    type=commands.folder,
     help="Folder of the base model that the artifact was made from: it computes the prompts' keys "
     "and values in fp32, as an export does. Default: the artifact's stored weights compute them.",
 )
-@click.option("--adapter", type=options.folder, help="Folder of the LoRA adapter over it.")
+@click.option("--adapter", type=commands.folder, help="Folder of the LoRA adapter over it.")
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
-@shown.json_option
+@output.json_option
 def add_command(
     artifact: Path,
     file: Path,
@@ -57,26 +58,26 @@ def add_command(
     """
     if adapter is not None and model is None:
         raise InputError("expected --model with --adapter, found none; name the base model too")
-    from anna_export.checkpoint import Checkpoint
-    from anna_export.prompt_edit import add_prompts
-    from anna_export.prompt_file import read_prompt_file
+    from anna_export.export.edit_prompts import add_prompts
+    from anna_export.text.prompt_file import read_prompt_file
+    from anna_export.weights.checkpoint import Checkpoint
 
     added = read_prompt_file(file)
     checkpoint = Checkpoint.open(model, adapter) if model is not None else None
-    with shown.stage("bake prompts", "tokens") as progress:
+    with output.stage("bake prompts", "tokens") as progress:
         changed = add_prompts(
             artifact, added, overwrite=overwrite, checkpoint=checkpoint, progress=progress
         )
     _show(changed, as_json)
 
 
-@group.command("remove", cls=options.Verb, example="anna-export prompts remove artifact sts query")
+@group.command("remove", cls=commands.Verb, example="anna-export prompts remove artifact sts query")
 @options.artifact_argument
 @click.argument("names", nargs=-1, required=True)
-@shown.json_option
+@output.json_option
 def remove_command(artifact: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Remove prompts by name. The proof of other prompts stays valid."""
-    from anna_export.prompt_edit import remove_prompts
+    from anna_export.export.edit_prompts import remove_prompts
 
     _show(remove_prompts(artifact, names), as_json)
 
@@ -93,7 +94,7 @@ def _baked(artifact: "Artifact", name: str) -> dict[str, Any] | None:
 def _baked_cell(baked: dict[str, Any] | None) -> str:
     if baked is None:
         return "no"
-    return shown.size(baked["size_bytes"]) + ("" if baked["exact"] else "*")
+    return output.size(baked["size_bytes"]) + ("" if baked["exact"] else "*")
 
 
 def _shortened(front: str) -> str:
@@ -103,7 +104,7 @@ def _shortened(front: str) -> str:
 
 
 def _show(artifact: "Artifact", as_json: bool) -> None:
-    from anna_export.prompt_edit import proved_prompts
+    from anna_export.export.edit_prompts import proved_prompts
 
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
@@ -121,10 +122,10 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
         for name, prompt in prompts.by_name.items()
     }
     if as_json:
-        shown.print_json({"default": prompts.default, "prompts": found})
+        output.print_json({"default": prompts.default, "prompts": found})
         return
     if not found:
-        shown.print_line("no prompts; add some with anna-export prompts add")
+        output.print_line("no prompts; add some with anna-export prompts add")
         return
     rows = [
         (
@@ -138,8 +139,8 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
         for name, one in found.items()
     ]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
-    shown.print_table(heads, rows)
+    output.print_table(heads, rows)
     if any(one["baked"] and not one["baked"]["exact"] for one in found.values()):
-        shown.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
+        output.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
     if not proved.issuperset(found):
-        shown.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")
+        output.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 
 
-@click.command("report", cls=options.Verb, example="anna-export report artifact-fp8 artifact-int8")
-@click.argument("artifacts", type=options.folder, nargs=-1, required=True)
+@click.command("report", cls=commands.Verb, example="anna-export report artifact-fp8 artifact-int8")
+@click.argument("artifacts", type=commands.folder, nargs=-1, required=True)
 @click.option(
     "--out",
-    type=options.path,
+    type=commands.path,
     help="The .html file. Default: report.html in the first artifact.",
 )
-@shown.json_option
+@output.json_option
 def command(artifacts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one page about an artifact, or about several side by side.
 
@@ -32,6 +32,6 @@ def command(artifacts: tuple[Path, ...], out: Path | None, as_json: bool) -> Non
         ) from None
     written = report(artifacts, out)
     if as_json:
-        shown.print_json({"report": str(written)})
+        output.print_json({"report": str(written)})
         return
-    shown.print_rows({"report": str(written), "size": shown.size(written.stat().st_size)})
+    output.print_rows({"report": str(written), "size": output.size(written.stat().st_size)})

@@ -8,7 +8,8 @@ import click
 
 from anna_export.choices import BACKENDS, DEVICES
 from anna_export.cli import options
-from anna_export.prompt_formats import FORMATS
+from anna_export.console import commands
+from anna_export.text.prompt_formats import FORMATS
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -17,7 +18,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
-@click.command("serve", cls=options.Verb, example="anna-export serve artifact --port 8080")
+@click.command("serve", cls=commands.Verb, example="anna-export serve artifact --port 8080")
 @options.artifact_argument
 @_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @_option(
@@ -148,7 +149,7 @@ def command(
     stderr, one JSON object a line, without any text of a request. After SIGTERM the server finishes
     open requests and exits.
     """
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.serve.keys import read_keys
     from anna_export.serve.served import OpenServed
     from anna_export.serve.server import listen, serve

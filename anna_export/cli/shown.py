@@ -1,78 +1,14 @@
-"""What every verb shows the same way: progress on stderr, results on stdout, JSON for machines."""
+"""How proofs and verdicts are printed."""
 
-import json
-import os
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import click
-
-from anna_export.progress import Progress
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anna_export.artifact import Artifact
+    from anna_export.artifact.folder import Artifact
     from anna_export.verify.difference import Difference
     from anna_export.verify.published import Summary
     from anna_export.verify.task_parity import TaskParity
     from anna_export.verify.vectors import Parity
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, the rest on stderr."
-)
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    print_line(json.dumps(value, indent=2))
-
-
-def print_rows(rows: dict[str, str]) -> None:
-    """Print names and values in two columns on stdout, as wide as the terminal if it is one."""
-    indent = max(len(name) for name in rows) + 2
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for name, value in rows.items():
-        lines = textwrap.wrap(
-            value, max(20, columns - indent), break_long_words=False, break_on_hyphens=False
-        )
-        print_line(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
-
-
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout, the first and last column left, the others right-aligned."""
-    table = [heads, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
-    for row in table:
-        first, *middle, last = (
-            cell.ljust(width) if place in (0, len(heads) - 1) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print_line("  ".join([first, *middle, last]).rstrip())
-
-
-def print_line(text: str) -> None:
-    """Print one line on stdout, to whoever still reads it."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        drop_stdout()
-
-
-def drop_stdout() -> None:
-    """Print on to nobody: the reader left, as `head` does; the exit code still gives the answer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def size(size_bytes: float) -> str:
-    """Return bytes as a reader counts them."""
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.2f} GB"
+from anna_export.console.output import print_line, print_table, size
 
 
 def baked(artifact: "Artifact") -> str:
@@ -176,16 +112,3 @@ def task_rows(parity: "TaskParity") -> dict[str, str]:
 
 def _needed(bound: str, value: float | None) -> str:
     return "" if value is None else f", {bound} {value} is needed"
-
-
-@contextmanager
-def stage(name: str, unit: str) -> Iterator[Progress | None]:
-    """Show a bar with a rate and the time left on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    # rich is loaded only where it draws, so that --help stays quick
-    from anna_export.cli.bars import bar
-
-    with bar(name, unit) as progress:
-        yield progress

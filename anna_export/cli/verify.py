@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_export.errors import ExtraError, InconclusiveError, InputError, ParityError
 
 if TYPE_CHECKING:
-    from anna_export.artifact import Artifact
+    from anna_export.artifact.folder import Artifact
     from anna_export.verify.flow import Verified
     from anna_export.verify.proof import Proof
     from anna_export.verify.tasks import TaskRun
@@ -21,7 +22,7 @@ _TIERS: Final = ("vectors", "quick", "full")
 
 @click.command(
     "verify",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-export verify artifact --model base --adapter lora --tier quick",
 )
 @options.artifact_argument
@@ -29,7 +30,7 @@ _TIERS: Final = ("vectors", "quick", "full")
     "--model",
     "--reference",
     "model",
-    type=options.folder,
+    type=commands.folder,
     required=True,
     help="Folder of the base model (safetensors), the PyTorch reference.",
 )
@@ -50,7 +51,7 @@ _TIERS: Final = ("vectors", "quick", "full")
 )
 @click.option(
     "--task-data",
-    type=options.folder,
+    type=commands.folder,
     help="Folder with a manifest.json of tasks and their data; without it, data comes from the "
     "Hugging Face cache or hub.",
 )
@@ -82,7 +83,7 @@ _TIERS: Final = ("vectors", "quick", "full")
 )
 @options.backend_option
 @options.device_option
-@shown.json_option
+@output.json_option
 def command(
     artifact: Path,
     model: Path,
@@ -106,7 +107,7 @@ def command(
     """
     # mteb draws bars of its own with tqdm, which reads this when it is first imported
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from anna_export.artifact import open_artifact
+    from anna_export.artifact.folder import open_artifact
     from anna_export.verify.flow import verify
 
     opened = open_artifact(artifact)
@@ -115,11 +116,11 @@ def command(
         if names and tier:
             raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
         tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
-    verified = verify(opened, model, adapter, tasks, shown.stage, backend=backend, device=device)
+    verified = verify(opened, model, adapter, tasks, output.stage, backend=backend, device=device)
     stored = _store(opened, verified)
     proof = verified.proof
     if as_json:
-        shown.print_json({**proof.to_json(), "stored": stored})
+        output.print_json({**proof.to_json(), "stored": stored})
     else:
         _print(proof, stored)
     _answer(proof)
@@ -143,7 +144,7 @@ def _task_run(
         raise ExtraError(
             "expected mteb, which evaluates tasks, found none; install anna-export[eval]"
         ) from None
-    from anna_export.cache import default_cache
+    from anna_export.files.cache import default_cache
     from anna_export.verify.contamination import datasets_of
     from anna_export.verify.task_data import sources
     from anna_export.verify.task_prompts import read_task_prompts
@@ -162,15 +163,15 @@ def _task_run(
 def _print(proof: "Proof", stored: str) -> None:
     rows = shown.parity_rows(proof.vectors)
     if proof.tasks is None:
-        shown.print_rows(rows | {"stored": stored})
+        output.print_rows(rows | {"stored": stored})
         return
-    shown.print_rows(rows)
-    shown.print_line("")
+    output.print_rows(rows)
+    output.print_line("")
     shown.print_tasks(proof.tasks)
-    shown.print_line("")
-    shown.print_standings(proof.tasks.summary)
-    shown.print_line("")
-    shown.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
+    output.print_line("")
+    output.print_standings(proof.tasks.summary)
+    output.print_line("")
+    output.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
 
 
 def _answer(proof: "Proof") -> None:
@@ -192,8 +193,8 @@ def _answer(proof: "Proof") -> None:
 
 def _store(artifact: "Artifact", verified: "Verified") -> str:
     """Keep a proof of what the artifact was made from, in the artifact; say where, or why not."""
-    from anna_export.artifact import PARITY_FILE
-    from anna_export.card import add_proof, add_results
+    from anna_export.artifact.manifest import PARITY_FILE
+    from anna_export.report.card import add_proof, add_results
     from anna_export.verify.proof import with_tasks_of
 
     proof = with_tasks_of(verified.proof, artifact)

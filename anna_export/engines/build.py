@@ -10,10 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from anna_export import quantise
-from anna_export.artifact import ENGINE_FOLDER, Artifact, add_evidence, open_artifact
+from anna_export.artifact.evidence import add_evidence
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import ENGINE_FOLDER
 from anna_export.engines.builder import Options, Plan, build_plan, require_kernels
 from anna_export.engines.capability import Capability, choose
-from anna_export.engines.driver import find_device
 from anna_export.engines.layers import shortcomings, summary
 from anna_export.engines.loading import load_library, load_plugins
 from anna_export.engines.profiles import choose_profiles
@@ -24,14 +25,15 @@ from anna_export.engines.stored import ENGINE, StoredEngine, record_name, requir
 from anna_export.engines.structure import structure_sha256
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import InputError
+from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.graph.tensors import IR_DTYPES
+from anna_export.machine.gpu import find_device
 from anna_export.progress import Stage
 from anna_export.quantise.calibration import read_calibration
 from anna_export.spec import ENGINE_PRECISIONS, Precision
-from anna_export.staging import require_disk
 
 _GRAPH, _DATA = "engine.onnx", "engine.data"
 

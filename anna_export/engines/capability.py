@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from anna_export.choices import Target
-from anna_export.engines.driver import Device
 from anna_export.errors import InputError
+from anna_export.machine.gpu import Device
 
 
 @dataclass(frozen=True, order=True, slots=True)

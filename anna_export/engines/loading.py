@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any
 
 from anna_export.choices import Target
-from anna_export.engines.driver import find_device
 from anna_export.engines.stored import StoredEngine
 from anna_export.errors import DamagedError, ExtraError, InputError
+from anna_export.machine.gpu import find_device
 
 _MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx"}
 _EXTRAS = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "rtx"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.engines.loading import load_engine, logger_of
 from anna_export.engines.stored import StoredEngine
 from anna_export.errors import DamagedError, InputError

@@ -4,10 +4,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from anna_export.cache import default_cache
 from anna_export.choices import Target
 from anna_export.engines.capability import Capability
-from anna_export.staging import write_bytes
+from anna_export.files.atomic import write_bytes
+from anna_export.files.cache import default_cache
 
 
 class Timings:

@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from anna_export.checkpoint import TORCH_DTYPES, Checkpoint
 from anna_export.graph import attention, pooling
 from anna_export.graph.names import (
     ATTENTION_MASK,
@@ -23,6 +22,7 @@ from anna_export.graph.names import (
 )
 from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
+from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 
 OPSET: Final = 23
 IR_VERSION: Final = 11

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from anna_export.artifact import Manifest
+from anna_export.artifact.manifest import Manifest
 from anna_export.errors import InputError
 from anna_export.quantise import bf16, fp8, fp16, fp32, int4, int8
 from anna_export.quantise.scheme import Scheme

@@ -5,10 +5,12 @@ from typing import Any, Self
 
 import torch
 
-from anna_export.artifact import CALIBRATION_FILE, Artifact
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.manifest import CALIBRATION_FILE
 from anna_export.choices import Ranges
 from anna_export.errors import DamagedError
-from anna_export.spec import EmbeddingSpec, read_json
+from anna_export.files.json_file import read_json
+from anna_export.spec import EmbeddingSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from typing import Protocol
 import onnx_ir as ir
 import torch
 
-from anna_export.checkpoint import Checkpoint
 from anna_export.graph.emitter import Emitter
 from anna_export.quantise.int8_rows import round_rows
 from anna_export.quantise.linear import Layout, Stored, register
 from anna_export.spec import EMBEDDING_WEIGHT
+from anna_export.weights.checkpoint import Checkpoint
 
 
 class EmbeddingFormat(Protocol):

@@ -12,7 +12,6 @@ from typing import Final
 import onnx_ir as ir
 import torch
 
-from anna_export.checkpoint import TORCH_DTYPES
 from anna_export.errors import InputError
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.tensors import IR_DTYPES, as_ir
@@ -20,6 +19,7 @@ from anna_export.quantise.calibration import Seen
 from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import WIDENED, Limits, Scheme
 from anna_export.spec import Precision
+from anna_export.weights.checkpoint import TORCH_DTYPES
 
 E4M3: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0

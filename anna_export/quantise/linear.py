@@ -9,10 +9,10 @@ from typing import Protocol
 import onnx_ir as ir
 import torch
 
-from anna_export.checkpoint import Checkpoint
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.tensors import as_ir
 from anna_export.quantise.calibration import Calibration, Seen
+from anna_export.weights.checkpoint import Checkpoint
 
 # What is stored of a weight: a suffix to its name ("", "_scale") → type and shape.
 Layout = Mapping[str, tuple[ir.DataType, tuple[int, ...]]]

@@ -5,7 +5,6 @@ from typing import Final
 
 import onnx_ir as ir
 
-from anna_export.checkpoint import Checkpoint
 from anna_export.errors import InputError
 from anna_export.graph.builder import build_graph
 from anna_export.graph.names import CANONICAL, CPU
@@ -15,6 +14,7 @@ from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.embedding import EmbeddingFormat, QuantiseEmbedding
 from anna_export.quantise.linear import LinearFormat, QuantiseLinear
 from anna_export.spec import Precision
+from anna_export.weights.checkpoint import Checkpoint
 
 FUSED: Final = (CpuAttention(),)
 # ONNX Runtime's CPU provider cannot compute in the narrow types

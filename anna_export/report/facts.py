@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.bench.result import Row, Run, read_bench
-from anna_export.card import proof_of
 from anna_export.engines.stored import StoredEngine, stored_engines
 from anna_export.quantise.calibration import Calibration, read_calibration
+from anna_export.report.card import proof_of
 from anna_export.verify.proof import Proof
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from anna_export.artifact import add_evidence
+from anna_export.artifact.evidence import add_evidence
+from anna_export.files.atomic import write_text
 from anna_export.report.facts import named
 from anna_export.report.page import page
-from anna_export.staging import write_text
 
 REPORT_FILE: Final = "report.html"
 

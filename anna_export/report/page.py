@@ -10,9 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from anna_export.machine.versions import installed
 from anna_export.report.charts import all_charts
 from anna_export.report.facts import Facts
-from anna_export.versions import installed
 
 _NONE = "-"
 # What there is a chart of, and how to measure it where there is none.

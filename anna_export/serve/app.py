@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from anna_export.machine.versions import installed
 from anna_export.serve.refusal import Kind, Refusal
 from anna_export.serve.request import DEADLINE_HEADER, answer_json, answer_refusal, respond
 from anna_export.serve.schema import (
@@ -18,7 +19,6 @@ from anna_export.serve.schema import (
 )
 from anna_export.serve.service import Answer, Service
 from anna_export.serve.vectors import integer_limit, told
-from anna_export.versions import installed
 
 _BODIES: Final = (OpenAIRequest, TeiRequest, TokenizeRequest)
 _REFUSALS: Final[dict[int | str, dict[str, Any]]] = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
-from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
+from anna_export.text.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 
 # Of longer queues, only the texts that have waited longest are looked at.
 WINDOW: Final = 512

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.encoder import best_prefix
 from anna_export.errors import InputError
-from anna_export.prompt_formats import FORMATS
-from anna_export.prompts import NO_PROMPT, Prompt
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.scheduler import Item
 from anna_export.serve.schema import InputType, Prompted, TokenizeRequest
 from anna_export.serve.settings import Settings
+from anna_export.text.prompt_formats import FORMATS
+from anna_export.text.prompts import NO_PROMPT, Prompt
 
 Given = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from anna_export.batching import BatchLimits
-from anna_export.prompts import Prompt
 from anna_export.serve.batch import choose_batch
 from anna_export.serve.metrics import Metrics
 from anna_export.serve.process import EncoderProcess
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.settings import Settings
 from anna_export.serve.worker import LOST, RECOMPUTED, Done, Ready, Work
+from anna_export.text.batching import BatchLimits
+from anna_export.text.prompts import Prompt
 
 # One batch is computed while the next one is on its way.
 _BATCHES_AHEAD = 2

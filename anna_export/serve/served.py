@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from anna_export.artifact import PARITY_FILE, Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import PARITY_FILE
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
-from anna_export.golden import read_golden
 from anna_export.serve.worker import Served
+from anna_export.verify.golden import read_golden
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.errors import InputError
 from anna_export.serve.app import build_app
 from anna_export.serve.log import log

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.artifact import PARITY_FILE, Artifact, read_evidence
+from anna_export.artifact.evidence import read_evidence
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.manifest import PARITY_FILE
 from anna_export.serve.inputs import Given, Read, Reader
 from anna_export.serve.metrics import Metrics
 from anna_export.serve.process import EncoderProcess

@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from anna_export.batching import BatchLimits, by_prefix
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
-from anna_export.golden import GoldenVector, require_golden
-from anna_export.prompts import Prompt
 from anna_export.serve.log import log
+from anna_export.text.batching import BatchLimits, by_prefix
+from anna_export.text.prompts import Prompt
+from anna_export.verify.golden import GoldenVector, require_golden
 
 # What became of a row.
 FINE: Final = 0

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.vector_store import KEY_BYTES, text_key
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.progress import Stage, no_stage
 from anna_export.verify.proof import Proof
 from anna_export.verify.prove import prove

@@ -9,18 +9,19 @@ from typing import Final
 from mteb.models.model_meta import ModelMeta
 
 from anna_export import quantise
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
-from anna_export.batching import BatchLimits
-from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
-from anna_export.plan import forecast, require_memory
+from anna_export.machine.memory import require_memory
+from anna_export.machine.versions import installed, source_sha256
 from anna_export.progress import Stage
-from anna_export.prompts import Prompt
+from anna_export.quantise.footprint import forecast
+from anna_export.text.batching import BatchLimits
+from anna_export.text.prompts import Prompt
 from anna_export.verify.mteb_model import ORGANISATION, artifact_meta, model_meta
 from anna_export.verify.prove import require_same_model
 from anna_export.verify.stored_encoder import stored_prefixes
-from anna_export.versions import installed, source_sha256
+from anna_export.weights.checkpoint import Checkpoint
 
 # The reference against itself: in batches of another size, its texts in another order.
 AGAIN_TOKENS: Final = 1536
@@ -95,7 +96,7 @@ def _references(
     artifact: Artifact, model: Path, adapter: Path | None, device: str, stage: Stage
 ) -> Iterator[Model]:
     # transformers and peft take seconds to load
-    from anna_export.backends.pytorch import open_reference
+    from anna_export.reference.load import open_reference
 
     manifest = artifact.manifest
     checkpoint = Checkpoint.open(model, adapter)

@@ -8,11 +8,11 @@ import numpy as np
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.backends import load_encoder
-from anna_export.prompts import Prompt
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import TokenContract
+from anna_export.text.framing import TokenContract
+from anna_export.text.prompts import Prompt
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
 
 Embed = Callable[[Sequence[str], Prompt], np.ndarray]

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from anna_export.artifact import PARITY_FILE, Artifact, read_evidence
+from anna_export.artifact.evidence import read_evidence
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.manifest import PARITY_FILE
 from anna_export.errors import DamagedError
 from anna_export.verify.task_parity import TaskParity
 from anna_export.verify.vectors import Parity

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Final
 
 from anna_export import quantise
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
-from anna_export.checkpoint import Checkpoint
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
-from anna_export.plan import Proof, forecast, proof_that_fits
 from anna_export.progress import Progress, in_steps
+from anna_export.quantise.footprint import Proof, forecast, proof_that_fits
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import Tokeniser, find_tokenizer
+from anna_export.text.framing import find_tokenizer
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
+from anna_export.weights.checkpoint import Checkpoint
 
 _EVERY: Final = "every text by both, in padded batches of unlike lengths and alone"
 _FEW: Final = (
@@ -46,8 +47,8 @@ def prove(
         AnnaError: If base or adapter cannot be used.
     """
     # transformers and peft take seconds to load: only who compares waits for them
-    from anna_export.backends.pytorch import open_reference
-    from anna_export.backends.streamed import open_streamed_artifact, open_streamed_reference
+    from anna_export.reference.load import open_reference
+    from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
 
     manifest = artifact.manifest
     scheme = quantise.scheme_of(manifest)

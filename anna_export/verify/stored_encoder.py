@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from anna_export.artifact import Manifest
+from anna_export.artifact.manifest import Manifest
 from anna_export.progress import Progress
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 from anna_export.verify.vector_store import VectorStore, behind, text_key
 
 # What a kill may lose: a part is stored when it is embedded.

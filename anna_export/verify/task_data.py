@@ -20,7 +20,7 @@ import mteb
 import pydantic
 
 from anna_export.errors import InputError, MissingError
-from anna_export.validation import validated
+from anna_export.files.validation import validated
 
 BENCHMARK: Final = "MTEB(eng, v2)"
 MANIFEST_FILE: Final = "manifest.json"

@@ -16,9 +16,9 @@ from typing import Final
 import pydantic
 
 from anna_export.errors import InputError, MissingError
-from anna_export.prompt_file import Task
-from anna_export.prompts import NO_PROMPT, Prompt, Prompts
-from anna_export.validation import validated
+from anna_export.files.validation import validated
+from anna_export.text.prompt_file import Task
+from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 
 # What --task-prompts takes in place of a file.
 NONE: Final = "none"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from mteb.models.model_meta import ModelMeta
 
-from anna_export.artifact import Artifact, Manifest, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import Manifest
 from anna_export.errors import InputError
-from anna_export.hardware import hardware
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed
 from anna_export.progress import Stage, no_stage
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 from anna_export.verify.contamination import was_trained_on
 from anna_export.verify.demand import Demand
 from anna_export.verify.models import Model, open_models
@@ -25,7 +27,6 @@ from anna_export.verify.task_data import TaskSource
 from anna_export.verify.task_parity import TaskParity, TaskResult, Texts, reasons_of
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
 from anna_export.verify.vector_store import open_store
-from anna_export.versions import installed
 
 
 @dataclass(frozen=True, slots=True)

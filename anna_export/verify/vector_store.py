@@ -16,8 +16,10 @@ from typing import Final
 import numpy as np
 
 from anna_export.errors import DamagedError, ExistsError
-from anna_export.prompts import Prompt
-from anna_export.staging import Lock, locked, require_disk, room_for, write_text
+from anna_export.files.atomic import write_text
+from anna_export.files.disk import require_disk, room_for
+from anna_export.files.locks import Lock, locked
+from anna_export.text.prompts import Prompt
 
 KEY_BYTES: Final = 16
 _KEY: Final = f"S{KEY_BYTES}"

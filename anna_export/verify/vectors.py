@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from anna_export.batching import Row, batches, by_prefix
 from anna_export.encoder import Encoder
-from anna_export.golden import GoldenVector, golden_of
-from anna_export.hardware import hardware
+from anna_export.machine.hardware import hardware
+from anna_export.machine.versions import installed
 from anna_export.progress import Progress
-from anna_export.prompts import NO_PROMPT, Prompts
 from anna_export.quantise.scheme import Limits
-from anna_export.tokenise import Tokeniser
+from anna_export.text.batching import Row, batches, by_prefix
+from anna_export.text.prompts import NO_PROMPT, Prompts
+from anna_export.text.tokeniser import Tokeniser
+from anna_export.verify.golden import GoldenVector, golden_of
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
-from anna_export.versions import installed
 
 # Longest text that every run compares: its cost grows with the square.
 LONG_TOKENS = 1024

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.bench.contenders import OpenArtifact
 from anna_export.bench.result import BENCH_FILE, read_bench
 from anna_export.bench.rivals import rival
@@ -22,7 +22,7 @@ from anna_export.bench.workload import Shape, texts_of, tokens_of
 from anna_export.cli import run
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 
 QUICK = ("--batch", "1,4", "--length", "12,30", "--rounds", "3")
 

@@ -7,11 +7,11 @@ import pytest
 from anna_export.choices import Target
 from anna_export.engines.builder import require_kernels
 from anna_export.engines.capability import Capability, choose, read_capability
-from anna_export.engines.driver import Device
 from anna_export.engines.layers import read_layers, shortcomings, summary
 from anna_export.engines.profiles import choose_profiles
 from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError
+from anna_export.machine.gpu import Device
 from anna_export.spec import EmbeddingSpec
 
 SPEC = EmbeddingSpec(100, 8, 16, 2, 2, 1, 4, 1e-5, 1e4, 64, None)

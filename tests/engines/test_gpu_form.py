@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.engines.build import gpu_form
 from anna_export.engines.takeable import require_takeable
 from anna_export.errors import DamagedError

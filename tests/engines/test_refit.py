@@ -8,17 +8,17 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.choices import Target
 from anna_export.engines import build as building
 from anna_export.engines.build import build, gpu_form
 from anna_export.engines.capability import Capability
-from anna_export.engines.driver import Device
 from anna_export.engines.record import EngineRecord
 from anna_export.engines.request import EngineRequest
 from anna_export.engines.structure import structure_sha256
 from anna_export.engines.timing import Timings
 from anna_export.errors import AnnaError, DamagedError, InputError
+from anna_export.machine.gpu import Device
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
 
@@ -82,8 +82,9 @@ def artifact_of(
     base: Path, make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
 ) -> Callable[..., Artifact]:
     """Exports base and an adapter of a seed."""
-    from anna_export.cli.shown import stage
-    from anna_export.pipeline import Recipe, export
+    from anna_export.console.output import stage
+    from anna_export.export.pipeline import export
+    from anna_export.export.recipe import Recipe
 
     def make(
         seed: int,

@@ -11,7 +11,8 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from anna_export.artifact import Artifact, hash_file, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import hash_file
 from anna_export.choices import Target
 from anna_export.cli import run
 from anna_export.engines.build import build, gpu_form

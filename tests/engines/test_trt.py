@@ -14,12 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from anna_export import backends
-from anna_export.artifact import Artifact, add_evidence, open_artifact
+from anna_export.artifact.evidence import add_evidence
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.backends import open_encoder, trt
-from anna_export.batching import BatchLimits
 from anna_export.choices import Target
 from anna_export.encoder import Encoder
-from anna_export.engines.driver import Device
 from anna_export.engines.profiles import (
     FREE_TOKENS,
     TOKEN_BUDGET,
@@ -33,7 +33,8 @@ from anna_export.errors import AnnaError, DamagedError, InputError, MissingError
 from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
-from anna_export.stored_prefixes import StoredPrefixes
+from anna_export.machine.gpu import Device
+from anna_export.text.batching import BatchLimits
 from anna_export.verify.texts import long_text, ordinary_texts
 from tests.engines.simulated_gpu import SimulatedCuda, SimulatedTensorRT
 
@@ -388,7 +389,7 @@ def test_auto_takes_the_engine_that_is_for_this_gpu(
 
 def test_an_engine_runs_without_pytorch_and_onnx(tmp_path: Path) -> None:
     code = (
-        "import sys, anna_export.backends, anna_export.backends.trt, anna_export.stored_prefixes;"
+        "import sys, anna_export.backends, anna_export.backends.trt, anna_export.artifact.prefixes;"
         "print(sorted({'torch', 'onnx_ir', 'onnxruntime', 'tensorrt'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from anna_export.artifact import Artifact, open_artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.cli import run
 from anna_export.spec import Precision
 

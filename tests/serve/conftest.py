@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.verify.texts import long_text
 from tests.serve.running import STUB, Running, Stub, running
 

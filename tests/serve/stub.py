@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from anna_export.artifact import open_artifact
+from anna_export.artifact.folder import open_artifact
 from anna_export.encoder import Encoder
 from anna_export.serve.server import listen, serve
 from anna_export.serve.settings import Settings
 from anna_export.serve.worker import Served
 from anna_export.spec import EmbeddingSpec
-from anna_export.tokenise import TokenBatch, Tokeniser
+from anna_export.text.batch import TokenBatch
+from anna_export.text.tokeniser import Tokeniser
 
 WORDS = ("nanword", "lostword", "killword", "slowword")
 

@@ -5,8 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anna_export.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 from anna_export.serve.batch import WINDOW, choose_batch
+from anna_export.text.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
 

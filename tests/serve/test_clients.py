@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder, sentence_transformer
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Encoder
 from tests.serve.running import Running
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Encoder
 from anna_export.serve.keys import read_keys
 from anna_export.serve.vectors import integer_limit
@@ -44,7 +44,7 @@ def test_prompts_by_name_and_by_what_a_text_is(
 def test_an_instruction_of_ones_own_is_worded_as_the_format_does(
     server: Running, encoder: Encoder
 ) -> None:
-    from anna_export.prompt_formats import FORMATS
+    from anna_export.text.prompt_formats import FORMATS
 
     prompt = FORMATS["e5"].prompt("Find the answer.")
     found = server.embed(["a"], instruction="Find the answer.")

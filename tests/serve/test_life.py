@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from tests.offline import Offline
 from tests.serve.running import ANSWERED, Stub, running
 
@@ -151,11 +151,13 @@ def test_a_port_that_is_taken_is_said(served_artifact: Artifact) -> None:
 def test_an_artifact_that_computes_something_else_than_when_it_was_proved_is_not_served(
     artifact: Artifact, tmp_path: Path
 ) -> None:
-    from anna_export.artifact import PARITY_FILE, add_evidence, open_artifact
+    from anna_export.artifact.evidence import add_evidence
+    from anna_export.artifact.folder import open_artifact
+    from anna_export.artifact.manifest import PARITY_FILE
     from anna_export.errors import DamagedError
-    from anna_export.golden import read_golden
     from anna_export.serve.served import OpenServed
     from anna_export.serve.worker import self_test
+    from anna_export.verify.golden import read_golden
 
     shutil.copytree(artifact.folder, tmp_path / "artifact")
     opened = open_artifact(tmp_path / "artifact")

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from tests.serve.running import Stub, at_once, wait_for
 from tests.serve.stub import vector_of
 

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import psutil
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from tests.serve.running import Stub, at_once, wait_for
 
 

@@ -19,7 +19,7 @@ from anna_train.trained_model import load_model
 from anna_train.tune_recipe import read_tune_recipe
 from transformers import MistralConfig, MistralModel
 
-from anna_export.cli.shown import stage
+from anna_export.console.output import stage
 from tests.train import batches
 
 DIM, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 512, 1792, 8, 8, 2, 64

@@ -13,8 +13,8 @@ from anna_train.training_data import DataSet
 from anna_train.tune_recipe import DataRecipe, LimitsRecipe, TuneRecipe
 
 from anna_export.errors import InputError
-from anna_export.prompt_file import TaskFile
-from anna_export.prompt_formats import FORMATS, Example
+from anna_export.text.prompt_file import TaskFile
+from anna_export.text.prompt_formats import FORMATS, Example
 
 TASKS = TaskFile.model_validate(
     {

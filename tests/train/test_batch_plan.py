@@ -13,7 +13,7 @@ from anna_train.training_data import DataSet, text_hash
 from anna_train.tune_recipe import DataRecipe, TuneRecipe
 
 from anna_export.errors import DamagedError, InputError
-from anna_export.prompt_file import TaskFile
+from anna_export.text.prompt_file import TaskFile
 
 TASKS = TaskFile.model_validate(
     {"tasks": {"find": {"format": "e5", "instruction": "Find it."}, "plain": {"text": ""}}}

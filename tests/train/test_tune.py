@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 
 import anna_export
 from anna_export.cli import run as export
-from anna_export.prompt_file import read_task_file
+from anna_export.text.prompt_file import read_task_file
 
 MakeRecipe = Callable[..., Path]
 STEPS = 8

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from anna_export.prompts import Prompt
+from anna_export.text.prompts import Prompt
 
 MAX_TOKENS = 256
 

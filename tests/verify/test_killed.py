@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from tests.verify.small_tasks import write_small_tasks
 
 MakeModel = Callable[..., Path]

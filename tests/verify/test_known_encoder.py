@@ -10,7 +10,7 @@ import pytest
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify.estimators import score as estimated
 from anna_export.verify.mteb_model import MtebModel
 from anna_export.verify.scoring import score

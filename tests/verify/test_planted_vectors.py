@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anna_export.artifact import Artifact, hash_file, open_artifact, write_manifest
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import hash_file, write_manifest
 from anna_export.backends import load_encoder
 from anna_export.encoder import Backend, Encoder
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.tokenise import TokenBatch, Tokeniser
+from anna_export.text.batch import TokenBatch
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify import prove as proving
 from anna_export.verify.flow import verify
 from anna_export.verify.vectors import Parity

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from anna_export import mteb_model
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 from anna_export.errors import InputError, MissingError
-from anna_export.prompts import NO_PROMPT, Prompt, Prompts
+from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 from anna_export.verify.task_data import BENCHMARK, load, sources
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt, read_task_prompts, shipped
 

@@ -13,21 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
-from anna_export.artifact import (
-    PARITY_FILE,
-    Artifact,
-    hash_file,
-    identity,
-    open_artifact,
-    write_manifest,
-)
+from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import PARITY_FILE, hash_file, identity, write_manifest
 from anna_export.backends import load_encoder
 from anna_export.cli import run
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.progress import Progress
 from anna_export.spec import Precision
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 from anna_export.verify import models
 from anna_export.verify.difference import Verdict
 from anna_export.verify.proof import read_proof

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anna_export.errors import DamagedError, ExistsError, SpaceError
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify import vector_store
 from anna_export.verify.vector_store import VectorStore, behind, open_store, text_key
 

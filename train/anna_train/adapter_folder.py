@@ -10,11 +10,11 @@ from typing import Any, Final
 import yaml
 from peft import PeftModel
 
-from anna_export.prompt_file import ADAPTERS_FILE, TaskFile
-from anna_export.prompt_formats import Example
-from anna_export.staging import write_text
-from anna_export.tokenise import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
-from anna_export.versions import installed
+from anna_export.files.atomic import write_text
+from anna_export.machine.versions import installed
+from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
+from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
+from anna_export.text.prompt_formats import Example
 from anna_train.tune_recipe import TuneRecipe
 
 ADAPTER_FILE: Final = "adapter_config.json"

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from anna_export.errors import InputError
-from anna_export.prompt_file import Task
-from anna_export.prompt_formats import Example
-from anna_export.prompts import NO_PROMPT
-from anna_export.tokenise import Tokeniser
+from anna_export.text.prompt_file import Task
+from anna_export.text.prompt_formats import Example
+from anna_export.text.prompts import NO_PROMPT
+from anna_export.text.tokeniser import Tokeniser
 from anna_train.batch_plan import PlannedRow, PlannedStep
 from anna_train.loss import Targets
 from anna_train.rows import Row, TaskType

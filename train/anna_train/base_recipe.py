@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from anna_export.prompt_formats import FORMATS
+from anna_export.text.prompt_formats import FORMATS
 
 # Longest sequence of the finished model, `<s>`, prompt and `</s>` included.
 MAX_TOKENS = 512

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anna_export.errors import DamagedError, InputError
+from anna_export.files.atomic import staged_file
 from anna_export.progress import Progress
-from anna_export.staging import staged_file
 from anna_train.rows import Row
 from anna_train.training_data import DataSet, text_hash
 from anna_train.tune_recipe import TuneRecipe

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from anna_export.errors import InputError
+from anna_export.files.atomic import require_absent_file, require_outside, staged_file
 from anna_export.progress import Progress
-from anna_export.staging import require_absent_file, require_outside, staged_file
 from anna_train.exports import lost_fields, sentence_transformers_records, tevatron_record
 from anna_train.imports import (
     Format,

@@ -8,8 +8,8 @@ import torch
 from transformers import MistralModel
 
 from anna_export.errors import InputError
-from anna_export.prompt_formats import Example
-from anna_export.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompt_formats import Example
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_train.assemble import Assembler, Group, shared
 from anna_train.evaluate import retrieval
 from anna_train.gradient import Settings, embed_groups

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 
 from anna_export.errors import MissingError
-from anna_export.prompt_formats import FORMATS
+from anna_export.text.prompt_formats import FORMATS
 from anna_train.corpus import Corpus
 from anna_train.evaluate import Figures, Retrieval, Scores, retrieval
 from anna_train.progress import quiet_libraries

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from anna_export.progress import Stage
-from anna_export.prompt_file import TaskFile, read_task_file
-from anna_export.prompt_formats import Example
+from anna_export.text.prompt_file import TaskFile, read_task_file
+from anna_export.text.prompt_formats import Example
 from anna_train.assemble import Assembler
 from anna_train.batch_plan import BatchPlan, compile_plan, made_from
 from anna_train.evaluation import Held, held_out

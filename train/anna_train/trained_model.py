@@ -12,7 +12,8 @@ from transformers import AutoModel, BitsAndBytesConfig, MistralModel
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.tokenise import Tokeniser, find_tokenizer, read_contract
+from anna_export.text.framing import find_tokenizer, read_contract
+from anna_export.text.tokeniser import Tokeniser
 from anna_train.tune_recipe import LoraRecipe, TuneRecipe
 
 _READ = ("*.json", "*.safetensors", "tokenizer.model")

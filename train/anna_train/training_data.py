@@ -10,7 +10,7 @@ import numpy as np
 
 from anna_export.errors import InputError
 from anna_export.progress import Progress
-from anna_export.prompt_file import Task, TaskFile
+from anna_export.text.prompt_file import Task, TaskFile
 from anna_train.rows import Row, RowFile, TaskType, text_key
 from anna_train.tune_recipe import DataRecipe, TuneRecipe
 

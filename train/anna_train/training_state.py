@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anna_export.errors import DamagedError, InputError
-from anna_export.staging import write_text
+from anna_export.files.atomic import write_text
 
 _RECORD: Final = "run.json"
 _MINI_BATCH: Final = "mini-batch-tokens.txt"

@@ -10,8 +10,9 @@ from typing import Final
 
 import torch
 
+from anna_export.files.atomic import require_absent, staged
+from anna_export.files.locks import sole_writer
 from anna_export.progress import Stage, no_stage
-from anna_export.staging import require_absent, sole_writer, staged
 from anna_train.adapter_folder import ADAPTER_FILE, Tuned, with_examples, write_adapter
 from anna_train.batch_plan import made_from
 from anna_train.evaluation import evaluate

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field
 
 from anna_export.errors import InputError, MissingError
-from anna_export.validation import validated
+from anna_export.files.validation import validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

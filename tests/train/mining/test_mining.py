@@ -18,7 +18,7 @@ from sentence_transformers import CrossEncoder
 from torch.nn import Identity
 
 from anna_export import open_encoder
-from anna_export.artifact import Artifact
+from anna_export.artifact.folder import Artifact
 
 WriteRows = Callable[[Sequence[dict[str, Any]]], Path]
 Rows = list[dict[str, Any]]

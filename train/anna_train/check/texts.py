@@ -114,7 +114,8 @@ class Truncated:
 
     def __init__(self, model: Path, max_tokens: int | None) -> None:
         from anna_export.spec import read_spec
-        from anna_export.tokenise import Tokeniser, read_contract
+        from anna_export.text.framing import read_contract
+        from anna_export.text.tokeniser import Tokeniser
 
         contract = read_contract(model, read_spec(model), max_tokens)
         self.limit = contract.max_tokens
@@ -165,7 +166,7 @@ def special_tokens(model: Path | None) -> tuple[str, ...]:
         return SPECIAL_TOKENS
     from tokenizers import Tokenizer
 
-    from anna_export.tokenise import TOKENIZER_FILE
+    from anna_export.text.framing import TOKENIZER_FILE
 
     added = Tokenizer.from_file(str(model / TOKENIZER_FILE)).get_added_tokens_decoder()
     return tuple(token.content for token in added.values() if token.special)

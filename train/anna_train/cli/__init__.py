@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from anna_export.cli import options
-from anna_export.cli.running import run_group
+from anna_export.console import commands
+from anna_export.console.running import run_group
 from anna_train.cli import check, convert, mine, plan, recipe, score, tune
 
 
-class _Verbs(options.Verbs):
+class _Verbs(commands.Verbs):
     """Ends its help in the way from raw text to an adapter."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

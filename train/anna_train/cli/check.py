@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 
 if TYPE_CHECKING:
     from anna_train.check.doctor import Report
@@ -17,13 +17,13 @@ _DECIMALS = ("teacher_entropy",)
 
 @click.command(
     "check",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-train check rows.jsonl --model base --max-tokens 512 --against queries.jsonl",
 )
-@click.argument("data", type=options.path, nargs=-1, required=True)
+@click.argument("data", type=commands.path, nargs=-1, required=True)
 @click.option(
     "--model",
-    type=options.folder,
+    type=commands.folder,
     help="Folder of the base model; with its tokenizer check also finds special tokens in texts, "
     "and warns if more than 5 % of the texts are truncated.",
 )
@@ -34,12 +34,12 @@ _DECIMALS = ("teacher_entropy",)
 )
 @click.option(
     "--against",
-    type=options.path,
+    type=commands.path,
     multiple=True,
     help="File of evaluation texts that must not be trained on: rows, any JSONL (every string of "
     "three words or more is taken), or one text a line. May be given several times.",
 )
-@shown.json_option
+@output.json_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -59,10 +59,10 @@ def command(
     from anna_train.check.doctor import Request, check
 
     request = Request(data, model, max_tokens, against)
-    with shown.stage("check", "rows") as progress:
+    with output.stage("check", "rows") as progress:
         report = check(request, keeps_all=as_json, progress=progress)
     if as_json:
-        shown.print_json(report.as_json())
+        output.print_json(report.as_json())
     else:
         _print(report)
     ctx.exit(1 if report.errors else 0)
@@ -76,11 +76,11 @@ def _print(report: "Report") -> None:
             places = ", ".join(finding.place for finding in first)
             table.append([rule, str(first[0].severity), f"{count:,}", places])
             advice[rule] = first[0].message
-        shown.print_table(["finding", "", "count", "first places"], table)
-        shown.print_line("")
-        shown.print_rows(advice)
-        shown.print_line("")
-    shown.print_rows(
+        output.print_table(["finding", "", "count", "first places"], table)
+        output.print_line("")
+        output.print_rows(advice)
+        output.print_line("")
+    output.print_rows(
         {str(path): _figures(figures) for path, figures in report.files.items()}
         | {"found": f"{report.errors:,} errors, {report.warnings:,} warnings"}
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 
 # anna_train.imports.Format, which loads what --help need not
 _FORMATS = ("tevatron", "sentence-transformers", "flagembedding")
@@ -12,11 +12,11 @@ _FORMATS = ("tevatron", "sentence-transformers", "flagembedding")
 
 @click.command(
     "convert",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-train convert triplets.parquet --out rows.jsonl",
 )
-@click.argument("source", metavar="IN", type=options.path)
-@click.option("--out", type=options.path, required=True, help="JSONL file to make.")
+@click.argument("source", metavar="IN", type=commands.path)
+@click.option("--out", type=commands.path, required=True, help="JSONL file to make.")
 @click.option(
     "--from",
     "of",
@@ -36,8 +36,8 @@ _FORMATS = ("tevatron", "sentence-transformers", "flagembedding")
     help="Least score that makes a pair's second text a positive of the first, on the scores' own "
     "scale; it is a negative below. Needed for pairs with a score.",
 )
-@options.overwrite_option
-@shown.json_option
+@commands.overwrite_option
+@output.json_option
 def command(
     source: Path,
     out: Path,
@@ -58,10 +58,10 @@ def command(
     from anna_train.imports import Format
 
     conversion = Conversion(source, out, Format(of) if of else None, Format(to), positive_score)
-    with shown.stage("convert", "bytes") as progress:
+    with output.stage("convert", "bytes") as progress:
         done = convert(conversion, overwrite=overwrite, progress=progress)
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "file": str(out),
                 "from": str(done.of),
@@ -82,4 +82,4 @@ def command(
     if done.left_out:
         lost = ", ".join(f"{name} of {count:,} rows" for name, count in done.left_out.items())
         printed["left out"] = f"{lost}: {to} has no column for them"
-    shown.print_rows(printed)
+    output.print_rows(printed)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_train.cli.teacher_options import teacher_options, teacher_settings
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @click.command(
     "mine",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-train mine rows.jsonl --out mined.jsonl --negatives 7",
 )
-@click.argument("rows", type=options.path)
-@click.option("--out", type=options.path, required=True, help="File of rows to write (JSONL).")
+@click.argument("rows", type=commands.path)
+@click.option("--out", type=commands.path, required=True, help="File of rows to write (JSONL).")
 @click.option(
     "--corpus",
-    type=options.path,
+    type=commands.path,
     help='More texts to mine from: a .jsonl file with "text", or one text a line.',
 )
 @teacher_options
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     help="Take the best of the allowed candidates (top), or a random sample of them.",
 )
 @click.option("--replace", is_flag=True, help="Drop the negatives that are in the rows already.")
-@options.overwrite_option
-@shown.json_option
+@commands.overwrite_option
+@output.json_option
 def command(
     rows: Path,
     out: Path,
@@ -97,9 +97,9 @@ def command(
         corpus=corpus,
         replace=replace,
     )
-    report = mine(rows, out, settings, overwrite=overwrite, stage=shown.stage)
+    report = mine(rows, out, settings, overwrite=overwrite, stage=output.stage)
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "out": str(out),
                 **asdict(report.counts),
@@ -112,7 +112,7 @@ def command(
             }
         )
         return
-    shown.print_rows(_shown(report, negatives))
+    output.print_rows(_shown(report, negatives))
 
 
 def _shown(report: "MiningReport", negatives: int) -> dict[str, str]:

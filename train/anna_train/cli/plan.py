@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 
 
-@click.command("plan", cls=options.Verb, example="anna-train plan --config recipe.yaml")
-@click.option("--config", type=options.path, required=True, help="Recipe (YAML) to plan.")
-@click.option("--out", type=options.path, help="Write the batch plan (parquet).")
-@click.option("--against", type=options.path, help="A batch plan to compare with.")
-@shown.json_option
+@click.command("plan", cls=commands.Verb, example="anna-train plan --config recipe.yaml")
+@click.option("--config", type=commands.path, required=True, help="Recipe (YAML) to plan.")
+@click.option("--out", type=commands.path, help="Write the batch plan (parquet).")
+@click.option("--against", type=commands.path, help="A batch plan to compare with.")
+@output.json_option
 def command(config: Path, out: Path | None, against: Path | None, as_json: bool) -> None:
     """Forecast memory, mini-batch, steps and truncated texts of a recipe.
 
@@ -27,7 +27,7 @@ def command(config: Path, out: Path | None, against: Path | None, as_json: bool)
     other = None if against is None else BatchPlan.read(against)
     recipe = read_tune_recipe(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepared = prepare(recipe, shown.stage, device)
+    prepared = prepare(recipe, output.stage, device)
     plan, memory = prepared.plan, prepared.forecast
     if out is not None:
         plan.write(out)
@@ -49,15 +49,15 @@ def command(config: Path, out: Path | None, against: Path | None, as_json: bool)
     if against is not None:
         summary["difference"] = difference
     if as_json:
-        shown.print_json(summary)
+        output.print_json(summary)
     else:
-        shown.print_rows(_rows(summary))
+        output.print_rows(_rows(summary))
     if difference is not None:
         raise click.exceptions.Exit(1)
 
 
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
-    parts = {name: shown.size(size_bytes) for name, size_bytes in summary["bytes"].items()}
+    parts = {name: output.size(size_bytes) for name, size_bytes in summary["bytes"].items()}
     rows = {
         "steps": f"{summary['steps']:,}",
         "rows": f"{summary['rows']:,}, of {summary['rows_cut']:,} a text is cut to its limit",

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_export.errors import InputError
 
 
-@click.command("recipe", cls=options.Verb, example="anna-train recipe lgai-like --out my-training")
+@click.command("recipe", cls=commands.Verb, example="anna-train recipe lgai-like --out my-training")
 @click.argument("name")
-@click.option("--out", type=options.path, required=True, help="Folder to write it into.")
-@shown.json_option
+@click.option("--out", type=commands.path, required=True, help="Folder to write it into.")
+@output.json_option
 def command(name: str, out: Path, as_json: bool) -> None:
     """Write a recipe that ships with anna-train, and its prompts, to be edited.
 
@@ -31,6 +31,8 @@ def command(name: str, out: Path, as_json: bool) -> None:
     for file, text in files.items():
         (out / file).write_text(text, encoding="utf-8")
     if as_json:
-        shown.print_json({"folder": str(out), "files": sorted(files)})
+        output.print_json({"folder": str(out), "files": sorted(files)})
     else:
-        shown.print_rows({"recipe": str(out / "recipe.yaml"), "prompts": str(out / "prompts.json")})
+        output.print_rows(
+            {"recipe": str(out / "recipe.yaml"), "prompts": str(out / "prompts.json")}
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 from anna_export.errors import InputError
 from anna_train.cli.teacher_options import teacher_options, teacher_settings
 
@@ -38,11 +38,11 @@ class _Weights(click.ParamType):
 
 @click.command(
     "score",
-    cls=options.Verb,
+    cls=commands.Verb,
     example="anna-train score mined.jsonl --out scored.jsonl",
 )
-@click.argument("rows", type=options.path)
-@click.option("--out", type=options.path, required=True, help="File of rows to write (JSONL).")
+@click.argument("rows", type=commands.path)
+@click.option("--out", type=commands.path, required=True, help="File of rows to write (JSONL).")
 @teacher_options
 @click.option(
     "--entropy-low",
@@ -65,8 +65,8 @@ class _Weights(click.ParamType):
     "file.",
 )
 @click.option("--again", is_flag=True, help="Score rows that have scores already, too.")
-@options.overwrite_option
-@shown.json_option
+@commands.overwrite_option
+@output.json_option
 def command(
     rows: Path,
     out: Path,
@@ -94,11 +94,11 @@ def command(
         weights=weights,
         again=again,
     )
-    report = score(rows, out, settings, overwrite=overwrite, stage=shown.stage)
+    report = score(rows, out, settings, overwrite=overwrite, stage=output.stage)
     if as_json:
-        shown.print_json(asdict(report) | {"out": str(out)})
+        output.print_json(asdict(report) | {"out": str(out)})
         return
-    shown.print_rows(_shown(report))
+    output.print_rows(_shown(report))
 
 
 def _shown(report: "ScoreReport") -> dict[str, str]:

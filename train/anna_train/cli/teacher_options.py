@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from anna_export.cli import options
+from anna_export.console import commands
 
 if TYPE_CHECKING:
     from anna_train.mining.settings import TeacherSettings
@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option(
         "--encoder",
-        type=options.folder,
+        type=commands.folder,
         help="Folder of the dense retriever: an artifact, or a sentence-transformers model. "
         "Default: LSA over the texts themselves.",
     ),
@@ -42,7 +42,7 @@ _OPTIONS = (
     click.option("--seed", default=0, show_default=True, help="Random seed."),
     click.option(
         "--cache",
-        type=options.path,
+        type=commands.path,
         help="Folder that stores the encoder's vectors, so that later runs compute only new ones. "
         "Default: a folder that is removed when the output is finished.",
     ),

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import click
 
-from anna_export.cli import options, shown
+from anna_export.console import commands, output
 
 
 @click.command(
-    "tune", cls=options.Verb, example="anna-train tune --config recipe.yaml --out adapter"
+    "tune", cls=commands.Verb, example="anna-train tune --config recipe.yaml --out adapter"
 )
 @click.option(
-    "--config", type=options.path, required=True, help="Recipe (YAML): base, data, loss, LoRA."
+    "--config", type=commands.path, required=True, help="Recipe (YAML): base, data, loss, LoRA."
 )
-@click.option("--out", type=options.path, required=True, help="Adapter folder to make.")
-@options.overwrite_option
+@click.option("--out", type=commands.path, required=True, help="Adapter folder to make.")
+@commands.overwrite_option
 @click.option("--restart", is_flag=True, help="Discard an unfinished run and start again.")
-@shown.json_option
+@output.json_option
 def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bool) -> None:
     """Train a LoRA adapter.
 
@@ -28,11 +28,11 @@ def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bo
     from anna_train.tune_recipe import read_tune_recipe
 
     recipe = read_tune_recipe(config)
-    tuned = tune(recipe, out, shown.stage, overwrite=overwrite, restart=restart)
+    tuned = tune(recipe, out, output.stage, overwrite=overwrite, restart=restart)
     if not tuned.first:
         return
     if as_json:
-        shown.print_json(
+        output.print_json(
             {
                 "folder": str(out),
                 "steps": tuned.steps,
@@ -44,7 +44,7 @@ def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bo
             }
         )
         return
-    shown.print_rows(
+    output.print_rows(
         {
             "adapter": str(out),
             "steps": f"{tuned.steps:,} of {tuned.queries} queries in {tuned.seconds:,.0f} s",

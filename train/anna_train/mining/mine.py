@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from anna_export.files.atomic import staged_file
 from anna_export.progress import Stage, no_stage
-from anna_export.staging import staged_file
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose

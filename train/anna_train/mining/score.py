@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from anna_export.errors import InputError
+from anna_export.files.atomic import staged_file
 from anna_export.progress import Stage, no_stage
-from anna_export.staging import staged_file
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.settings import LOGIT_ALONE, ScoreSettings
 from anna_train.mining.soften import find_temperature, mean_entropy, padded

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from anna_export.errors import DamagedError
+from anna_export.files.atomic import staged_file
 from anna_export.progress import Progress
-from anna_export.staging import staged_file
 
 SHARD_TEXTS: Final = 1_024
 _SHARD: Final = ".npz"

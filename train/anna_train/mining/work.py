@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from anna_export.errors import InputError
-from anna_export.staging import (
-    require_absent_file,
-    room_for,
-    sole_writer,
-    staged_file,
-    write_text,
-)
+from anna_export.files.atomic import require_absent_file, staged_file, write_text
+from anna_export.files.disk import room_for
+from anna_export.files.locks import sole_writer
 from anna_train.rows import Row
 
 PART_ROWS: Final = 1_000

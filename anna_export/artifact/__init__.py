@@ -1,0 +1,1 @@
+"""The artifact: its manifest, its folder, and the evidence about it."""

@@ -1,0 +1,154 @@
+"""The manifest: what an artifact is made of, and the hash that is its identity."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anna_export.errors import DamagedError, MissingError
+from anna_export.files.atomic import write_text
+from anna_export.files.json_file import read_json
+from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.text.framing import TOKENIZER_FILES, TokenContract
+from anna_export.text.prompts import Prompts
+
+MANIFEST_FILE = "manifest.json"
+PARITY_FILE = "parity.json"
+CARD_FILE = "README.md"
+CALIBRATION_FILE = "calibration.json"
+PREFIX_FOLDER: Final = "prefixes"
+ENGINE_FOLDER: Final = "engines"
+SCHEMA_VERSION: Final = 2
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Model):
+    """A file's hash and size."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Evidence(FileEntry):
+    """A file that says something about an artifact, and which one."""
+
+    covers: str  # artifact_id
+    prompts: dict[str, str]  # name → sha256 of the prompts it was made with
+
+
+class StoredPrefix(FileEntry):
+    """The file of a prompt's keys and values, and what they are of."""
+
+    file: str
+    prompt: str  # sha256 of the prompt
+    ids: list[int]  # their token ids
+    exact: bool  # computed by what the artifact was made from, or else by its stored weights
+
+
+class Golden(_Model):
+    """A text and the token ids it must become."""
+
+    text: str
+    ids: list[int]
+
+
+class Source(_Model):
+    """Where the weights came from: folder names and the sha256 of identifying files."""
+
+    model: str
+    adapter: str | None
+    sha256: dict[str, str]
+
+
+class Quantised(_Model):
+    """How a quantised artifact came to its numbers; the rest is in calibration.json."""
+
+    arithmetic: Precision  # of what is not quantised
+    ranges: str
+    calibration_sha256: str  # of the token ids calibrated on
+    calibration_texts: int
+    calibration_tokens: int
+    high_precision: dict[str, str]  # linear input whose layers are not quantised → why
+    max_loss: float | None  # what its proof is held to
+
+
+class Manifest(_Model):
+    """What manifest.json holds."""
+
+    schema_version: Literal[2]
+    artifact_id: str
+    precision: Precision
+    quantised: Quantised | None = None
+    spec: EmbeddingSpec
+    contract: TokenContract
+    prompts: Prompts
+    prefixes: dict[str, StoredPrefix]  # by the prompt's name
+    golden: list[Golden]
+    graphs: dict[str, str]  # target → file
+    files: dict[str, FileEntry]
+    evidence: dict[str, Evidence]
+    source: Source
+    versions: dict[str, str]
+    created: str
+
+
+def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, contract: TokenContract) -> str:
+    """Return the artifact_id: sha256 over the sorted hashes of what decides a vector."""
+    deciding = (*TOKENIZER_FILES, CALIBRATION_FILE)
+    names = [name for name in files if name in deciding or name.startswith("model.")]
+    lines = [f"{name} {files[name].sha256}" for name in sorted(names)]
+    lines.append(json.dumps([asdict(spec), asdict(contract)], sort_keys=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return a file's sha256 and size."""
+    with path.open("rb") as file:
+        return FileEntry(
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            size_bytes=os.fstat(file.fileno()).st_size,
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        MissingError: If there is none.
+        DamagedError: If it is not as expected, or of another schema.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise MissingError(
+            f"expected an artifact, found no {MANIFEST_FILE} in {folder}; name a folder that "
+            "anna-export made"
+        )
+    found = read_json(path)
+    version = found.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise DamagedError(
+            f"expected manifest schema {SCHEMA_VERSION}, found {version} in {folder}; "
+            + ("update anna-export" if version > SCHEMA_VERSION else "export it again")
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(found))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedError(
+            f"expected a manifest in {path}, found {place}: {first['msg']}; copy or export the "
+            "artifact again"
+        ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest in place, whole or not at all."""
+    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")

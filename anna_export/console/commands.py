@@ -1,0 +1,79 @@
+"""How commands behave: an example in their help, field names told as flags, folders that exist."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from anna_export.errors import AnnaError, InputError, MissingError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Verb(click.Command):
+    """A command whose help ends in an example."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that names a field then names its flag."""
+        try:
+            return super().invoke(ctx)
+        except AnnaError as error:
+            error.args = (with_flags(str(error), self.params), *error.args[1:])
+            raise
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, unwrapped, so that it can be copied."""
+        with formatter.section("Example"):
+            formatter.write(f"  {self.example}\n")
+
+
+def with_flags(message: str, parameters: Iterable[click.Parameter]) -> str:
+    """Replace each field in backquotes by the flag of the parameter of that name, if there is one.
+
+    The library knows fields, `max_tokens`; a command line knows flags, --max-tokens.
+    """
+    flags = {parameter.name: parameter.opts[0] for parameter in parameters}
+    return re.sub(r"`(\w+)`", lambda field: flags.get(field[1], field[0]), message)
+
+
+class Verbs(click.Group):
+    """A group of commands, which are named where one is asked for that is not there."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name those there are."""
+        if args[0] not in self.commands:
+            raise InputError(f"expected a command of {', '.join(self.commands)}, found {args[0]!r}")
+        return super().resolve_command(ctx, args)
+
+
+class _Folder(click.Path):
+    """A folder to read: that it is missing is said before libraries are loaded for seconds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        found = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if found.exists() and not found.is_dir():
+            raise InputError(
+                f"expected a folder, found a file at {found}; name the folder it is in"
+            )
+        if not found.is_dir():
+            raise MissingError(
+                f"expected a folder, found none at {found}; models, adapters and artifacts are "
+                "read from disk, so download them first"
+            )
+        return found
+
+
+path = click.Path(path_type=Path)
+folder = _Folder(path_type=Path)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the output if it exists."
+)

@@ -1,0 +1,1 @@
+"""A file of texts becomes a file of vectors."""

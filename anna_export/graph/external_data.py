@@ -1,0 +1,80 @@
+"""One external data file for all graphs of an artifact: every weight is stored once."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from anna_export.files.stream import Part, Written, write_parts
+from anna_export.progress import Progress
+
+DATA_FILE: Final = "model.onnx.data"
+# Readers map the file: tensors start on a page. Small constants stay in the graph itself.
+_PAGE_BYTES = 4096
+_INLINE_BYTES = 1024
+
+
+def write_data_file(
+    folder: Path, graphs: Mapping[str, ir.Model], progress: Progress | None = None
+) -> Written:
+    """Write the weights of all graphs to one file and point the graphs at it.
+
+    Args:
+        folder: Where the file goes.
+        graphs: By target; initializers of one name are the same bytes, whatever type and shape each
+            graph reads in them.
+        progress: Told the bytes done.
+
+    Returns:
+        The file's hash and size.
+
+    Raises:
+        SpaceError: If the disk fills up.
+    """
+    weights = _shared_weights(graphs)
+    parts: list[Part] = []
+    places: dict[str, int] = {}
+    offset = 0
+    for name, weight in weights.items():
+        offset += -offset % _PAGE_BYTES
+        places[name] = offset
+        parts.append(Part(offset, weight.nbytes, partial(_bytes, weight)))
+        offset += weight.nbytes
+    written = write_parts(folder / DATA_FILE, parts, progress)
+    for model in graphs.values():
+        for name, value in model.graph.initializers.items():
+            if name in places and value.const_value is not None:
+                value.const_value = _placed(value.const_value, name, places[name], folder)
+    return written
+
+
+def _shared_weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.TensorProtocol]:
+    weights: dict[str, ir.TensorProtocol] = {}
+    for model in graphs.values():
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None, name
+            known = weights.setdefault(name, tensor)
+            assert known.nbytes == tensor.nbytes, name
+    return {name: tensor for name, tensor in weights.items() if tensor.nbytes > _INLINE_BYTES}
+
+
+def _bytes(weight: ir.TensorProtocol) -> np.ndarray:
+    made = weight.raw() if isinstance(weight, ir.LazyTensor) else weight
+    # as it is stored: two 4-bit numbers stay one byte
+    return np.asarray(made.raw).reshape(-1).view(np.uint8)
+
+
+def _placed(weight: ir.TensorProtocol, name: str, offset: int, folder: Path) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        DATA_FILE,
+        offset,
+        weight.nbytes,
+        weight.dtype,
+        shape=ir.Shape(weight.shape.numpy()),
+        name=name,
+        base_dir=folder,
+    )

@@ -1,0 +1,1 @@
+"""Other libraries and servers that run an artifact."""

@@ -1,0 +1,195 @@
+"""Writes the repository: a tokenizer for each prompt, the model once, and an ensemble of both."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from anna_export.artifact.folder import Artifact
+from anna_export.choices import Target
+from anna_export.engines.stored import StoredEngine, stored_engines
+from anna_export.errors import InputError
+from anna_export.files.atomic import staged
+from anna_export.files.disk import require_disk
+from anna_export.graph.external_data import DATA_FILE
+from anna_export.graph.names import CANONICAL, CPU
+from anna_export.integrations.triton.configs import (
+    encoder_config,
+    ensemble_config,
+    pbtxt,
+    tokenizer_config,
+)
+from anna_export.spec import Precision
+from anna_export.text.framing import TOKENIZER_FILE
+from anna_export.text.prompts import Prompt
+
+# What marks a folder as one that may be overwritten.
+MARK: Final = "anna-export.json"
+# What the tokenizer's model imports of anna_export.
+_MODULES: Final = (
+    "errors",
+    "spec",
+    *(f"files/{name}" for name in ("__init__", "atomic", "disk", "json_file", "locks")),
+    *(f"text/{name}" for name in ("__init__", "batch", "framing", "prefix", "prompts")),
+    *(f"text/{name}" for name in ("special_tokens", "tokeniser")),
+)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DELAY_US: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What is written.
+
+    Args:
+        name: Of the ensemble without a prompt of its own name; others are NAME_PROMPT.
+        device: "cpu" or "cuda".
+        engine: A compute capability, such as "sm_90", whose TensorRT engine takes the graph's
+            place; None for ONNX Runtime.
+        batch: Most texts that Triton computes together.
+
+    Raises:
+        InputError: If the name is none that Triton takes, or the batch is empty.
+    """
+
+    name: str
+    device: str = "cpu"
+    engine: str | None = None
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"expected a model name of letters, digits, '_', '.' and '-', found {self.name!r}; "
+                "give another --name"
+            )
+        if self.batch < 1:
+            raise InputError(f"expected --max-batch-size of at least 1, found {self.batch}")
+
+
+def write_repository(
+    artifact: Artifact, package: Package, out: Path, *, overwrite: bool
+) -> dict[str, str]:
+    """Write a model repository, whole or not at all.
+
+    Returns:
+        By the name of each ensemble, the name of its prompt; "" for none.
+
+    Raises:
+        InputError: If the artifact has no such engine, or no graph for the device.
+        AnnaError: If the folder is taken, or the disk full.
+    """
+    engine = _engine(artifact, package.engine) if package.engine is not None else None
+    if engine is None and package.device == "cuda":
+        _require_graph_for_cuda(artifact)
+    require_disk(out, artifact.size_bytes)
+    names = _ensembles(artifact, package.name)
+    dim, encoder = artifact.manifest.spec.dim, f"{package.name}.encoder"
+    with staged(out, overwrite=overwrite, holding=MARK) as folder:
+        version = _model(folder, encoder)
+        backend = _put_encoder(artifact, package, engine, version)
+        on_gpu = engine is not None or package.device == "cuda"
+        kind = "KIND_GPU" if on_gpu else "KIND_CPU"
+        config = encoder_config(encoder, backend, package.batch, dim, _DELAY_US, kind)
+        (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+        for name, prompt in names.items():
+            tokenizer = f"{name}.tokenizer"
+            version = _model(folder, tokenizer)
+            _put_tokenizer(artifact, artifact.manifest.prompts.find(prompt), version)
+            config = tokenizer_config(tokenizer, package.batch, _DELAY_US)
+            (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+            version = _model(folder, name)
+            config = ensemble_config(name, tokenizer, encoder, package.batch, dim)
+            (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+        told = {"artifact_id": artifact.manifest.artifact_id, "ensembles": names}
+        (folder / MARK).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return names
+
+
+def _ensembles(artifact: Artifact, name: str) -> dict[str, str]:
+    """Name an ensemble for no prompt, and one for each."""
+    found = {name: ""}
+    for prompt in sorted(artifact.manifest.prompts.by_name):
+        told = f"{name}.{re.sub(r'[^A-Za-z0-9_-]', '_', prompt)}"
+        if told in found:
+            raise InputError(
+                f"expected prompts whose names differ in letters and digits, found {prompt!r} and "
+                f"{found[told]!r}; rename one of them"
+            )
+        found[told] = prompt
+    return found
+
+
+def _model(folder: Path, name: str) -> Path:
+    """Make a model's folder and return that of its first version."""
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    return version
+
+
+def _put_encoder(
+    artifact: Artifact, package: Package, engine: StoredEngine | None, version: Path
+) -> Mapping[str, str]:
+    if engine is not None:
+        shutil.copyfile(engine.path, version / "model.plan")
+        return {"platform": "tensorrt_plan"}
+    graph = artifact.graph(CANONICAL if package.device == "cuda" else CPU)
+    shutil.copyfile(graph, version / "model.onnx")
+    # a copy: runtimes refuse weights that have another name too
+    shutil.copyfile(artifact.folder / DATA_FILE, version / DATA_FILE)
+    return {"backend": "onnxruntime"}
+
+
+def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
+    manifest = artifact.manifest
+    shutil.copyfile(artifact.folder / TOKENIZER_FILE, version / TOKENIZER_FILE)
+    told = {
+        "contract": asdict(manifest.contract),
+        "prompt": asdict(prompt),
+        "golden": [golden.model_dump() for golden in manifest.golden],
+        "tokenizers": manifest.versions.get("tokenizers"),
+    }
+    (version / "contract.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    source, modules = resources.files("anna_export"), version / "anna_export"
+    model = source / "integrations" / "triton" / "tokenizer_model.py"
+    (version / "model.py").write_bytes(model.read_bytes())
+    for folder in (modules, modules / "files", modules / "text"):
+        folder.mkdir()
+    (modules / "__init__.py").write_text("", encoding="utf-8")
+    for module in _MODULES:
+        (modules / f"{module}.py").write_bytes((source / f"{module}.py").read_bytes())
+
+
+def _engine(artifact: Artifact, name: str) -> StoredEngine:
+    """Return the TensorRT engine for a compute capability.
+
+    Raises:
+        InputError: If there is none, or it takes prefixes, which Triton has none of.
+    """
+    engines = [one for one in stored_engines(artifact) if one.record.capability.name == name]
+    found = next((one for one in engines if one.record.target is Target.TENSORRT), None)
+    if found is None:
+        others = ", ".join(str(one.record) for one in stored_engines(artifact)) or "none"
+        raise InputError(
+            f"expected a TensorRT engine for {name} in {artifact.folder}, found {others}; build "
+            "one with anna-export build --target tensorrt (Triton runs none of TensorRT-RTX)"
+        )
+    if found.record.prefix:
+        raise InputError(
+            f"expected an engine without prefixes, which Triton would have to be sent, found "
+            f"{found.path}; export without prompts, or leave out --engine"
+        )
+    return found
+
+
+def _require_graph_for_cuda(artifact: Artifact) -> None:
+    precision = artifact.manifest.precision
+    if precision in (Precision.INT8, Precision.INT4):
+        raise InputError(
+            f"expected --device cpu, found cuda: {precision} is for CPUs; package an artifact in "
+            "fp16, bf16 or fp32 for a GPU"
+        )

@@ -1,0 +1,69 @@
+"""PyTorch as a backend: modules and forward pass are those of transformers."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from anna_export.machine.devices import pick_device
+from anna_export.spec import EmbeddingSpec
+from anna_export.text.batch import TokenBatch
+
+
+class PytorchBackend:
+    """A Hugging Face model on one device.
+
+    Args:
+        model: It returns `last_hidden_state`.
+        spec: Its numbers.
+        arithmetic: What it computes in, and from what.
+        device: Where its weights are.
+    """
+
+    name = "pytorch"
+
+    def __init__(
+        self, model: Any, spec: EmbeddingSpec, arithmetic: str, device: str = "cpu"
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.arithmetic = arithmetic
+        self._device = device
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, spec.dim) float32 rows of unit L2 length; a prefix is computed again."""
+        batch = batch.whole()
+        with torch.inference_mode():
+            hidden = self.model(
+                input_ids=self._tensor(batch.ids),
+                attention_mask=self._tensor(batch.mask),
+                use_cache=False,
+            ).last_hidden_state
+            rows = torch.arange(len(batch.lengths), device=self._device)
+            last = hidden[rows, self._tensor(batch.lengths) - 1].float()
+            return torch.nn.functional.normalize(last, dim=-1).cpu().numpy()
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def compute_label(device: str) -> str:
+    """Say what PyTorch computes in, for verdicts."""
+    return f"fp32 in PyTorch on {device.upper()}"
+
+
+def pick_torch_device(asked: str, spec: EmbeddingSpec) -> str:
+    """Return "cpu" or "cuda"; "auto" takes CUDA where the model fits.
+
+    Raises:
+        InputError: If CUDA was asked for and is not there, or too small.
+    """
+    # weights, and half as much again for what is computed from them
+    room_bytes = 6 * spec.parameters
+    has_cuda = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > room_bytes
+    return pick_device(
+        asked,
+        has_cuda=has_cuda,
+        without="expected PyTorch with a CUDA device and "
+        f"{room_bytes / 1e9:.1f} GB free on it, found none; use --device cpu",
+    )

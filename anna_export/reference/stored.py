@@ -1,0 +1,143 @@
+"""An artifact's stored weights, read as fp32, and the empty model of transformers they fit."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+import torch
+
+from anna_export import quantise
+from anna_export.artifact.folder import Artifact
+from anna_export.errors import DamagedError
+from anna_export.graph.external_data import DATA_FILE
+from anna_export.graph.names import CANONICAL
+from anna_export.quantise.calibration import read_calibration
+from anna_export.quantise.linear import Layout
+from anna_export.spec import EMBEDDING_WEIGHT
+from anna_export.weights.safetensors_files import StoredTensor
+
+# name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
+ReadWeight = Callable[[str], torch.Tensor]
+# a linear module's fp32 input → what it is multiplied as
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+_TORCH_DTYPES: Final = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.UINT8: torch.uint8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """An artifact's weights, and what its arithmetic does to what they are multiplied with.
+
+    Args:
+        read: Gives one weight, dequantised, by its name.
+        roundings: By linear module, how its input is rounded; only where layers are quantised.
+    """
+
+    read: ReadWeight
+    roundings: Mapping[str, Rounding]
+
+    def listen(self, model: torch.nn.Module) -> None:
+        """Make a model's linear modules round their inputs."""
+        for name, rounding in self.roundings.items():
+            hook = partial(_round_first, rounding)
+            model.get_submodule(name).register_forward_pre_hook(hook)
+
+
+def _round_first(
+    rounding: Rounding, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    return (rounding(inputs[0]), *inputs[1:])
+
+
+def stored_model(artifact: Artifact) -> StoredModel:
+    """Return an artifact's weights; they are read one at a time, and no file is mapped.
+
+    Raises:
+        DamagedError: If a weight lies anywhere but in the artifact's own data file.
+    """
+    manifest = artifact.manifest
+    graph = ir.load(artifact.graph(CANONICAL)).graph
+    tensors = _Tensors(artifact.folder, graph)
+    scheme = quantise.scheme_of(manifest)
+    linear, table = scheme.linear, scheme.embedding
+    calibration = read_calibration(artifact)
+    inputs = {} if calibration is None else calibration.quantised_modules(manifest.spec)
+    shapes = manifest.spec.weight_shapes()
+
+    def read(name: str) -> torch.Tensor:
+        if linear is not None and name.removesuffix(".weight") in inputs:
+            return linear.restore(tensors.parts(name, linear.layout(*shapes[name])))
+        if table is not None and name == EMBEDDING_WEIGHT:
+            return table.restore(tensors.parts(name, table.layout(*shapes[name])))
+        weight = tensors.read(name)
+        turned = weight.ndim == 2 and name != EMBEDDING_WEIGHT
+        return (weight.T if turned else weight).float()
+
+    roundings: dict[str, Rounding] = {}
+    if linear is not None and calibration is not None:
+        roundings = {
+            module: partial(linear.round_input, seen=calibration.inputs[name])
+            for module, name in inputs.items()
+        }
+    return StoredModel(read, roundings)
+
+
+class _Tensors:
+    """A graph's initializers, read when they are asked for."""
+
+    def __init__(self, folder: Path, graph: ir.Graph) -> None:
+        self._inline: dict[str, ir.TensorProtocol] = {}
+        self._placed: dict[str, StoredTensor] = {}
+        self._dtypes: dict[str, ir.DataType] = {}
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None, name
+            self._dtypes[name] = tensor.dtype
+            if isinstance(tensor, ir.ExternalTensor):
+                self._placed[name] = _placed(folder, name, tensor)
+            else:
+                self._inline[name] = tensor
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor as it is stored; of two 4-bit numbers a byte, the bytes."""
+        if name in self._placed:
+            placed = self._placed[name]
+            stored, shape = placed.read_bytes(), placed.shape
+        else:
+            tensor = self._inline[name]
+            stored = torch.frombuffer(bytearray(tensor.tobytes()), dtype=torch.uint8)
+            shape = tuple(tensor.shape.numpy())
+        dtype = self._dtypes[name]
+        if dtype.bitwidth == 4:
+            return stored.reshape(*shape[:-1], -1)
+        return stored.view(_TORCH_DTYPES[dtype]).reshape(shape)
+
+    def parts(self, name: str, layout: Layout) -> dict[str, torch.Tensor]:
+        """Return what is stored of one quantised weight."""
+        return {suffix: self.read(name + suffix) for suffix in layout}
+
+
+def _placed(folder: Path, name: str, tensor: ir.ExternalTensor) -> StoredTensor:
+    """Return where a weight lies: onnx_ir would follow its location out of the folder."""
+    path = folder / tensor.location
+    if tensor.location != DATA_FILE or path.resolve().parent != folder.resolve():
+        raise DamagedError(
+            f"expected {name} in {DATA_FILE} of {folder}, found external data at "
+            f"{path.resolve()}; copy or export the artifact again"
+        )
+    if tensor.length != tensor.nbytes:
+        raise DamagedError(
+            f"expected {tensor.nbytes} bytes of external data for {name} in {folder}, found "
+            f"{tensor.length}; copy or export the artifact again"
+        )
+    shape = tensor.shape.numpy()
+    return StoredTensor(path, name, tensor.dtype.name, shape, tensor.offset or 0, tensor.length)

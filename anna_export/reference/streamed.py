@@ -1,0 +1,98 @@
+"""PyTorch, one matrix in memory at a time: for models whose fp32 weights do not fit.
+
+The modules and their forward pass are transformers' own; every weight is read when its module is
+called and dropped after it, so one batch costs one pass over the weights on disk.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from anna_export.artifact.folder import Artifact
+from anna_export.reference.backend import PytorchBackend
+from anna_export.reference.model import empty_model, quiet
+from anna_export.reference.stored import ReadWeight, stored_model
+from anna_export.spec import EmbeddingSpec
+from anna_export.weights.adapter import Delta
+from anna_export.weights.checkpoint import Checkpoint
+
+
+def open_streamed_reference(
+    checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
+) -> PytorchBackend:
+    """Stream base and adapter, the adapter unmerged: y = W x + s B (A x).
+
+    Args:
+        checkpoint: Base and adapter.
+        on_read: Called after every weight is read, once a batch.
+    """
+    deltas = checkpoint.adapter.deltas if checkpoint.adapter is not None else {}
+    # the embedding is looked up, not multiplied: its delta is part of the rows that are read
+    apart = {name: delta for name, delta in deltas.items() if not delta.embedding}
+
+    def read(name: str) -> torch.Tensor:
+        return checkpoint.read(name, torch.float32, merge=name not in apart)
+
+    return open_streamed(checkpoint.spec, read, "base and adapter", apart, on_read)
+
+
+def open_streamed_artifact(
+    artifact: Artifact, on_read: Callable[[], None] | None = None
+) -> PytorchBackend:
+    """Stream an artifact's stored weights: what a graph over them computes, without the graph."""
+    spec, stored = artifact.manifest.spec, stored_model(artifact)
+    backend = open_streamed(spec, stored.read, "the artifact's stored weights", {}, on_read)
+    stored.listen(backend.model)
+    return backend
+
+
+def open_streamed(
+    spec: EmbeddingSpec,
+    read: ReadWeight,
+    what: str,
+    deltas: Mapping[str, Delta],
+    on_read: Callable[[], None] | None = None,
+) -> PytorchBackend:
+    """Stream weights from anywhere.
+
+    Args:
+        spec: The model's numbers.
+        read: Gives a weight by its name, fp32.
+        what: Where they come from, for verdicts.
+        deltas: Added to the output of the layers that they name, not to their weights.
+        on_read: Called after every weight is read, once a batch.
+    """
+
+    def counted(name: str) -> torch.Tensor:
+        weight = read(name)
+        if on_read is not None:
+            on_read()
+        return weight
+
+    with quiet():
+        model = empty_model(spec)
+    for name, module in model.named_modules():
+        if module._parameters:
+            _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
+    arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
+    return PytorchBackend(model, spec, arithmetic)
+
+
+def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:
+    absent = module.weight
+
+    def load(module: torch.nn.Module, _: Any) -> None:
+        module.weight = torch.nn.Parameter(read(name), requires_grad=False)
+
+    def drop(
+        module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> Any:
+        module.weight = absent
+        if delta is None:
+            return output
+        b, a = delta.factors()
+        return output + (inputs[0] @ a.T @ b.T) * delta.scale
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)

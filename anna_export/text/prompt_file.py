@@ -1,0 +1,174 @@
+"""prompts.json: per task an instruction, worked examples, and how its documents are prompted.
+
+    {"default": "sts",
+     "tasks": {
+       "sts": {"format": "e5", "instruction": "Retrieve semantically similar text.",
+               "examples": [{"query": "A man plays.", "response": "Someone is playing."}],
+               "documents": "sts"},
+       "passage": {"text": "passage: "}}}
+
+The formats' words stand in prompt_formats.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import pydantic
+
+from anna_export.errors import InputError, MissingError
+from anna_export.files.validation import validated
+from anna_export.text.prompt_formats import FORMATS, Example
+from anna_export.text.prompts import Prompt, Prompts, read_prompts
+
+# Where anna-train puts an adapter's prompts.
+ADAPTERS_FILE: Final = "prompts.json"
+NAME: Final = re.compile(r"[a-z0-9_-]+")
+
+_Text = Annotated[str, pydantic.StringConstraints(min_length=1)]
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Example(_Strict):
+    query: _Text
+    response: _Text
+
+
+class Task(_Strict):
+    """One task of the file: a text as it is, or the parts of a format."""
+
+    text: str | None = None
+    format: Literal["e5", "bge-en-icl"] | None = None
+    instruction: _Text | None = None
+    examples: list[_Example] = []
+    response_suffix: bool | None = None
+    documents: str | None = None
+
+    def prompt(self, examples: Sequence[Example] | None = None) -> Prompt:
+        """Return what stands around the query.
+
+        Args:
+            examples: In place of the task's own; a text alone has none, and takes none.
+        """
+        if self.format is None or self.instruction is None:
+            return Prompt(self.text or "")
+        if examples is None:
+            examples = [Example(example.query, example.response) for example in self.examples]
+        return FORMATS[self.format].prompt(self.instruction, examples, self.response_suffix)
+
+
+class TaskFile(_Strict):
+    """The whole file, as it is written."""
+
+    default: str | None = None
+    tasks: dict[str, Task]
+
+    def prompts(self) -> Prompts:
+        """Return every task's prompt.
+
+        Raises:
+            InputError: If the default, or a prompt for documents, is none of them.
+        """
+        return Prompts(
+            {name: task.prompt() for name, task in self.tasks.items()},
+            self.default,
+            {
+                name: task.documents
+                for name, task in self.tasks.items()
+                if task.documents is not None
+            },
+        )
+
+
+def read_prompt_file(path: Path) -> Prompts:
+    """Read the prompts of prompts.json.
+
+    Raises:
+        MissingError: If there is no such file.
+        InputError: If it is not JSON (with the line), or a field of it is wrong (with its name).
+    """
+    return read_task_file(path).prompts()
+
+
+def read_task_file(path: Path) -> TaskFile:
+    """Read the tasks of prompts.json.
+
+    Raises:
+        MissingError: If there is no such file.
+        InputError: If it is not JSON (with the line), or a field of it is wrong (with its name).
+    """
+    if not path.is_file():
+        raise MissingError(f"expected a file of prompts at {path}, found none")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct(path))
+    except UnicodeDecodeError:
+        raise InputError(f"expected JSON in UTF-8 in {path}, found other bytes") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"expected JSON in {path}, found, in line {error.lineno}: {error.msg}"
+        ) from None
+    file = validated(TaskFile, content, path)
+    for name, task in file.tasks.items():
+        _require_one_kind(path, name, task)
+    try:
+        file.prompts()
+    except InputError as error:
+        raise InputError(f"{error}, in {path}") from None
+    return file
+
+
+def find_prompts(model: Path, adapter: Path | None) -> Prompts:
+    """Read the adapter's prompts, if it brings some, else the model's.
+
+    An adapter of anna-train brings prompts.json, which says what sentence-transformers' own file
+    cannot: what follows a text, and which prompt the documents have.
+
+    Raises:
+        InputError: If a file of them cannot be read.
+    """
+    if adapter is None:
+        return read_prompts(model)
+    if (adapter / ADAPTERS_FILE).is_file():
+        return read_prompt_file(adapter / ADAPTERS_FILE)
+    tuned = read_prompts(adapter)
+    return tuned if tuned.by_name else read_prompts(model)
+
+
+def _require_one_kind(path: Path, name: str, task: Task) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"expected names of a-z, 0-9, _ and - in {path}, found {name!r}; rename it"
+        )
+    whole, composed = task.text is not None, task.format is not None
+    if whole == composed:
+        raise InputError(
+            f"expected tasks.{name} in {path} with either a text or a format, found "
+            f"{'both' if whole else 'neither'}"
+        )
+    if composed and task.instruction is None:
+        raise InputError(f"expected tasks.{name}.instruction in {path}, found none")
+    parts = (task.instruction, task.examples or None, task.response_suffix)
+    if whole and any(part is not None for part in parts):
+        raise InputError(
+            f"expected tasks.{name} in {path} with a text alone, found parts of a format too; "
+            "name the format in place of the text"
+        )
+
+
+def _distinct(path: Path) -> Callable[[list[tuple[str, object]]], dict[str, object]]:
+    """Refuse a key that stands twice in an object: the first one would be lost."""
+
+    def make(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"expected every key once in {path}, found {key!r} twice")
+            found[key] = value
+        return found
+
+    return make

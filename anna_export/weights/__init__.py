@@ -1,0 +1,1 @@
+"""Weights: base, adapter, and the two merged, one tensor at a time."""

@@ -1,0 +1,247 @@
+"""The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+
+from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
+from anna_export.files.json_file import read_json
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_spec
+from anna_export.weights.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Delta,
+    by_weight,
+    read_adapter,
+)
+from anna_export.weights.safetensors_files import StoredTensor, read_header
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+TORCH_DTYPES: Final = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+# Numbers worked on at once in fp32 while a tensor is merged: 4 MiB, so that it stays in cache.
+_CHUNK_NUMBERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights of base and adapter, merged when read; nothing is held in memory.
+
+    Raises:
+        MissingError: If a weight is missing.
+        ShapeError: If a weight, delta or replacement has another shape than the spec's.
+        UnsupportedError: If base or adapter has a tensor this model has no place for.
+    """
+
+    folder: Path
+    spec: EmbeddingSpec
+    base: dict[str, StoredTensor]
+    adapter: Adapter | None
+
+    def __post_init__(self) -> None:
+        shapes = self.spec.weight_shapes()
+        replaced = self.adapter.replaced if self.adapter is not None else {}
+        _require_all(self.folder, shapes, self.base, set(replaced))
+        if self.adapter is not None:
+            _require_fit(self.adapter, shapes)
+
+    @classmethod
+    def open(cls, model: Path, adapter: Path | None = None) -> Self:
+        """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
+        spec = read_spec(model)
+        base = by_weight(
+            tensor for path in _weight_files(model) for tensor in read_header(path).values()
+        )
+        lora = read_adapter(adapter) if adapter is not None else None
+        embedding = lora.replaced.get(EMBEDDING_WEIGHT) if lora is not None else None
+        if embedding is not None and len(embedding.shape) == 2:
+            # an adapter trained with added tokens brings its own, larger embedding
+            spec = replace(spec, vocab_size=embedding.shape[0])
+        return cls(model, spec, base, lora)
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Type the base stores a weight in."""
+        return self.base[name].torch_dtype
+
+    def read(
+        self, name: str, dtype: torch.dtype, *, transpose: bool = False, merge: bool = True
+    ) -> torch.Tensor:
+        """Read one merged weight.
+
+        Args:
+            name: As in a MistralModel's state dict.
+            dtype: Type of the result; sums are in fp32 and rounded once.
+            transpose: Return a matrix as (in, out) instead of (out, in).
+            merge: Add the adapter's delta; what the adapter replaces, it replaces in either case.
+
+        Returns:
+            A contiguous tensor.
+
+        Raises:
+            DamagedError: If a number in it is NaN or infinite, or becomes so in `dtype`.
+        """
+        source, delta, rows = self.base[name], None, None
+        if self.adapter is not None:
+            source = self.adapter.replaced.get(name, source)
+            delta = self.adapter.deltas.get(name) if merge else None
+            rows = self.adapter.token_rows if name == EMBEDDING_WEIGHT else None
+        weight = source.read()
+        if delta is not None or (transpose and weight.ndim == 2):
+            weight = _merge(weight, delta, dtype, transpose)
+        else:
+            weight = weight.to(dtype)
+        if rows is not None:
+            by_token = weight.T if transpose else weight
+            by_token[list(rows.indices)] = rows.rows.read().to(dtype)
+        _require_finite(weight, name, source.path)
+        return weight
+
+    def source_hashes(self) -> dict[str, str]:
+        """Return sha256 of the small files that identify where the weights came from."""
+        files = {"config.json": self.folder / "config.json"}
+        if (index := self.folder / INDEX_FILE).exists():
+            files[INDEX_FILE] = index
+        if self.adapter is not None:
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                files[name] = self.adapter.folder / name
+        hashes = {}
+        for name, path in files.items():
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
+
+
+def _merge(
+    weight: torch.Tensor, delta: Delta | None, dtype: torch.dtype, transpose: bool
+) -> torch.Tensor:
+    """Add the delta in fp32, row block by row block, and cast once."""
+    factors = delta.factors() if delta is not None else None
+    if transpose:
+        # turned while still narrow: half the bytes, and what follows runs along the rows
+        weight = weight.T.contiguous()
+        factors = (factors[1].T, factors[0].T) if factors is not None else None
+    if factors is None and weight.dtype is dtype:
+        return weight
+    merged = weight if weight.dtype is dtype else torch.empty(weight.shape, dtype=dtype)
+    rows, columns = weight.shape
+    step = max(1, _CHUNK_NUMBERS // columns)
+    scratch = torch.empty((min(step, rows), columns))
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        block = scratch[: end - start].copy_(weight[start:end])
+        if delta is not None and factors is not None:
+            block.addmm_(factors[0][start:end], factors[1], alpha=delta.scale)
+        merged[start:end] = block
+    return merged
+
+
+def _require_finite(weight: torch.Tensor, name: str, path: Path) -> None:
+    low, high = torch.aminmax(weight)  # NaN if any number is
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    # bf16 and fp32 reach as far as any sum of theirs; fp16 does not
+    hint = "; fp16 ends at 65504, bf16 does not" if weight.dtype is torch.float16 else ""
+    raise DamagedError(
+        f"expected finite numbers in {name}, found {low:g} to {high:g} in {path} or in what an "
+        f"adapter adds to it{hint}"
+    )
+
+
+def _weight_files(model: Path) -> list[Path]:
+    # in the order of transformers: a whole file is taken before an index, which may be stale
+    if (model / SINGLE_FILE).exists():
+        return [model / SINGLE_FILE]
+    if (model / INDEX_FILE).exists():
+        files = [model / name for name in _shard_names(model / INDEX_FILE)]
+        missing = [path.name for path in files if not path.exists()]
+        if missing:
+            raise MissingError(
+                f"expected {len(files)} weight files by {INDEX_FILE}, found no "
+                f"{', '.join(missing)} in {model}; download the model again"
+            )
+        return files
+    if any(model.glob("*.bin")):
+        raise UnsupportedError(
+            f"expected safetensors in {model}, found .bin: pickle files can run code and are not "
+            "read; convert with AutoModel.from_pretrained(...).save_pretrained(...)"
+        )
+    raise MissingError(
+        f"expected {SINGLE_FILE} or {INDEX_FILE} in {model}, found neither; download them too"
+    )
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        # a name that is a path could lead out of the folder
+        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+            raise DamagedError(
+                f"expected file names as weight_map in {index}, found {name!r}; download it again"
+            )
+    return sorted(set(names))
+
+
+def _require_all(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    base: dict[str, StoredTensor],
+    replaced: set[str],
+) -> None:
+    missing = [name for name in shapes if name not in base]
+    if missing:
+        raise MissingError(
+            f"expected the weight {missing[0]} in {folder}, found none "
+            f"({len(missing)} of {len(shapes)} missing); download the model again"
+        )
+    extra = [name for name in base if name not in shapes]
+    if extra:
+        raise UnsupportedError(
+            f"expected only the weights of a Mistral model in {folder}, found {extra[0]} "
+            f"({len(extra)} more than the {len(shapes)} by config.json); is that file this model's?"
+        )
+    for name, shape in shapes.items():
+        if base[name].shape != shape and name not in replaced:
+            raise ShapeError(
+                f"expected {name} of shape {shape} by config.json, found {base[name].shape} "
+                f"in {base[name].path}; are both files of one model?"
+            )
+
+
+def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
+    found: dict[str, tuple[int, ...]]
+    found = {name: delta.shape for name, delta in adapter.deltas.items()}
+    found |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
+    for name, shape in found.items():
+        if name not in shapes:
+            raise UnsupportedError(
+                f"expected targets that the base has, found {name.removesuffix('.weight')} in "
+                f"{adapter.folder}: {_another_base(adapter)}"
+            )
+        if shape != shapes[name]:
+            raise ShapeError(
+                f"expected {shapes[name]} for {name}, found {shape} in {adapter.folder}: "
+                f"{_another_base(adapter)}"
+            )
+    rows = adapter.token_rows
+    vocab_size, dim = shapes[EMBEDDING_WEIGHT]
+    if rows and (rows.rows.shape[1] != dim or max(rows.indices) >= vocab_size):
+        raise ShapeError(
+            f"expected trained rows of length {dim} below {vocab_size}, found "
+            f"{rows.rows.shape[1]} and {max(rows.indices)} in {adapter.folder}: "
+            f"{_another_base(adapter)}"
+        )
+
+
+def _another_base(adapter: Adapter) -> str:
+    said = "this adapter is for another base model"
+    return f"{said}, made for {adapter.made_for}" if adapter.made_for else said

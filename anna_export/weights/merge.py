@@ -1,0 +1,178 @@
+"""Write the merged model as an ordinary Hugging Face folder, three tensors in memory at most."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from anna_export.errors import DamagedError
+from anna_export.files.atomic import require_absent, require_outside, staged, write_text
+from anna_export.files.containment import is_inside
+from anna_export.files.disk import require_disk
+from anna_export.files.json_file import read_json, read_json_list
+from anna_export.files.stream import Part, write_parts
+from anna_export.progress import Progress
+from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_limit_file, find_tokenizer
+from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, read_prompts
+from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.weights.safetensors_files import header_bytes
+
+# The size model hubs split at.
+SHARD_BYTES: Final = 5_000_000_000
+CONFIG_FILE: Final = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was written."""
+
+    folder: Path
+    tensors: int
+    changed: int
+    size_bytes: int
+
+
+def write_merged(
+    model: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Merged:
+    """Merge base and adapter into a model folder of the base's own types.
+
+    The folder holds what embeds, a MistralModel. A language head is left out: no embedding passes
+    through it.
+
+    Args:
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        out: The folder to make.
+        overwrite: Replace `out` if it exists.
+        progress: Told the bytes done.
+        shard_bytes: Largest weight file, unless one tensor is larger.
+
+    Raises:
+        AnnaError: If base or adapter cannot be used, or the folder not written.
+    """
+    require_outside(out, model, adapter)
+    require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
+    checkpoint = Checkpoint.open(model, adapter)
+    listing = adapter if (adapter / MODULES_FILE).exists() else model
+    modules = _module_folders(listing)
+    shapes = checkpoint.spec.weight_shapes()
+    sizes = {
+        name: math.prod(shape) * checkpoint.stored_dtype(name).itemsize
+        for name, shape in shapes.items()
+    }
+    total = sum(sizes.values())
+    shards = _shards(sizes, shard_bytes)
+    with staged(out, overwrite=overwrite, holding=CONFIG_FILE) as folder:
+        require_disk(out, total)
+        weight_map: dict[str, str] = {}
+        done = 0
+        for index, names in enumerate(shards, start=1):
+            file = SINGLE_FILE
+            if len(shards) > 1:
+                file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+            _write_shard(folder / file, checkpoint, names, sizes, progress, done)
+            weight_map |= dict.fromkeys(names, file)
+            done += sum(sizes[name] for name in names)
+        if len(shards) > 1:
+            index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
+        _copy_configuration(checkpoint, adapter, folder)
+        _copy_file(listing, folder, MODULES_FILE)
+        for module in modules:
+            shutil.copytree(listing / module, folder / module, dirs_exist_ok=True)
+    changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
+    return Merged(out, len(shapes), changed, total)
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _write_shard(
+    path: Path,
+    checkpoint: Checkpoint,
+    names: list[str],
+    sizes: dict[str, int],
+    progress: Progress | None,
+    done: int,
+) -> None:
+    shapes = checkpoint.spec.weight_shapes()
+    header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
+    parts, offset = [Part(0, len(header), lambda: header)], len(header)
+    for name in names:
+        parts.append(Part(offset, sizes[name], partial(_bytes, checkpoint, name)))
+        offset += sizes[name]
+    write_parts(path, parts, _among_shards(progress, done - len(header), sum(sizes.values())))
+
+
+def _among_shards(progress: Progress | None, start: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(start + done, total)
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    tensor = checkpoint.read(name, checkpoint.stored_dtype(name))
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> None:
+    config = read_json(checkpoint.folder / CONFIG_FILE)
+    config["architectures"] = ["MistralModel"]
+    config["vocab_size"] = checkpoint.spec.vocab_size
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    tokenizer = find_tokenizer(checkpoint.folder, adapter)
+    for name in TOKENIZER_FILES:
+        _copy_file(tokenizer, folder, name)
+    if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
+        shutil.copyfile(limit_file, folder / LIMIT_FILE)
+    _copy_file(checkpoint.folder, folder, "generation_config.json")
+    tuned = bool(read_prompts(adapter).by_name)
+    _copy_file(adapter if tuned else checkpoint.folder, folder, PROMPTS_FILE)
+
+
+def _module_folders(source: Path) -> list[str]:
+    """Return the folders that sentence-transformers' list of modules names and that are there.
+
+    Raises:
+        DamagedError: If one leads out of the source.
+    """
+    path = source / MODULES_FILE
+    found = []
+    for module in read_json_list(path) if path.exists() else []:
+        name = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(name, str) or not is_inside(source, name):
+            raise DamagedError(
+                f"expected folders inside {source} as path of each module in {path}, found "
+                f"{name!r}; correct it"
+            )
+        # the first module is the model itself; one without settings may have no folder
+        if (source / name).is_dir() and not (source / name).samefile(source):
+            found.append(name)
+    return found
+
+
+def _copy_file(source: Path, folder: Path, name: str) -> None:
+    if (source / name).exists():
+        shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,234 @@
+"""E4M3: what the emulation rounds is what ONNX Runtime's QuantizeLinear rounds, bit for bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anna_export.errors import InputError
+from anna_export.graph.builder import OPSET
+from anna_export.graph.tensors import IR_DTYPES, as_ir
+from anna_export.quantise.calibration import Seen
+from anna_export.quantise.fp8 import Fp8Static
+from anna_export.spec import Precision
+from anna_export.weights.checkpoint import TORCH_DTYPES
+
+ARITHMETICS = tuple(IR_DTYPES)
+FAST = settings(max_examples=200, derandomize=True, deadline=None)
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+LARGEST = st.floats(0, allow_nan=False, allow_infinity=False, width=32)  # value of a tensor
+
+RoundTrip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def seen(clip: float) -> Seen:
+    return Seen(amax=clip, median=clip, clip=clip)
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view({4: torch.int32, 2: torch.int16}[x.itemsize])
+
+
+@pytest.fixture(scope="module")
+def round_trip(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, RoundTrip]:
+    """ONNX Runtime's Q/DQ pair of (N,) values in a scale, in either type that it computes in."""
+    folder = tmp_path_factory.mktemp("pair")
+    return {
+        arithmetic: _pair(folder / f"{arithmetic}.onnx", IR_DTYPES[arithmetic])
+        for arithmetic in (Precision.FP32, Precision.FP16)
+    }
+
+
+def _pair(path: Path, dtype: ir.DataType) -> RoundTrip:
+    x, scale = ir.val("x", dtype=dtype, shape=["n"]), ir.val("scale", dtype=dtype, shape=[])
+    zero = ir.val("zero", const_value=as_ir(torch.zeros((), dtype=torch.float8_e4m3fn), "zero"))
+    quantize = ir.node("QuantizeLinear", [x, scale, zero])
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale])
+    dequantize.outputs[0].dtype = dtype
+    graph = ir.Graph(
+        [x, scale],
+        dequantize.outputs,
+        nodes=[quantize, dequantize],
+        initializers=[zero],
+        opset_imports={"": OPSET},
+        name="pair",
+    )
+    ir.save(ir.Model(graph, ir_version=11), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        feeds = {"x": np.atleast_1d(x.numpy()), "scale": scale.numpy()}
+        return torch.from_numpy(session.run(None, feeds)[0])
+
+    return run
+
+
+# -- the emulation is the runtime's --
+
+
+@FAST
+@given(values=st.lists(FINITE, min_size=1, max_size=40), clip=LARGEST)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_any_value_in_any_range_rounds_as_in_onnx_runtime(
+    round_trip: dict[Precision, RoundTrip], arithmetic: Precision, values: list[float], clip: float
+) -> None:
+    linear, x = Fp8Static(arithmetic), torch.tensor(values)
+    found = linear.round_input(x, seen(clip))
+    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip).float())
+    assert torch.equal(bits(found), bits(expected))
+
+
+@pytest.mark.parametrize("clip", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
+def test_every_kind_of_float_rounds_as_in_onnx_runtime(
+    round_trip: dict[Precision, RoundTrip], clip: float
+) -> None:
+    # every exponent and sign with every upper mantissa, and what lies beside each tie
+    words = (torch.arange(1 << 16)[:, None] << 16) + torch.tensor([0, 1, 0x7FFF, 0x8000, 0xFFFF])
+    x = words.to(torch.uint32).view(torch.float32).reshape(-1)
+    x = x[~x.isnan()]
+    linear = Fp8Static(Precision.BF16)
+    found = linear.round_input(x, seen(clip))
+    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip).float())
+    assert torch.isinf(x).sum() == 2
+    assert torch.equal(bits(found), bits(expected))
+
+
+def test_nan_stays_nan(round_trip: dict[Precision, RoundTrip]) -> None:
+    # cut to the range, it would come out as an ordinary number and a broken model as a sound one
+    x = torch.tensor([1.0, torch.nan])
+    found = Fp8Static(Precision.FP32).round_input(x, seen(448.0))
+    assert found[0] == 1 and found[1].isnan()
+    assert round_trip[Precision.FP32](x, torch.tensor(1.0))[1].isnan()
+
+
+def test_fp16_divides_in_fp16_which_moves_few_values_to_the_other_neighbour(
+    round_trip: dict[Precision, RoundTrip],
+) -> None:
+    linear, clip = Fp8Static(Precision.FP16), 5.8
+    x = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
+    x = x[x.isfinite()]
+    scale = stored_scale(linear, clip)
+    found = round_trip[Precision.FP16](x, scale)
+    twice = (x / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn).half() * scale
+    assert torch.equal(bits(found), bits(twice))
+    once = linear.round_input(x.float(), seen(clip)).half()
+    moved = (found != once).float().mean()
+    assert 0 < moved < 0.002
+
+
+@FAST
+@given(values=st.lists(FINITE, min_size=1, max_size=40), clip=LARGEST)
+def test_rounding_twice_changes_nothing(values: list[float], clip: float) -> None:
+    linear = Fp8Static(Precision.BF16)
+    once = linear.round_input(torch.tensor(values), seen(clip))
+    assert torch.equal(bits(once), bits(linear.round_input(once, seen(clip))))
+
+
+# -- scales --
+
+
+def stored_scale(linear: Fp8Static, largest: float) -> torch.Tensor:
+    """The scale of a weight whose largest number is this one, which is that of an input too."""
+    (scale,) = linear.store(torch.tensor([[largest]]))["_scale"]
+    return scale
+
+
+@FAST
+@given(largest=LARGEST)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_scale_is_a_normal_number_and_the_largest_code_stays_finite(
+    arithmetic: Precision, largest: float
+) -> None:
+    scale = stored_scale(Fp8Static(arithmetic), largest)
+    dtype = TORCH_DTYPES[arithmetic]
+    assert scale.dtype is dtype
+    assert scale >= torch.finfo(dtype).smallest_normal
+    assert torch.isfinite(448 * scale)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_largest_value_rounds_to_the_largest_code_whichever_way_its_scale_was_rounded(
+    arithmetic: Precision,
+) -> None:
+    linear = Fp8Static(arithmetic)
+    largest = torch.linspace(0.5, 9, 500)
+    stored = linear.store(largest[:, None])
+    assert (stored[""].float() == 448).all()
+    exact = largest.double() / 448
+    rounded = stored["_scale"].double()
+    assert (rounded > exact).any() and (rounded < exact).any()
+
+
+# -- weights --
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_stored_weight_is_codes_of_the_rounded_scale(arithmetic: Precision) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(37, 53) * torch.logspace(-7, 2, 37)[:, None]
+    stored = Fp8Static(arithmetic).store(weight)
+    layout = Fp8Static(arithmetic).layout(37, 53)
+    assert {key: tuple(value.shape) for key, value in stored.items()} == {
+        key: shape for key, (_, shape) in layout.items()
+    }
+    scale = stored["_scale"].float()
+    codes = torch.clamp(weight.T / scale, -448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(stored[""].view(torch.uint8), codes.view(torch.uint8))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("size", [0.0, 1e-9, 3e-5, 0.02, 1.0, 7e3])
+def test_codes_survive_being_read_as_numbers_of_the_high_precision_type(
+    arithmetic: Precision, size: float
+) -> None:
+    # all 254 codes that are numbers, in one row with the largest
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    codes = codes[~codes.float().isnan()]
+    linear = Fp8Static(arithmetic)
+    scale = linear.store(torch.full((1, 1), size))["_scale"]
+    numbers = (codes.float() * scale.float()).to(scale.dtype).float()
+    again = (numbers / scale.float()).to(torch.float8_e4m3fn)
+    assert torch.equal(again.view(torch.uint8), codes.view(torch.uint8))
+
+
+@pytest.mark.parametrize("arithmetic", [Precision.FP16, Precision.BF16])
+def test_weight_restored_from_a_scale_of_16_bits_is_exact(arithmetic: Precision) -> None:
+    torch.manual_seed(0)
+    linear = Fp8Static(arithmetic)
+    stored = linear.store(torch.randn(37, 53) * torch.logspace(-9, 2, 37)[:, None])
+    # 4 bits times 11 or 8
+    exact = stored[""].T.double() * stored["_scale"].double()[:, None]
+    assert torch.equal(linear.restore(stored).double(), exact)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_storing_what_was_restored_stores_the_same_numbers(arithmetic: Precision) -> None:
+    torch.manual_seed(0)
+    linear = Fp8Static(arithmetic)
+    stored = linear.store(torch.randn(37, 53) * 0.02)
+    again = linear.store(linear.restore(stored))
+    assert torch.equal(again["_scale"], stored["_scale"])
+    assert torch.equal(again[""].view(torch.uint8), stored[""].view(torch.uint8))
+
+
+def test_weight_is_no_farther_off_than_half_a_step() -> None:
+    torch.manual_seed(0)
+    linear, weight = Fp8Static(Precision.BF16), torch.randn(37, 53)
+    stored = linear.store(weight)
+    scale = stored["_scale"].float()[:, None]
+    # three mantissa bits: half a step is 1/16 of a normal number, and 2 ** -10 scales below
+    allowed = torch.maximum(weight.abs() / 16, scale * 2**-10)
+    # beside 448 the scale's own rounding shows: 2 ** -9 of it, cut off
+    assert ((linear.restore(stored) - weight).abs() <= allowed + 448 * scale * 2**-9).all()
+
+
+@pytest.mark.parametrize("wrong", [Precision.INT8, Precision.INT4, Precision.FP8])
+def test_high_precision_type_that_is_none_is_refused(wrong: Precision) -> None:
+    with pytest.raises(InputError, match=rf"expected fp32, fp16, bf16 .* found {wrong}$"):
+        Fp8Static(wrong)
