@@ -169,7 +169,7 @@ def _print(proof: "Proof", stored: str) -> None:
     output.print_line("")
     shown.print_tasks(proof.tasks)
     output.print_line("")
-    output.print_standings(proof.tasks.summary)
+    shown.print_standings(proof.tasks.summary)
     output.print_line("")
     output.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
 
