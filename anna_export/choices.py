@@ -16,14 +16,3 @@ class Target(StrEnum):
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
-
-
-class Ranges(StrEnum):
-    """How the range of an activation is chosen from what calibration saw."""
-
-    MAX = "max"
-    PERCENTILE = "percentile"
-    MSE = "mse"
-
-
-DEFAULT_RANGES: Final = Ranges.MAX

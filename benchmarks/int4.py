@@ -22,15 +22,14 @@ import torch
 from anna_train.demo import make_models
 from record import Figure, record
 
-from anna_export.calibrate.kept_work import KeptWork
+from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput
 from anna_export.calibrate.observe import observe
 from anna_export.calibrate.request import Request
 from anna_export.calibrate.sensitivity import measure_loss
+from anna_export.calibrate.state_file import StateFile
 from anna_export.calibrate.texts import calibration_texts
-from anna_export.calibrate.walk import OnInput, Walk, Walked
-from anna_export.choices import Ranges
 from anna_export.graph.passes.cpu_attention import DOMAIN
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of, search
 from anna_export.quantise.linear import Stored
@@ -54,7 +53,9 @@ SPAN, DAMPING = 64, 0.01
 class Plain(Int4Blocks):
     """The product's weights by activations in fp32: accuracy level 1."""
 
-    def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+    def fake_quantize_input(
+        self, x: torch.Tensor, stats: ActivationStats | None = None
+    ) -> torch.Tensor:
         """Leave x as it is."""
         return x
 
@@ -62,11 +63,11 @@ class Plain(Int4Blocks):
 class Nearest(Int4Blocks):
     """Round to nearest over each block's whole range."""
 
-    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
-        """Return codes one a byte: nothing but `restore` reads them."""
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats) -> Stored:
+        """Return codes one a byte: nothing but `dequantize` reads them."""
         return {"": _nearest(weight, self.block)}
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return what was stored."""
         return stored[""]
 
@@ -81,9 +82,9 @@ class Feedback(Nearest):
 
     moments: Mapping[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
-    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats) -> Stored:
         """Go through spans and, in each, through its inputs."""
-        moments = self.moments[id(seen)]
+        moments = self.moments[id(stats)]
         found = torch.empty_like(weight)
         for start in range(0, weight.shape[1], SPAN):
             span = slice(start, start + SPAN)
@@ -113,21 +114,23 @@ class Feedback(Nearest):
 class Task:
     """A model and its texts, calibrated."""
 
-    walk: Walk
-    inputs: Mapping[str, Seen]
-    others: Sequence[TokenBatch]
+    forward: LayerwiseForward
+    inputs: Mapping[str, ActivationStats]
+    heldout: Sequence[TokenBatch]
     moments: Mapping[int, torch.Tensor]
 
     def loss(
         self, linear: Int4Blocks, embedding: EmbeddingFormat | None = None, divisor: int = 64
     ) -> float:
         """Return the emulated loss; layers whose inputs do not divide are left in fp32."""
-        kept = {}
-        for name, seen in self.inputs.items():
-            assert seen.mean_square is not None
-            if len(seen.mean_square) % divisor:
-                kept[name] = "does not divide"
-        return measure_loss(self.walk, linear, self.inputs, kept, self.others, embedding=embedding)
+        unquantized = {}
+        for name, stats in self.inputs.items():
+            assert stats.mean_square is not None
+            if len(stats.mean_square) % divisor:
+                unquantized[name] = "does not divide"
+        return measure_loss(
+            self.forward, linear, self.inputs, unquantized, self.heldout, embedding=embedding
+        )
 
 
 def main() -> int:
@@ -150,13 +153,13 @@ def _task(model: Path, adapter: Path) -> Task:
     tokeniser = Tokeniser.open(tokenizer, read_contract(tokenizer, checkpoint.spec, None, model))
     rows = calibration_texts(None, tokeniser, find_prompts(model, adapter)).rows
     seen_rows = [row for place, row in enumerate(rows) if place % OTHERS_SHARE]
-    batches, others = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))
-    walk = Walk(checkpoint)
+    batches, heldout = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))
+    forward = LayerwiseForward(checkpoint)
     with tempfile.TemporaryDirectory(prefix="anna-int4-") as folder:
-        request = Request(Int4Blocks(), None, Ranges.MAX, allowed=1, work=Path(folder))
-        inputs = observe(walk, request, batches, others, KeptWork(request.work, "int4")).inputs
-    moments = _moments(walk, batches)
-    return Task(walk, inputs, others, {id(inputs[name]): moments[name] for name in inputs})
+        request = Request(Int4Blocks(), None, allowed=1, work=Path(folder))
+        inputs = observe(forward, request, batches, heldout, StateFile(request.work, "int4")).inputs
+    moments = _moments(forward, batches)
+    return Task(forward, inputs, heldout, {id(inputs[name]): moments[name] for name in inputs})
 
 
 def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
@@ -164,24 +167,27 @@ def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenB
     return [tokeniser.batch([rows[place] for place in group]) for group in groups]
 
 
-def _moments(walk: Walk, batches: Sequence[TokenBatch]) -> dict[str, torch.Tensor]:
+def _moments(forward: LayerwiseForward, batches: Sequence[TokenBatch]) -> dict[str, torch.Tensor]:
     """Return each linear input's mean products over all tokens, (in, in)."""
     first = {modules[0]: name for name, modules in LINEAR_INPUTS.items()}
     sums: dict[str, torch.Tensor] = {}
     tokens = sum(int(batch.lengths.sum()) for batch in batches)
 
-    def listener(at: Walked, prefix: str) -> OnInput:
+    def recorder(outputs: LayerOutputs, prefix: str) -> OnInput:
         def on_input(module: str, x: torch.Tensor) -> None:
             if module in first:
-                rows = x[at.real()]
+                rows = x[outputs.real()]
                 name = prefix + first[module]
                 sums[name] = sums.get(name, 0) + rows.T @ rows / tokens
 
         return on_input
 
-    streams = walk.start(*batches)
-    for index, layer in walk.layers():
-        streams = [walk.step(layer, at, listener(at, f"layers.{index}.")) for at in streams]
+    streams = forward.start(*batches)
+    for index, layer in forward.layers():
+        streams = [
+            forward.step(layer, outputs, recorder(outputs, f"layers.{index}."))
+            for outputs in streams
+        ]
     return sums
 
 
@@ -265,8 +271,8 @@ def _times(rounds: int) -> dict[str, dict[str, list[float]]]:
 
 def _session(block: int, level: int) -> onnxruntime.InferenceSession:
     torch.manual_seed(0)
-    seen = Seen(1.0, 1.0, 1.0, torch.ones(INPUTS))
-    stored = Int4Blocks(block).store(torch.randn(OUTPUTS, INPUTS), seen)
+    stats = ActivationStats(1.0, 1.0, 1.0, torch.ones(INPUTS))
+    stored = Int4Blocks(block).quantize(torch.randn(OUTPUTS, INPUTS), stats)
     values = [
         ir.val(name, const_value=ir.tensor(stored[suffix].numpy(), name=name))
         for name, suffix in (("codes", ""), ("scale", "_scale"), ("zero", "_zero"))
@@ -311,14 +317,14 @@ def _time_figures(samples: Mapping[str, Mapping[str, Sequence[float]]]) -> list[
 
 
 def _seconds_per_million() -> Figure:
-    """Time `store` in one thread, as the makers of the data file call it."""
+    """Time `quantize` in one thread, as the makers of the data file call it."""
     weight, threads = torch.randn(512, 4096), torch.get_num_threads()
-    seen = Seen(1.0, 1.0, 1.0, torch.rand(4096))
+    stats = ActivationStats(1.0, 1.0, 1.0, torch.rand(4096))
     torch.set_num_threads(1)
     runs = []
     for _ in range(ROUNDS):
         started = time.process_time()
-        Int4Blocks().store(weight, seen)
+        Int4Blocks().quantize(weight, stats)
         runs.append((time.process_time() - started) / weight.numel() * 1e6)
     torch.set_num_threads(threads)
     median = statistics.median(runs)

@@ -29,7 +29,6 @@ from record import Figure, record
 
 from anna_export import quantise
 from anna_export.backends import load_encoder
-from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.console.output import stage
 from anna_export.encoder import Encoder
 from anna_export.export.pipeline import export
@@ -69,7 +68,6 @@ class Variant:
 
     name: str
     scheme: Scheme
-    ranges: Ranges | None = None
     default: bool = False
 
 
@@ -104,7 +102,6 @@ def main() -> int:
     reference = open_reference(models.base, models.adapter)
     expected = _embed(reference, queries, documents)
     figures: list[Figure] = []
-    not_run: list[dict[str, str]] = []
     samples: dict[str, Any] = {
         "pairs": len(queries),
         "reference": {
@@ -123,34 +120,24 @@ def main() -> int:
             "heldout_mean_loss": float(losses.mean()),
             "heldout_worst_cosine": float(1 - losses.max()),
         }
-    if arguments.quick:
-        not_run.append({"name": "fp8: loss by the default ranges", "why": "--quick"})
-    else:
-        figures.append(_ranges_figure(samples))
-    return record("precision", figures, samples, not_run, arguments.json)
+    return record("precision", figures, samples, [], arguments.json)
 
 
 def _variants(quick: bool) -> list[Variant]:
     chosen = [
-        Variant("fp8", quantise.load(Precision.FP8), DEFAULT_RANGES, default=True),
+        Variant("fp8", quantise.load(Precision.FP8), default=True),
         Variant("int8", quantise.load(Precision.INT8), default=True),
         Variant("int4", quantise.load(Precision.INT4), default=True),
     ]
     if quick:
         return chosen
     others = [
-        Variant(_fp8_name(ranges, arithmetic), fp8.scheme(arithmetic), ranges)
-        for ranges in Ranges
-        for arithmetic in HIGH_PRECISIONS
-        if _fp8_name(ranges, arithmetic) != "fp8"
+        Variant(f"fp8, {dtype}", fp8.scheme(dtype))
+        for dtype in HIGH_PRECISIONS
+        if dtype != quantise.load(Precision.FP8).arithmetic
     ]
     whole = replace(quantise.load(Precision.INT8), embedding=None)
     return [*chosen, *others, Variant("int8, embedding fp32", whole)]
-
-
-def _fp8_name(ranges: Ranges, arithmetic: Precision) -> str:
-    default = (DEFAULT_RANGES, quantise.load(Precision.FP8).arithmetic)
-    return "fp8" if (ranges, arithmetic) == default else f"fp8, {ranges}, {arithmetic}"
 
 
 def _pairs(models: DemoModels, folder: Path, quick: bool) -> tuple[list[str], list[str]]:
@@ -170,7 +157,6 @@ def _export(models: DemoModels, variant: Variant, out: Path) -> tuple[Encoder, d
         out,
         variant.scheme.precision,
         verify=False,
-        ranges=variant.ranges,
         given=variant.scheme,
     )
     artifact = export(recipe, stage).artifact
@@ -226,29 +212,6 @@ def _retrieval_figures(variant: Variant, found: Found, expected: Found) -> list[
             chance,
         ),
     ]
-
-
-def _ranges_figure(samples: dict[str, Any]) -> Figure:
-    """Compare the default ranges with the best others, in each high-precision type and in all."""
-    losses = {
-        ranges: [
-            samples[_fp8_name(ranges, arithmetic)]["heldout_mean_loss"]
-            for arithmetic in HIGH_PRECISIONS
-        ]
-        for ranges in Ranges
-    }
-    default = losses.pop(DEFAULT_RANGES)
-    best = min(losses, key=lambda ranges: sum(losses[ranges]))
-    ratios = [ours / theirs for ours, theirs in zip(default, losses[best], strict=True)]
-    ratio = sum(default) / sum(losses[best])
-    return Figure(
-        f"fp8: loss by {DEFAULT_RANGES} over loss by {best}, the best other",
-        ratio,
-        "x",
-        "<= 1",
-        ratio <= 1,
-        (min(ratios), max(ratios)),
-    )
 
 
 def ranks(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ class Quantised(_Model):
     """How a quantised artifact came to its numbers; the rest is in calibration.json."""
 
     arithmetic: Precision  # of what is not quantised
-    ranges: str
+    ranges: str = "max"  # earlier versions could choose "percentile" or "mse"
     calibration_sha256: str  # of the token ids calibrated on
     calibration_texts: int
     calibration_tokens: int

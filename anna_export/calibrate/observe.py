@@ -1,8 +1,8 @@
-"""One walk through the layers: what each linear input looks like, and what quantising costs.
+"""One layer-wise forward pass: statistics of each linear input, and what quantising costs.
 
 Two streams pass through every layer while its weights are in memory. The reference is computed as
-it is; the candidate, on texts apart from the calibration's, by the weights and rounded inputs that
-the format makes of them.
+it is; the candidate, on held-out texts, by the weights and rounded inputs that the format makes of
+them.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import torch
 
-from anna_export.calibrate.kept_work import KeptWork, Work
-from anna_export.calibrate.ranges import see
+from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput, linears
 from anna_export.calibrate.request import Request
-from anna_export.calibrate.walk import OnInput, Walk, Walked, linears
+from anna_export.calibrate.state_file import CalibrationState, StateFile
+from anna_export.calibrate.stats import collect_stats
 from anna_export.progress import Progress
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.linear import LinearFormat
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.text.batch import TokenBatch
@@ -33,124 +33,137 @@ _FIRST_READERS: Final = {modules[0]: name for name, modules in LINEAR_INPUTS.ite
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a walk found; `loss` is the candidate's mean 1 - cosine on the other texts."""
+    """What one pass measured; `loss` is the candidate's mean 1 - cosine on the held-out texts."""
 
-    inputs: dict[str, Seen]
-    kept: dict[str, str]
+    inputs: dict[str, ActivationStats]
+    unquantized: dict[str, str]
     snr_db: dict[str, float]
     loss: float
 
 
 @dataclass(slots=True)
-class _State:
-    """Where the walk stands: next layer, findings by full name, streams batch by batch."""
+class _Pass:
+    """A pass that is under way: next layer, figures by full name, streams batch by batch."""
 
     layer: int
-    seen: dict[str, Seen]
-    kept: dict[str, str]
+    stats: dict[str, ActivationStats]
+    unquantized: dict[str, str]
     snr_db: dict[str, float]
-    reference: list[Walked]  # calibration batches, then the others
-    candidate: list[Walked]  # the others
+    reference: list[LayerOutputs]  # calibration batches, then held-out ones
+    candidate: list[LayerOutputs]  # held-out ones
 
 
 def observe(
-    walk: Walk,
+    forward: LayerwiseForward,
     request: Request,
     calibration: Sequence[TokenBatch],
-    others: Sequence[TokenBatch],
-    work: KeptWork,
+    heldout: Sequence[TokenBatch],
+    file: StateFile,
     progress: Progress | None = None,
 ) -> Observed:
-    """Walk once through all layers.
+    """Pass once through all layers.
 
     Args:
-        walk: The model.
+        forward: The model.
         request: What to calibrate for.
-        calibration: What ranges are taken from.
-        others: What the loss is measured on.
-        work: Where unfinished work is kept.
-        progress: Told how many layers are done.
+        calibration: What statistics are collected on.
+        heldout: What the loss is measured on.
+        file: Where the state is saved after every layer.
+        progress: Called with the number of layers that are done.
     """
     linear = request.linear
-    state = _resume(work.load(), calibration, others, walk.device)
+    state = _resume(file.load(), calibration, heldout, forward.device)
     if state is None:
-        reference = walk.start(*calibration, *others)
-        candidate = walk.start(*others, embedding=request.embedding)
-        state = _State(0, {}, {}, {}, reference, candidate)
-    for index, layer in walk.layers(state.layer):
+        reference = forward.start(*calibration, *heldout)
+        candidate = forward.start(*heldout, embedding=request.embedding)
+        state = _Pass(0, {}, {}, {}, reference, candidate)
+    for index, layer in forward.layers(state.layer):
         prefix = f"layers.{index}."
-        inputs = _advance_reference(walk, layer, state, len(calibration), prefix)
+        inputs = _advance_reference(forward, layer, state, len(calibration), prefix)
         for name, x in inputs.items():
-            seen = state.seen[prefix + name] = see(x, request.ranges, linear.round_input)
-            if (why := linear.reason_to_keep(x.shape[1], seen)) is not None:
-                state.kept[prefix + name] = why
-        round_inputs = quantise_layer(
-            layer, linear, prefix, state.seen, state.kept, inputs, state.snr_db
-        )
-        state.candidate = [walk.step(layer, at, round_inputs) for at in state.candidate]
+            stats = state.stats[prefix + name] = collect_stats(x)
+            if (why := linear.skip_reason(x.shape[1], stats)) is not None:
+                state.unquantized[prefix + name] = why
+        quantized = quantise_layer(layer, linear, prefix, state.stats, state.unquantized, inputs)
+        state.snr_db |= quantized.snr_db
+        state.candidate = [
+            forward.step(layer, outputs, quantized.on_input) for outputs in state.candidate
+        ]
         state.layer = index + 1
-        work.save(state.layer, *_to_save(state))
+        file.save(state.layer, *_to_save(state))
         if progress is not None:
-            progress(index + 1, walk.spec.layers)
-    truth = walk.finish(state.reference[len(calibration) :])
-    loss = mean_loss(truth, walk.finish(state.candidate))
-    return Observed(state.seen, state.kept, state.snr_db, loss)
+            progress(index + 1, forward.spec.layers)
+    expected = forward.finish(state.reference[len(calibration) :])
+    loss = mean_loss(expected, forward.finish(state.candidate))
+    return Observed(state.stats, state.unquantized, state.snr_db, loss)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """A layer whose weights are quantised, and what its forward pass needs beside them.
+
+    Args:
+        on_input: Rounds the inputs of its linear modules, as a hook.
+        snr_db: Signal-to-noise ratios by the module's full name; empty where no inputs were given.
+    """
+
+    on_input: OnInput
+    snr_db: dict[str, float]
 
 
 def quantise_layer(
     layer: torch.nn.Module,
     linear: LinearFormat,
     prefix: str,
-    seen: Mapping[str, Seen],
-    kept: Mapping[str, str],
+    stats: Mapping[str, ActivationStats],
+    unquantized: Mapping[str, str],
     inputs: Mapping[str, torch.Tensor] | None = None,
-    snr_db: dict[str, float] | None = None,
-) -> OnInput:
-    """Replace a layer's weights by their quantised values; return what rounds their inputs.
+) -> QuantizedLayer:
+    """Replace a layer's weights by what their quantised values stand for.
 
     Args:
-        layer: Its linear weights are replaced, but for those whose input is kept.
+        layer: Its linear weights are replaced, but for those whose input is unquantized.
         linear: How they are quantised.
         prefix: The layer's, such as "layers.3.".
-        seen: What calibration saw, by full name.
-        kept: Inputs that stay, by full name.
+        stats: Activation statistics, by full name.
+        unquantized: Inputs whose layers stay as they are, by full name.
         inputs: (N, in) rows by input, to measure signal-to-noise ratios on.
-        snr_db: Takes these, by the module's full name.
     """
-    for module, found in linears(layer).items():
+    snr_db = {}
+    for module, layer_linear in linears(layer).items():
         name = prefix + _INPUT_OF[module]
-        if name in kept:
+        if name in unquantized:
             continue
-        weight = linear.restore(linear.store(found.weight.detach(), seen[name]))
-        if inputs is not None and snr_db is not None:
+        weight = linear.dequantize(linear.quantize(layer_linear.weight.detach(), stats[name]))
+        if inputs is not None:
             x = inputs[_INPUT_OF[module]][:_SNR_TOKENS]
-            truth = x @ found.weight.T
-            noise = linear.round_input(x, seen[name]) @ weight.T - truth
-            snr_db[prefix + module] = _decibel(truth, noise)
-        found.weight = torch.nn.Parameter(weight, requires_grad=False)
+            exact = x @ layer_linear.weight.T
+            noise = linear.fake_quantize_input(x, stats[name]) @ weight.T - exact
+            snr_db[prefix + module] = _decibel(exact, noise)
+        layer_linear.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def on_input(module: str, x: torch.Tensor) -> torch.Tensor | None:
         name = prefix + _INPUT_OF[module]
-        return None if name in kept else linear.round_input(x, seen[name])
+        return None if name in unquantized else linear.fake_quantize_input(x, stats[name])
 
-    return on_input
+    return QuantizedLayer(on_input, snr_db)
 
 
-def mean_loss(truth: torch.Tensor, found: torch.Tensor) -> float:
+def mean_loss(expected: torch.Tensor, vectors: torch.Tensor) -> float:
     """Return the mean 1 - cosine between the (N, D) unit vectors of two streams."""
-    return float(1 - (truth.double() * found.double()).sum(dim=1).mean())
+    return float(1 - (expected.double() * vectors.double()).sum(dim=1).mean())
 
 
 def _advance_reference(
-    walk: Walk, layer: torch.nn.Module, state: _State, calibration: int, prefix: str
+    forward: LayerwiseForward, layer: torch.nn.Module, state: _Pass, calibration: int, prefix: str
 ) -> dict[str, torch.Tensor]:
     """Pass the reference through a layer; return the calibration's (N, in) rows by input."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in LINEAR_INPUTS}
     # past the last layer's attention, only the last token's row goes on
-    pruned = prefix == f"layers.{walk.spec.layers - 1}."
+    pruned = prefix == f"layers.{forward.spec.layers - 1}."
 
-    def listener(at: Walked) -> OnInput:
-        real, last = at.real(), at.last()
+    def recorder(outputs: LayerOutputs) -> OnInput:
+        real, last = outputs.real(), outputs.last()
 
         def on_input(module: str, x: torch.Tensor) -> None:
             if module in _FIRST_READERS:
@@ -161,60 +174,63 @@ def _advance_reference(
         return on_input
 
     state.reference = [
-        walk.step(layer, at, listener(at) if place < calibration else None)
-        for place, at in enumerate(state.reference)
+        forward.step(layer, outputs, recorder(outputs) if index < calibration else None)
+        for index, outputs in enumerate(state.reference)
     ]
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-def _decibel(truth: torch.Tensor, noise: torch.Tensor) -> float:
-    power = float(noise.square().sum())
-    signal = float(truth.square().sum())
+def _decibel(signal: torch.Tensor, noise: torch.Tensor) -> float:
+    noise_power = float(noise.square().sum())
+    power = float(signal.square().sum())
     # without noise, or with an output of nothing: JSON has no infinity
-    return 10 * math.log10(signal / power) if power > 0 and signal > 0 else _EXACT_DECIBEL
+    if noise_power > 0 and power > 0:
+        return 10 * math.log10(power / noise_power)
+    return _EXACT_DECIBEL
 
 
-def _to_save(state: _State) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _to_save(state: _Pass) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     values = {
-        "seen": {name: seen.to_json() for name, seen in state.seen.items()},
-        "kept": state.kept,
+        "stats": {name: stats.to_json() for name, stats in state.stats.items()},
+        "unquantized": state.unquantized,
         "snr_db": state.snr_db,
     }
     tensors = {
-        f"mean_square.{name}": seen.mean_square
-        for name, seen in state.seen.items()
-        if seen.mean_square is not None
+        f"mean_square.{name}": stats.mean_square
+        for name, stats in state.stats.items()
+        if stats.mean_square is not None
     }
     for stream in ("reference", "candidate"):
-        for place, at in enumerate(getattr(state, stream)):
-            tensors[f"{stream}.{place}"] = at.hidden
+        for index, outputs in enumerate(getattr(state, stream)):
+            tensors[f"{stream}.{index}"] = outputs.hidden
     return values, tensors
 
 
 def _resume(
-    work: Work | None,
+    saved: CalibrationState | None,
     calibration: Sequence[TokenBatch],
-    others: Sequence[TokenBatch],
+    heldout: Sequence[TokenBatch],
     device: str,
-) -> _State | None:
-    if work is None:
+) -> _Pass | None:
+    if saved is None:
         return None
-    seen = {
-        name: replace(Seen(**found), mean_square=work.tensors[f"mean_square.{name}"])
-        for name, found in work.values["seen"].items()
+    values, tensors = saved.values, saved.tensors
+    stats = {
+        name: replace(ActivationStats(**measured), mean_square=tensors[f"mean_square.{name}"])
+        for name, measured in values["stats"].items()
     }
 
-    def stream(name: str, batches: Sequence[TokenBatch]) -> list[Walked]:
+    def stream(name: str, batches: Sequence[TokenBatch]) -> list[LayerOutputs]:
         return [
-            Walked(batch, work.tensors[f"{name}.{place}"].to(device))
-            for place, batch in enumerate(batches)
+            LayerOutputs(batch, tensors[f"{name}.{index}"].to(device))
+            for index, batch in enumerate(batches)
         ]
 
-    return _State(
-        work.next_layer,
-        seen,
-        work.values["kept"],
-        work.values["snr_db"],
-        stream("reference", [*calibration, *others]),
-        stream("candidate", others),
+    return _Pass(
+        saved.next_layer,
+        stats,
+        values["unquantized"],
+        values["snr_db"],
+        stream("reference", [*calibration, *heldout]),
+        stream("candidate", heldout),
     )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from anna_export.choices import Ranges
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 
@@ -15,13 +14,11 @@ class Request:
     Args:
         linear: How linear layers are quantised.
         embedding: How the embedding table is; None where it is not.
-        ranges: How ranges are chosen.
         allowed: Largest loss (mean 1 - cosine); layers are kept in high precision to reach it.
         work: Folder that keeps unfinished work.
     """
 
     linear: LinearFormat
     embedding: EmbeddingFormat | None
-    ranges: Ranges
     allowed: float
     work: Path

@@ -1,87 +1,89 @@
-"""How much each layer's quantisation moves the vectors, and which layers to spare."""
+"""How much each layer's quantisation moves the vectors, and which layers to leave unquantised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward
 from anna_export.calibrate.observe import mean_loss, quantise_layer
-from anna_export.calibrate.walk import Walk, Walked
 from anna_export.progress import Progress
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.quantise.linear import LinearFormat
 from anna_export.text.batch import TokenBatch
 
-# What is aimed at, as a share of what is allowed: effects add up only roughly.
+# What is aimed at, as a share of what is allowed: losses of layers add up only roughly.
 _MARGIN: Final = 0.8
 
 
-def effects(
-    walk: Walk,
+def layer_sensitivity(
+    forward: LayerwiseForward,
     linear: LinearFormat,
-    seen: Mapping[str, Seen],
-    kept: Mapping[str, str],
+    stats: Mapping[str, ActivationStats],
+    unquantized: Mapping[str, str],
     batches: Sequence[TokenBatch],
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Measure, for each layer, the mean 1 - cosine when it alone is quantised.
 
-    All variants walk together, so that weights are read once: layer by layer one more stream, which
-    differs from the reference from that layer on.
+    All variants run in one pass, so that weights are read once: layer by layer one more stream,
+    which differs from the reference from that layer on.
 
     Returns:
         By the layer's prefix, such as "layers.3.".
     """
-    reference = walk.start(*batches)
-    variants: dict[str, list[Walked]] = {}
-    for index, layer in walk.layers():
+    reference = forward.start(*batches)
+    variants: dict[str, list[LayerOutputs]] = {}
+    for index, layer in forward.layers():
         prefix = f"layers.{index}."
         before = reference
-        reference = [walk.step(layer, at) for at in reference]
+        reference = [forward.step(layer, outputs) for outputs in reference]
         for name, stream in variants.items():
-            variants[name] = [walk.step(layer, at) for at in stream]
-        round_inputs = quantise_layer(layer, linear, prefix, seen, kept)
-        variants[prefix] = [walk.step(layer, at, round_inputs) for at in before]
+            variants[name] = [forward.step(layer, outputs) for outputs in stream]
+        on_input = quantise_layer(layer, linear, prefix, stats, unquantized).on_input
+        variants[prefix] = [forward.step(layer, outputs, on_input) for outputs in before]
         if progress is not None:
-            progress(index + 1, walk.spec.layers)
-    truth = walk.finish(reference)
-    return {name: mean_loss(truth, walk.finish(stream)) for name, stream in variants.items()}
+            progress(index + 1, forward.spec.layers)
+    expected = forward.finish(reference)
+    return {name: mean_loss(expected, forward.finish(stream)) for name, stream in variants.items()}
 
 
 def measure_loss(
-    walk: Walk,
+    forward: LayerwiseForward,
     linear: LinearFormat,
-    seen: Mapping[str, Seen],
-    kept: Mapping[str, str],
+    stats: Mapping[str, ActivationStats],
+    unquantized: Mapping[str, str],
     batches: Sequence[TokenBatch],
     progress: Progress | None = None,
     embedding: EmbeddingFormat | None = None,
 ) -> float:
-    """Return the mean 1 - cosine of a model whose layers are quantised but for those kept."""
-    reference, candidate = walk.start(*batches), walk.start(*batches, embedding=embedding)
-    for index, layer in walk.layers():
+    """Return the mean 1 - cosine of a model whose layers are quantised but for some."""
+    reference, candidate = forward.start(*batches), forward.start(*batches, embedding=embedding)
+    for index, layer in forward.layers():
         prefix = f"layers.{index}."
-        reference = [walk.step(layer, at) for at in reference]
-        round_inputs = quantise_layer(layer, linear, prefix, seen, kept)
-        candidate = [walk.step(layer, at, round_inputs) for at in candidate]
+        reference = [forward.step(layer, outputs) for outputs in reference]
+        on_input = quantise_layer(layer, linear, prefix, stats, unquantized).on_input
+        candidate = [forward.step(layer, outputs, on_input) for outputs in candidate]
         if progress is not None:
-            progress(index + 1, walk.spec.layers)
-    return mean_loss(walk.finish(reference), walk.finish(candidate))
+            progress(index + 1, forward.spec.layers)
+    return mean_loss(forward.finish(reference), forward.finish(candidate))
 
 
-def layers_to_keep(effect: Mapping[str, float], loss: float, allowed: float) -> list[str]:
+def most_sensitive_layers(
+    sensitivity: Mapping[str, float], loss: float, allowed: float
+) -> list[str]:
     """Choose the fewest layers without whose quantisation the loss should be small enough.
 
     Args:
-        effect: Each layer's, alone.
+        sensitivity: Each layer's loss, if it alone is quantised.
         loss: That of all of them together, which they are taken to share in proportion.
         allowed: The largest loss.
     """
-    total = sum(effect.values())
+    total = sum(sensitivity.values())
     chosen: list[str] = []
     left = total
-    for name in sorted(effect, key=effect.__getitem__, reverse=True):
+    for name in sorted(sensitivity, key=sensitivity.__getitem__, reverse=True):
         if left <= 0 or loss * left / total <= _MARGIN * allowed:
             break
         chosen.append(name)
-        left -= effect[name]
+        left -= sensitivity[name]
     return chosen

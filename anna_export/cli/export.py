@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anna_export.choices import DEFAULT_RANGES, Ranges, Target
+from anna_export.choices import Target
 from anna_export.cli import options, shown
 from anna_export.console import commands, output
 from anna_export.errors import InputError
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     'line or a .jsonl file of {"text": …}. Default: docstrings of Python\'s standard library.',
 )
 @click.option(
-    "--ranges",
-    type=click.Choice([str(one) for one in Ranges]),
-    help="With --fp8: how the range of an activation is chosen: its largest value, its 99.99th "
-    f"percentile, or the clip with the least squared error. Default: {DEFAULT_RANGES}.",
-)
-@click.option(
     "--max-loss",
     type=float,
     help="With --fp8, --int8 or --int4: largest allowed mean of 1 - cosine to the reference; 1 "
@@ -67,7 +61,6 @@ def command(
     max_tokens: int | None,
     high_precision: str | None,
     calibration: Path | None,
-    ranges: str | None,
     max_loss: float | None,
     prompts: Path | None,
     overwrite: bool,
@@ -104,7 +97,6 @@ def command(
         overwrite,
         not no_verify,
         high_precision=Precision(high_precision) if high_precision else None,
-        ranges=Ranges(ranges) if ranges else None,
         max_loss=max_loss,
         calibration=calibration,
         prompts=prompts,

@@ -104,10 +104,12 @@ def _show_layers(artifact: "Artifact", as_json: bool) -> None:
         return
     rows = []
     for module, name in artifact.manifest.spec.linear_modules().items():
-        seen = calibration.inputs[name]
+        stats = calibration.inputs[name]
         snr = calibration.snr_db.get(module)
-        how = f"{snr:.1f} dB" if snr is not None else f"kept: {calibration.kept[name]}"
-        rows.append((module, f"{seen.amax:.4g}", f"{seen.median:.4g}", f"{seen.clip:.4g}", how))
+        how = f"{snr:.1f} dB" if snr is not None else f"kept: {calibration.unquantized[name]}"
+        rows.append(
+            (module, f"{stats.amax:.4g}", f"{stats.median:.4g}", f"{stats.clip_amax:.4g}", how)
+        )
     output.print_table(("linear layer", "largest", "median", "range", "signal to noise"), rows)
     if calibration.loss is not None:
         output.print_line(f"loss of the emulated model: {calibration.loss:.2e} (1 - cosine)")

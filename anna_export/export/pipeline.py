@@ -31,7 +31,7 @@ from anna_export.artifact.manifest import (
     write_manifest,
 )
 from anna_export.artifact.prefixes import with_prefixes
-from anna_export.calibrate import calibrate
+from anna_export.calibrate.run import calibrate
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.engines.build import build as build_engines
 from anna_export.engines.build import require_buildable
@@ -209,11 +209,10 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
         return None
     return Quantised(
         arithmetic=scheme.arithmetic,
-        ranges=calibration.ranges,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,
-        high_precision=calibration.kept,
+        high_precision=calibration.unquantized,
         max_loss=scheme.limits.max_loss,
     )
 

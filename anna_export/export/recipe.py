@@ -5,7 +5,6 @@ from pathlib import Path
 
 from anna_export import quantise
 from anna_export.calibrate.request import Request
-from anna_export.choices import DEFAULT_RANGES, Ranges
 from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError
 from anna_export.quantise.scheme import Scheme
@@ -26,7 +25,6 @@ class Recipe:
         overwrite: Replace `out` if it exists.
         verify: Prove it.
         high_precision: With fp8, the type of what is not quantised; None for its default.
-        ranges: With fp8, how activation ranges are chosen; None for its default.
         max_loss: With fp8, int8 or int4, the largest mean 1 - cosine; None for the default.
         calibration: A file of texts for these; None for docstrings of the standard library.
         prompts: A prompts.json; None for the prompts of the adapter, else of the model.
@@ -41,7 +39,6 @@ class Recipe:
     overwrite: bool = False
     verify: bool = True
     high_precision: Precision | None = None
-    ranges: Ranges | None = None
     max_loss: float | None = None
     calibration: Path | None = None
     prompts: Path | None = None
@@ -60,11 +57,6 @@ class Recipe:
                 f"expected --calibration with --fp8, --int8 or --int4, found it with "
                 f"--{self.precision}, which needs none; leave it out"
             )
-        if self.ranges is not None and self.precision is not Precision.FP8:
-            raise InputError(
-                f"expected --ranges with --fp8, found it with --{self.precision}, whose ranges "
-                "follow each token; leave it out"
-            )
         return scheme
 
     @property
@@ -72,9 +64,7 @@ class Recipe:
         """What to calibrate for."""
         scheme, max_loss = self.scheme, self.scheme.limits.max_loss
         assert scheme.linear is not None and max_loss is not None
-        return Request(
-            scheme.linear, scheme.embedding, self.ranges or DEFAULT_RANGES, max_loss, self.work
-        )
+        return Request(scheme.linear, scheme.embedding, max_loss, self.work)
 
     @property
     def work(self) -> Path:

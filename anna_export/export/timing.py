@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.footprint import DEFAULT_TOKENS, Forecast
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
@@ -57,9 +57,9 @@ def quantise_seconds(scheme: Scheme) -> float:
     if scheme.linear is None:
         return 0.0
     weight = torch.randn(_QUANTISED_ROWS, 2048)
-    seen = Seen(1.0, 1.0, 1.0, torch.ones(2048))
+    stats = ActivationStats(1.0, 1.0, 1.0, torch.ones(2048))
     linear = scheme.linear
-    seconds = _least_seconds(lambda: linear.restore(linear.store(weight, seen)), _QUANTISED)
+    seconds = _least_seconds(lambda: linear.dequantize(linear.quantize(weight, stats)), _QUANTISED)
     return seconds / weight.numel()
 
 

@@ -20,11 +20,11 @@ class EmbeddingFormat(Protocol):
         """Return what is stored of a (tokens, dim) table."""
         ...
 
-    def store(self, table: torch.Tensor) -> Stored:
+    def quantize(self, table: torch.Tensor) -> Stored:
         """Quantise a (tokens, dim) fp32 table."""
         ...
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return the (tokens, dim) fp32 table that the stored numbers stand for."""
         ...
 
@@ -37,12 +37,12 @@ class Int8PerRow:
         """The table, and a scale for each of its rows."""
         return {"": (ir.DataType.INT8, (tokens, dim)), "_scale": (ir.DataType.FLOAT, (tokens, 1))}
 
-    def store(self, table: torch.Tensor) -> Stored:
+    def quantize(self, table: torch.Tensor) -> Stored:
         """Round to nearest."""
         codes, scale = round_rows(table)
         return {"": codes.to(torch.int8), "_scale": scale}
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return (tokens, dim) fp32."""
         return stored[""].float() * stored["_scale"]
 
@@ -79,7 +79,7 @@ class QuantiseEmbedding(ir.passes.InPlacePass):
             graph,
             EMBEDDING_WEIGHT,
             layout,
-            lambda: self._table.store(self._checkpoint.read(EMBEDDING_WEIGHT, torch.float32)),
+            lambda: self._table.quantize(self._checkpoint.read(EMBEDDING_WEIGHT, torch.float32)),
         )
         into = Emitter(graph, lookup)
         codes = into.op("Gather", stored[""], ids, axis=0)

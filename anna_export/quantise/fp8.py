@@ -15,7 +15,7 @@ import torch
 from anna_export.errors import InputError
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.tensors import IR_DTYPES, as_ir
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import WIDENED, Limits, Scheme
 from anna_export.spec import Precision
@@ -57,33 +57,33 @@ class Fp8Static:
             "_scale": (IR_DTYPES[self.arithmetic], (outputs,)),
         }
 
-    def store(self, weight: torch.Tensor, seen: Seen | None = None) -> Stored:
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats | None = None) -> Stored:
         """Round to nearest, in the scale as it is stored; no calibration is needed."""
         scale = self._scale(weight.abs().amax(dim=1))
         return {"": _codes(weight, scale.float()[:, None]).T, "_scale": scale}
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return (out, in) fp32, as the CPU twin has it: exact where scales are in 16 bits."""
         return stored[""].T.float() * stored["_scale"].float()[:, None]
 
-    def round_input(self, x: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def fake_quantize_input(self, x: torch.Tensor, stats: ActivationStats) -> torch.Tensor:
         """Round all tokens in the one scale of the tensor; what is larger is cut to its range."""
-        scale = self._scale(torch.tensor(seen.clip)).float()
+        scale = self._scale(torch.tensor(stats.clip_amax)).float()
         return _codes(x, scale).float() * scale
 
-    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+    def skip_reason(self, inputs: int, stats: ActivationStats) -> str | None:
         """Find massive activations: no one scale holds the largest value and the median."""
-        ratio = seen.amax / seen.median if seen.median > 0 else math.inf
-        if seen.amax == 0 or ratio <= SPAN:
+        ratio = stats.amax / stats.median if stats.median > 0 else math.inf
+        if stats.amax == 0 or ratio <= SPAN:
             return None
         return (
-            f"massive activation: its largest value {seen.amax:.4g} is {ratio:,.0f} times the "
-            f"median {seen.median:.3g}; E4M3's normal numbers span {SPAN:,.0f}"
+            f"massive activation: its largest value {stats.amax:.4g} is {ratio:,.0f} times the "
+            f"median {stats.median:.3g}; E4M3's normal numbers span {SPAN:,.0f}"
         )
 
     def emit_input(self, into: Emitter, x: LinearInput) -> list[ir.Value]:
         """Put a Q/DQ pair behind the input."""
-        scale = self._scale(torch.tensor(x.seen.clip))
+        scale = self._scale(torch.tensor(x.stats.clip_amax))
         name = f"{x.name}.scale"
         step = into.constant(name, as_ir(scale, name))
         zero = into.constant("fp8_zero", as_ir(torch.zeros((), dtype=E4M3), "fp8_zero"))
@@ -95,8 +95,8 @@ class Fp8Static:
         self, into: Emitter, x: list[ir.Value], weight: Mapping[str, ir.Value]
     ) -> ir.Value:
         """Multiply what both stand for; runtimes with E4M3 products take the codes."""
-        restored = into.op("DequantizeLinear", weight[""], weight["_scale"], axis=1)
-        return into.op("MatMul", *x, restored)
+        dequantized = into.op("DequantizeLinear", weight[""], weight["_scale"], axis=1)
+        return into.op("MatMul", *x, dequantized)
 
     def _scale(self, largest: torch.Tensor) -> torch.Tensor:
         """Return the scales, in the high-precision type, that take these values to 448."""

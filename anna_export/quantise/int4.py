@@ -14,7 +14,7 @@ import torch
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.linear import Layout, LinearInput, Stored
 from anna_export.quantise.scheme import Limits, Scheme
@@ -58,11 +58,11 @@ class Int4Blocks:
             "_zero": (ir.DataType.UINT4, (outputs, blocks)),
         }
 
-    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats) -> Stored:
         """Search each block's scale and zero point for the least error that inputs will feel."""
-        assert seen.mean_square is not None, "int4 weights follow what calibration saw"
+        assert stats.mean_square is not None, "int4 weights follow what calibration saw"
         block = self.block_of(weight.shape[1])
-        importance = importance_of(seen.mean_square.to(weight.device))
+        importance = importance_of(stats.mean_square.to(weight.device))
         importance = importance.reshape(-1, block).T[:, None]
         parts: dict[str, list[torch.Tensor]] = {"": [], "_scale": [], "_zero": []}
         for rows in weight.split(max(1, _CHUNK_NUMBERS // weight.shape[1])):
@@ -76,7 +76,7 @@ class Int4Blocks:
             parts["_zero"].append(_pack(zero.to(torch.uint8)))
         return {suffix: torch.cat(tensors) for suffix, tensors in parts.items()}
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return (out, in) fp32."""
         weight = _unpack(stored[""]).float()
         blocks = weight.reshape(*stored["_scale"].shape, -1)  # a view
@@ -84,14 +84,16 @@ class Int4Blocks:
         blocks *= stored["_scale"][:, :, None]
         return weight
 
-    def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+    def fake_quantize_input(
+        self, x: torch.Tensor, stats: ActivationStats | None = None
+    ) -> torch.Tensor:
         """Round each block of a token in its own scale, as ONNX Runtime's kernel does."""
         blocks = x.reshape(*x.shape[:-1], -1, self.block_of(x.shape[-1]))
         largest = blocks.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
         codes = (blocks * (_LARGEST_ACTIVATION / largest)).round_()
         return (codes * (largest / _LARGEST_ACTIVATION)).reshape(x.shape)
 
-    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+    def skip_reason(self, inputs: int, stats: ActivationStats) -> str | None:
         """Keep what does not divide into blocks."""
         if inputs % self.block == 0:
             return None
@@ -107,7 +109,7 @@ class Int4Blocks:
         """Multiply by what the codes stand for."""
         shape = weight[""].shape
         assert shape is not None
-        restored = into.op(
+        dequantized = into.op(
             "DequantizeLinear",
             weight[""],
             weight["_scale"],
@@ -115,7 +117,7 @@ class Int4Blocks:
             axis=1,
             block_size=self.block_of(shape.numpy()[1]),
         )
-        return into.op("MatMul", *x, into.op("Transpose", restored, perm=[1, 0]))
+        return into.op("MatMul", *x, into.op("Transpose", dequantized, perm=[1, 0]))
 
 
 def importance_of(mean_square: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.passes.cpu_attention import CpuAttention
 from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.int8_rows import LARGEST, SMALLEST, round_rows
 from anna_export.quantise.linear import Layout, LinearInput, Stored
@@ -37,21 +37,23 @@ class Int8PerToken:
             "_scale": (ir.DataType.FLOAT, (outputs,)),
         }
 
-    def store(self, weight: torch.Tensor, seen: Seen | None = None) -> Stored:
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats | None = None) -> Stored:
         """Round to nearest; no calibration is needed."""
         codes, scale = round_rows(weight)
         return {"": codes.to(torch.int8).T, "_scale": scale[:, 0]}
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return (out, in) fp32."""
         return stored[""].T.float() * stored["_scale"][:, None]
 
-    def round_input(self, x: torch.Tensor, seen: Seen | None = None) -> torch.Tensor:
+    def fake_quantize_input(
+        self, x: torch.Tensor, stats: ActivationStats | None = None
+    ) -> torch.Tensor:
         """Round each token in its own scale."""
         codes, scale = round_rows(x)
         return codes * scale
 
-    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+    def skip_reason(self, inputs: int, stats: ActivationStats) -> str | None:
         """Every input can be quantised."""
         return None
 

@@ -11,7 +11,7 @@ import torch
 
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.tensors import as_ir
-from anna_export.quantise.calibration import Calibration, Seen
+from anna_export.quantise.calibration import ActivationStats, Calibration
 from anna_export.weights.checkpoint import Checkpoint
 
 # What is stored of a weight: a suffix to its name ("", "_scale") → type and shape.
@@ -26,7 +26,7 @@ class LinearInput:
     value: ir.Value
     name: str
     channels: int
-    seen: Seen
+    stats: ActivationStats
 
 
 class LinearFormat(Protocol):
@@ -36,19 +36,19 @@ class LinearFormat(Protocol):
         """Return what is stored of an (outputs, inputs) weight."""
         ...
 
-    def store(self, weight: torch.Tensor, seen: Seen) -> Stored:
+    def quantize(self, weight: torch.Tensor, stats: ActivationStats) -> Stored:
         """Quantise an (out, in) fp32 weight; 4-bit numbers lie two in a byte."""
         ...
 
-    def restore(self, stored: Stored) -> torch.Tensor:
+    def dequantize(self, stored: Stored) -> torch.Tensor:
         """Return the (out, in) fp32 weight that the stored numbers stand for."""
         ...
 
-    def round_input(self, x: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def fake_quantize_input(self, x: torch.Tensor, stats: ActivationStats) -> torch.Tensor:
         """Return what the layer computes with in place of x, (…, in) fp32."""
         ...
 
-    def reason_to_keep(self, inputs: int, seen: Seen) -> str | None:
+    def skip_reason(self, inputs: int, stats: ActivationStats) -> str | None:
         """Say why layers with this input cannot be quantised, if they cannot."""
         ...
 
@@ -99,17 +99,17 @@ class QuantiseLinear(ir.passes.InPlacePass):
         for node in [node for node in graph if node.name in modules]:
             x, name = node.inputs[0], modules[node.name or ""]
             assert x is not None
-            seen = self._calibration.inputs[name]
+            stats = self._calibration.inputs[name]
             into = Emitter(graph, node)
             if x not in rounded:
                 channels = self._shapes[f"{node.name}.weight"][1]
-                found = LinearInput(x, name, channels, seen)
+                found = LinearInput(x, name, channels, stats)
                 rounded[x] = self._linear.emit_input(into, found)
-            weight = self._store(graph, node, seen)
+            weight = self._store(graph, node, stats)
             into.give_way(self._linear.emit_linear(into, rounded[x], weight))
         return ir.passes.PassResult(model, modified=bool(rounded))
 
-    def _store(self, graph: ir.Graph, node: ir.Node, seen: Seen) -> dict[str, ir.Value]:
+    def _store(self, graph: ir.Graph, node: ir.Node, stats: ActivationStats) -> dict[str, ir.Value]:
         """Put a layer's stored tensors, as yet uncomputed, in the place of its weight."""
         name = f"{node.name}.weight"
         graph.initializers.pop(name)
@@ -117,7 +117,7 @@ class QuantiseLinear(ir.passes.InPlacePass):
             graph,
             name,
             self._linear.layout(*self._shapes[name]),
-            lambda: self._linear.store(self._checkpoint.read(name, torch.float32), seen),
+            lambda: self._linear.quantize(self._checkpoint.read(name, torch.float32), stats),
         )
 
 

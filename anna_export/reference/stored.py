@@ -75,9 +75,9 @@ def stored_model(artifact: Artifact) -> StoredModel:
 
     def read(name: str) -> torch.Tensor:
         if linear is not None and name.removesuffix(".weight") in inputs:
-            return linear.restore(tensors.parts(name, linear.layout(*shapes[name])))
+            return linear.dequantize(tensors.parts(name, linear.layout(*shapes[name])))
         if table is not None and name == EMBEDDING_WEIGHT:
-            return table.restore(tensors.parts(name, table.layout(*shapes[name])))
+            return table.dequantize(tensors.parts(name, table.layout(*shapes[name])))
         weight = tensors.read(name)
         turned = weight.ndim == 2 and name != EMBEDDING_WEIGHT
         return (weight.T if turned else weight).float()
@@ -85,7 +85,7 @@ def stored_model(artifact: Artifact) -> StoredModel:
     roundings: dict[str, Rounding] = {}
     if linear is not None and calibration is not None:
         roundings = {
-            module: partial(linear.round_input, seen=calibration.inputs[name])
+            module: partial(linear.fake_quantize_input, stats=calibration.inputs[name])
             for module, name in inputs.items()
         }
     return StoredModel(read, roundings)

@@ -1,4 +1,4 @@
-"""Calibration: what a streamed walk finds is what hooks on the whole model find."""
+"""Calibration: a layer-wise pass measures what hooks on the whole model do."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from anna_export.calibrate.kept_work import KeptWork
+from anna_export.calibrate.layerwise import LayerwiseForward
 from anna_export.calibrate.observe import Observed, observe
 from anna_export.calibrate.request import Request
-from anna_export.calibrate.walk import Walk
-from anna_export.choices import Ranges
+from anna_export.calibrate.state_file import StateFile
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.reference.load import open_reference
@@ -33,17 +32,17 @@ FIRST_READERS = {modules[0]: name for name, modules in LINEAR_INPUTS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model, its adapter and batches to walk with."""
+    """A model, its adapter and batches to calibrate and measure with."""
 
     checkpoint: Checkpoint
     calibration: list[TokenBatch]
-    others: list[TokenBatch]
+    heldout: list[TokenBatch]
 
     def observe(self, work: Path) -> Observed:
-        walk = Walk(self.checkpoint)
-        kept = KeptWork(work, "task")
-        request = Request(LINEAR, TABLE, Ranges.MAX, allowed=1, work=work)
-        return observe(walk, request, self.calibration, self.others, kept)
+        forward = LayerwiseForward(self.checkpoint)
+        file = StateFile(work, "task")
+        request = Request(LINEAR, TABLE, allowed=1, work=work)
+        return observe(forward, request, self.calibration, self.heldout, file)
 
 
 @pytest.fixture(scope="module", params=[4096, WINDOW], ids=["no window", "window"])
@@ -75,11 +74,11 @@ def observed(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Observed:
 @pytest.fixture(scope="module")
 def inputs(case: Case, whole: Any) -> dict[str, torch.Tensor]:
     """By linear input, what hooks on the whole model see of the tokens that count, (N, in)."""
-    seen: dict[str, list[torch.Tensor]] = {}
+    recorded: dict[str, list[torch.Tensor]] = {}
     handles = []
     for layer in range(LAYERS):
         for module, name in FIRST_READERS.items():
-            parts = seen[f"layers.{layer}.{name}"] = []
+            parts = recorded[f"layers.{layer}.{name}"] = []
             handles.append(
                 whole.get_submodule(f"layers.{layer}.{module}").register_forward_pre_hook(
                     lambda _, inputs, parts=parts: parts.append(inputs[0])
@@ -91,7 +90,7 @@ def inputs(case: Case, whole: Any) -> dict[str, torch.Tensor]:
     for handle in handles:
         handle.remove()
     rows = {}
-    for name, parts in seen.items():
+    for name, parts in recorded.items():
         # past the last attention, only the last token goes on
         pruned = name.startswith(f"layers.{LAYERS - 1}.") and not name.endswith("attention_input")
         rows[name] = torch.cat(
@@ -109,12 +108,12 @@ def test_streamed_figures_are_those_of_hooks_on_the_whole_model(
 ) -> None:
     assert observed.inputs.keys() == inputs.keys()
     for name, x in inputs.items():
-        seen = observed.inputs[name]
+        stats = observed.inputs[name]
         # the adapter is merged on one side, unmerged on the other; all in fp32
-        assert seen.amax == seen.clip == pytest.approx(float(x.abs().max()), rel=1e-4), name
-        assert seen.median == pytest.approx(float(x.abs().median()), rel=1e-4), name
-        assert seen.mean_square is not None
-        torch.testing.assert_close(seen.mean_square, x.square().mean(dim=0), rtol=1e-4, atol=1e-7)
+        assert stats.amax == stats.clip_amax == pytest.approx(float(x.abs().max()), rel=1e-4), name
+        assert stats.median == pytest.approx(float(x.abs().median()), rel=1e-4), name
+        assert stats.mean_square is not None
+        torch.testing.assert_close(stats.mean_square, x.square().mean(dim=0), rtol=1e-4, atol=1e-7)
 
 
 def test_signal_to_noise_is_that_of_the_rounded_product(
@@ -125,7 +124,9 @@ def test_signal_to_noise_is_that_of_the_rounded_product(
     for module, name in modules.items():
         weight = case.checkpoint.read(f"{module}.weight", torch.float32)
         truth = (inputs[name] @ weight.T).double()
-        rounded = LINEAR.round_input(inputs[name]) @ LINEAR.restore(LINEAR.store(weight)).T
+        rounded = (
+            LINEAR.fake_quantize_input(inputs[name]) @ LINEAR.dequantize(LINEAR.quantize(weight)).T
+        )
         expected = 10 * torch.log10(truth.square().sum() / (rounded - truth).square().sum())
         # as above, and the odd rounding turns over
         assert observed.snr_db[module] == pytest.approx(float(expected), abs=0.2), module
@@ -140,12 +141,14 @@ def emulated(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
     for name in checkpoint.spec.weight_shapes():
         module, weight = named[name], checkpoint.read(name, torch.float32)
         if isinstance(module, torch.nn.Linear):
-            weight = LINEAR.restore(LINEAR.store(weight))
+            weight = LINEAR.dequantize(LINEAR.quantize(weight))
             handles.append(
-                module.register_forward_pre_hook(lambda _, inputs: LINEAR.round_input(inputs[0]))
+                module.register_forward_pre_hook(
+                    lambda _, inputs: LINEAR.fake_quantize_input(inputs[0])
+                )
             )
         elif isinstance(module, torch.nn.Embedding):
-            weight = TABLE.restore(TABLE.store(weight))
+            weight = TABLE.dequantize(TABLE.quantize(weight))
         kept[name], module.weight = module.weight, torch.nn.Parameter(weight, requires_grad=False)
     yield model
     for handle in handles:
@@ -166,7 +169,7 @@ def test_loss_is_that_of_the_whole_emulated_model_embedding_included(
     reference = open_reference(case.checkpoint.folder, adapter.folder).backend
     cosines = []
     with emulated(model, case.checkpoint) as quantised:
-        for batch in case.others:
+        for batch in case.heldout:
             found = PytorchBackend(quantised, spec, "").run(batch).astype(np.float64)
             cosines.append((found * reference.run(batch)).sum(axis=1))
     expected = 1 - np.concatenate(cosines).mean()

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anna_export.artifact.folder import Artifact
-from anna_export.calibrate import calibrate
-from anna_export.calibrate.kept_work import KeptWork
+from anna_export.calibrate.run import calibrate
+from anna_export.calibrate.state_file import StateFile
 from anna_export.calibrate.texts import calibration_texts
-from anna_export.choices import Ranges
 from anna_export.console.output import stage
 from anna_export.errors import SpaceError
 from anna_export.export.pipeline import RejectedError, export
@@ -162,7 +161,7 @@ def test_model_that_was_rewritten_in_its_place_is_calibrated_anew(
 
 @pytest.mark.parametrize(
     "change",
-    ["adapter", "no adapter", "texts", "format", "arithmetic", "ranges"],
+    ["adapter", "no adapter", "texts", "format", "arithmetic"],
 )
 def test_other_work_is_not_gone_on_with(
     begin: Begin,
@@ -173,7 +172,7 @@ def test_other_work_is_not_gone_on_with(
     change: str,
 ) -> None:
     first: dict[str, Any] = {}
-    if change in ("arithmetic", "ranges"):
+    if change == "arithmetic":
         first = {"precision": Precision.FP8}
     (tmp_path / "other.txt").write_text("\n".join(ordinary_texts(5)))
     changes: dict[str, dict[str, Any]] = {
@@ -182,7 +181,6 @@ def test_other_work_is_not_gone_on_with(
         "texts": {"calibration": tmp_path / "other.txt"},
         "format": {"precision": Precision.FP8},
         "arithmetic": {"high_precision": Precision.FP32},
-        "ranges": {"ranges": Ranges.MSE},
     }
     begin(recipe(**first), 2)
     assert begin(recipe(**first, **changes[change]), 1) == [1]
@@ -193,7 +191,7 @@ def test_damaged_work_is_not_gone_on_with(
     begin: Begin, recipe: Callable[..., Recipe], tmp_path: Path, damage: str
 ) -> None:
     begin(recipe(), 2)
-    work = tmp_path / WORK / "walk.safetensors"
+    work = tmp_path / WORK / "layers.safetensors"
     size = work.stat().st_size
     if damage == "header":
         work.write_bytes(work.read_bytes().replace(b"next_layer", b"next_later"))
@@ -235,14 +233,14 @@ def test_work_is_kept_beside_where_the_output_really_is(
 
 
 def test_what_is_kept_is_read_back_to_the_bit(tmp_path: Path) -> None:
-    work = KeptWork(tmp_path / "work", "task")
+    work = StateFile(tmp_path / "work", "task")
     tensors = {"a": torch.randn(3, 5).T, "b": torch.randn(7)}
     values = {"third": 1 / 3, "names": {"x": "漢"}}
     work.save(4, values, tensors)
     found = work.load()
     assert found is not None and (found.next_layer, found.values) == (4, values)
     assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
-    assert KeptWork(tmp_path / "work", "other task").load() is None
+    assert StateFile(tmp_path / "work", "other task").load() is None
 
 
 def test_work_that_finds_no_room_is_refused_in_one_line_and_leaves_no_folder(
@@ -253,5 +251,5 @@ def test_work_that_finds_no_room_is_refused_in_one_line_and_leaves_no_folder(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(SpaceError, match="expected room for"):
-        KeptWork(tmp_path / "work", "task").save(1, {}, {})
+        StateFile(tmp_path / "work", "task").save(1, {}, {})
     assert names(tmp_path) == set()

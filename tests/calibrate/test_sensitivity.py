@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import CARD_FILE
-from anna_export.calibrate.sensitivity import effects, layers_to_keep
-from anna_export.calibrate.walk import Walk
+from anna_export.calibrate.layerwise import LayerwiseForward
+from anna_export.calibrate.sensitivity import layer_sensitivity, most_sensitive_layers
 from anna_export.cli import run
 from anna_export.console.output import stage
 from anna_export.export.pipeline import Exported, export
 from anna_export.export.recipe import Recipe
-from anna_export.quantise.calibration import Calibration, Seen, read_calibration
+from anna_export.quantise.calibration import ActivationStats, Calibration, read_calibration
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.load import open_reference
@@ -72,7 +72,7 @@ def inputs_of(layer: int) -> set[str]:
 
 def test_spoilt_layer_alone_is_kept_and_the_loss_holds(spared: Exported) -> None:
     calibration = calibration_of(spared.artifact)
-    assert calibration.kept.keys() == inputs_of(BAD)
+    assert calibration.unquantized.keys() == inputs_of(BAD)
     assert calibration.loss is not None and calibration.loss <= 0.01
     assert spared.parity is not None and spared.parity.verdict == "pass"
     assert spared.parity.loss <= 0.01 == spared.parity.max_loss
@@ -80,13 +80,13 @@ def test_spoilt_layer_alone_is_kept_and_the_loss_holds(spared: Exported) -> None
 
 def test_layer_is_kept_for_a_reason_that_manifest_and_card_give(spared: Exported) -> None:
     manifest = open_artifact(spared.artifact.folder, check=True).manifest.quantised
-    kept = calibration_of(spared.artifact).kept
-    assert manifest is not None and manifest.high_precision == kept
-    (why,) = set(kept.values())
+    unquantized = calibration_of(spared.artifact).unquantized
+    assert manifest is not None and manifest.high_precision == unquantized
+    (why,) = set(unquantized.values())
     assert why.startswith("quantised alone, this layer moves vectors by ")
     assert float(why.split("by ")[1].split()[0]) > 0.01
     card = (spared.artifact.folder / CARD_FILE).read_text()
-    assert all(f"- `{name}`: {why}\n" in card for name in kept)
+    assert all(f"- `{name}`: {why}\n" in card for name in unquantized)
 
 
 def test_kept_layers_are_shown_with_their_reason(
@@ -114,7 +114,7 @@ def test_bound_of_1_turns_it_off(
 ) -> None:
     artifact = make_artifact(spoilt, Precision.INT8, calibration=few_texts, max_loss=1.0)
     calibration = calibration_of(artifact)
-    assert not calibration.kept
+    assert not calibration.unquantized
     # without this, there would be nothing to spare
     assert calibration.loss is not None and calibration.loss > 0.02
 
@@ -132,9 +132,9 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
     shown = json.loads(found.out)
     assert shown["parity"]["verdict"] == "fail" and shown["parity"]["max_loss"] == 1e-9
     assert {path.name for path in tmp_path.iterdir()} == {"out.rejected"}
-    kept = open_artifact(tmp_path / "out.rejected", check=True)
+    rejected = open_artifact(tmp_path / "out.rejected", check=True)
     # all was tried
-    assert calibration_of(kept).kept.keys() == set.union(*map(inputs_of, range(LAYERS)))
+    assert calibration_of(rejected).unquantized.keys() == set.union(*map(inputs_of, range(LAYERS)))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_bound_that_is_no_loss_is_refused(
     assert line == f"expected --max-loss above 0 and at most 1, found {float(value)}"
 
 
-# -- effects --
+# -- sensitivity of layers --
 
 
-def seen_anything() -> dict[str, Seen]:
+def stats_of_anything() -> dict[str, ActivationStats]:
     """What int8 needs of calibration: nothing."""
     names = set.union(*map(inputs_of, range(LAYERS)))
-    return {name: Seen(1.0, 1.0, 1.0) for name in names}
+    return {name: ActivationStats(1.0, 1.0, 1.0) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,11 @@ def emulate_layer(model: Any, layer: int, kept: Mapping[str, str]) -> None:
         for module in modules:
             linear = model.get_submodule(f"layers.{layer}.{module}")
             if f"layers.{layer}.{name}" not in kept:
-                weight = LINEAR.restore(LINEAR.store(linear.weight.detach()))
+                weight = LINEAR.dequantize(LINEAR.quantize(linear.weight.detach()))
                 linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-                linear.register_forward_pre_hook(lambda _, inputs: LINEAR.round_input(inputs[0]))
+                linear.register_forward_pre_hook(
+                    lambda _, inputs: LINEAR.fake_quantize_input(inputs[0])
+                )
 
 
 @pytest.mark.parametrize("kept", [{}, {f"layers.{BAD}.mlp_inner": "told so"}], ids=["all", "kept"])
@@ -190,11 +192,16 @@ def test_effect_of_a_layer_is_that_of_a_model_with_it_alone_quantised(
     spoilt: Path, batches: list[TokenBatch], kept: dict[str, str]
 ) -> None:
     checkpoint = Checkpoint.open(spoilt)
-    seen: list[tuple[int, int]] = []
-    found = effects(
-        Walk(checkpoint), LINEAR, seen_anything(), kept, batches, lambda *at: seen.append(at)
+    reported: list[tuple[int, int]] = []
+    found = layer_sensitivity(
+        LayerwiseForward(checkpoint),
+        LINEAR,
+        stats_of_anything(),
+        kept,
+        batches,
+        lambda *at: reported.append(at),
     )
-    assert seen == [(layer + 1, LAYERS) for layer in range(LAYERS)]
+    assert reported == [(layer + 1, LAYERS) for layer in range(LAYERS)]
     reference = open_reference(spoilt).backend
     truths = [reference.run(batch).astype(np.float64) for batch in batches]
     for layer in range(LAYERS):
@@ -241,7 +248,7 @@ EFFECTS = st.dictionaries(
 def test_fewest_layers_are_kept_that_leave_a_fifth_of_room(
     effect: dict[str, float], loss: float, allowed: float
 ) -> None:
-    chosen = layers_to_keep(effect, loss, allowed)
+    chosen = most_sensitive_layers(effect, loss, allowed)
 
     def left(layers: list[str]) -> float:
         """The loss that is left, if it is shared as the effects are."""
@@ -255,4 +262,4 @@ def test_fewest_layers_are_kept_that_leave_a_fifth_of_room(
 
 
 def test_layers_without_effect_are_not_kept() -> None:
-    assert layers_to_keep({"layers.0.": 0.0, "layers.1.": 0.0}, 0.5, 0.1) == []
+    assert most_sensitive_layers({"layers.0.": 0.0, "layers.1.": 0.0}, 0.5, 0.1) == []

@@ -24,7 +24,7 @@ MOMENTS = 12
 LATE = ("_sync", "replace_folder", "_exchange", "rmtree")
 # What lies beside the output in the middle: weights are being written, or layers calibrated.
 WRITING = ".*.partial-*/model.onnx.data"
-CALIBRATING = ".*.calibration/walk.safetensors"
+CALIBRATING = ".*.calibration/layers.safetensors"
 
 
 @pytest.fixture(scope="module")

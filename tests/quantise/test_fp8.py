@@ -18,7 +18,7 @@ from anna_export.graph.builder import build_graph
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import NARROW
 from anna_export.graph.tensors import IR_DTYPES
-from anna_export.quantise.calibration import Seen, read_calibration
+from anna_export.quantise.calibration import ActivationStats, read_calibration
 from anna_export.quantise.fp8 import SPAN, Fp8Static
 from anna_export.quantise.linear import QuantiseLinear
 from anna_export.spec import LINEAR_INPUTS, Precision, read_spec
@@ -120,10 +120,10 @@ def test_each_output_of_a_weight_has_a_scale(graph: OpenGraph) -> None:
     assert shapes["layers.0.self_attn.k_proj.weight"] == (40, 32)
     assert shapes["layers.0.self_attn.k_proj.weight_scale"] == (32,)
     for node in quantised(found):
-        restored = producer(node, 1)
-        assert restored.op_type == "DequantizeLinear"
-        assert restored.attributes["axis"].as_int() == 1
-        names = [value.name for value in restored.inputs if value is not None]
+        dequantized = producer(node, 1)
+        assert dequantized.op_type == "DequantizeLinear"
+        assert dequantized.attributes["axis"].as_int() == 1
+        names = [value.name for value in dequantized.inputs if value is not None]
         assert names == [f"{node.name}.weight", f"{node.name}.weight_scale"]
 
 
@@ -138,9 +138,9 @@ def test_an_input_has_one_static_scale_in_the_high_precision_type(
         assert scale is not None and zero is not None and scale.const_value is not None
         assert (scale.dtype, scale.shape) == (IR_DTYPES[arithmetic], ir.Shape([]))
         assert (zero.dtype, zero.shape) == (E4M3, ir.Shape([]))
-        clip = calibration.inputs[(scale.name or "").removesuffix(".scale")].clip
+        clip_amax = calibration.inputs[(scale.name or "").removesuffix(".scale")].clip_amax
         # bf16 has 8 bits
-        assert float(scale.const_value.numpy()) == pytest.approx(clip / 448, rel=2**-8)
+        assert float(scale.const_value.numpy()) == pytest.approx(clip_amax / 448, rel=2**-8)
         (use,) = node.outputs[0].uses()
         assert use.node.op_type == "DequantizeLinear" and use.node.inputs[1] is scale
 
@@ -227,11 +227,14 @@ def massive(
 def test_massive_activation_is_found_and_its_figures_are_named(massive: Artifact) -> None:
     calibration, manifest = read_calibration(massive), massive.manifest.quantised
     assert calibration is not None and manifest is not None
-    assert list(calibration.kept) == ["layers.1.mlp_inner"]
-    assert manifest.high_precision == calibration.kept
-    seen, why = calibration.inputs["layers.1.mlp_inner"], calibration.kept["layers.1.mlp_inner"]
+    assert list(calibration.unquantized) == ["layers.1.mlp_inner"]
+    assert manifest.high_precision == calibration.unquantized
+    stats, why = (
+        calibration.inputs["layers.1.mlp_inner"],
+        calibration.unquantized["layers.1.mlp_inner"],
+    )
     assert why.startswith("massive activation: ") and "\n" not in why
-    assert f"{seen.amax:.4g} is {seen.amax / seen.median:,.0f} times the median" in why
+    assert f"{stats.amax:.4g} is {stats.amax / stats.median:,.0f} times the median" in why
     assert "layers.1.mlp.down_proj" not in calibration.snr_db
     assert "layers.0.mlp.down_proj" in calibration.snr_db
 
@@ -265,7 +268,7 @@ def test_kept_layers_product_stays_as_it_was(sharp: Path, massive: Artifact) -> 
 def test_input_is_kept_where_the_largest_at_448_takes_the_median_below_the_normal_numbers(
     amax: float, median: float, kept: bool
 ) -> None:
-    why = Fp8Static(Precision.BF16).reason_to_keep(40, Seen(amax, median, clip=amax))
+    why = Fp8Static(Precision.BF16).skip_reason(40, ActivationStats(amax, median, clip_amax=amax))
     assert (why is not None) == kept
 
 
@@ -275,8 +278,8 @@ def test_span_of_normal_numbers_is_that_of_the_type() -> None:
 
 
 def test_narrower_range_does_not_hide_a_massive_activation() -> None:
-    seen = Seen(amax=1e6, median=1.0, clip=10.0)
-    assert Fp8Static(Precision.BF16).reason_to_keep(40, seen) is not None
+    stats = ActivationStats(amax=1e6, median=1.0, clip_amax=10.0)
+    assert Fp8Static(Precision.BF16).skip_reason(40, stats) is not None
 
 
 # -- the high-precision type --

@@ -11,8 +11,8 @@ import torch
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
+from anna_export.calibrate.layerwise import LayerwiseForward
 from anna_export.calibrate.sensitivity import measure_loss
-from anna_export.calibrate.walk import Walk
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.calibration import Calibration, read_calibration
@@ -33,7 +33,7 @@ ARITHMETICS = tuple(IR_DTYPES)
 
 def calibration_of(artifact: Artifact) -> Calibration:
     calibration = read_calibration(artifact)
-    assert calibration is not None and not calibration.kept
+    assert calibration is not None and not calibration.unquantized
     return calibration
 
 
@@ -89,10 +89,11 @@ def compare(
         distances = {}
         for layer in run_probed(probe, artifact, target, make_batch(1, 33, 2, 64)):
             weight = checkpoint.read(f"{layer.module}.weight", torch.float32)
-            restored = linear.restore(linear.store(weight))
-            assert torch.equal(layer.weight, restored.T.to(layer.weight.dtype)), layer.module
+            dequantized = linear.dequantize(linear.quantize(weight))
+            assert torch.equal(layer.weight, dequantized.T.to(layer.weight.dtype)), layer.module
             truth = (
-                linear.round_input(layer.input.float(), inputs[names[layer.module]]) @ restored.T
+                linear.fake_quantize_input(layer.input.float(), inputs[names[layer.module]])
+                @ dequantized.T
             )
             off = (layer.output.float() - truth).abs().max() / truth.abs().max()
             distances[layer.module] = float(off)
@@ -141,8 +142,8 @@ def test_twin_is_no_farther_from_the_reference_than_the_emulation(
     arithmetic: Precision,
 ) -> None:
     artifact = fp8(arithmetic)
-    walk, linear = Walk(Checkpoint.open(sharp)), Fp8Static(arithmetic)
-    emulated = measure_loss(walk, linear, calibration_of(artifact).inputs, {}, batches)
+    forward, linear = LayerwiseForward(Checkpoint.open(sharp)), Fp8Static(arithmetic)
+    emulated = measure_loss(forward, linear, calibration_of(artifact).inputs, {}, batches)
     found = [run_graph(artifact, CPU, batch) for batch in batches]
     cosines = [(a * b).sum(axis=1) for a, b in zip(found, truths, strict=True)]
     loss = 1 - np.concatenate(cosines).mean()

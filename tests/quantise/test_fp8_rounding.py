@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from anna_export.errors import InputError
 from anna_export.graph.builder import OPSET
 from anna_export.graph.tensors import IR_DTYPES, as_ir
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.fp8 import Fp8Static
 from anna_export.spec import Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES
@@ -27,8 +27,8 @@ LARGEST = st.floats(0, allow_nan=False, allow_infinity=False, width=32)  # value
 RoundTrip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def seen(clip: float) -> Seen:
-    return Seen(amax=clip, median=clip, clip=clip)
+def stats(clip_amax: float) -> ActivationStats:
+    return ActivationStats(amax=clip_amax, median=clip_amax, clip_amax=clip_amax)
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -73,28 +73,31 @@ def _pair(path: Path, dtype: ir.DataType) -> RoundTrip:
 
 
 @FAST
-@given(values=st.lists(FINITE, min_size=1, max_size=40), clip=LARGEST)
+@given(values=st.lists(FINITE, min_size=1, max_size=40), clip_amax=LARGEST)
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_any_value_in_any_range_rounds_as_in_onnx_runtime(
-    round_trip: dict[Precision, RoundTrip], arithmetic: Precision, values: list[float], clip: float
+    round_trip: dict[Precision, RoundTrip],
+    arithmetic: Precision,
+    values: list[float],
+    clip_amax: float,
 ) -> None:
     linear, x = Fp8Static(arithmetic), torch.tensor(values)
-    found = linear.round_input(x, seen(clip))
-    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip).float())
+    found = linear.fake_quantize_input(x, stats(clip_amax))
+    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip_amax).float())
     assert torch.equal(bits(found), bits(expected))
 
 
-@pytest.mark.parametrize("clip", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
+@pytest.mark.parametrize("clip_amax", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
 def test_every_kind_of_float_rounds_as_in_onnx_runtime(
-    round_trip: dict[Precision, RoundTrip], clip: float
+    round_trip: dict[Precision, RoundTrip], clip_amax: float
 ) -> None:
     # every exponent and sign with every upper mantissa, and what lies beside each tie
     words = (torch.arange(1 << 16)[:, None] << 16) + torch.tensor([0, 1, 0x7FFF, 0x8000, 0xFFFF])
     x = words.to(torch.uint32).view(torch.float32).reshape(-1)
     x = x[~x.isnan()]
     linear = Fp8Static(Precision.BF16)
-    found = linear.round_input(x, seen(clip))
-    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip).float())
+    found = linear.fake_quantize_input(x, stats(clip_amax))
+    expected = round_trip[Precision.FP32](x, stored_scale(linear, clip_amax).float())
     assert torch.isinf(x).sum() == 2
     assert torch.equal(bits(found), bits(expected))
 
@@ -102,7 +105,7 @@ def test_every_kind_of_float_rounds_as_in_onnx_runtime(
 def test_nan_stays_nan(round_trip: dict[Precision, RoundTrip]) -> None:
     # cut to the range, it would come out as an ordinary number and a broken model as a sound one
     x = torch.tensor([1.0, torch.nan])
-    found = Fp8Static(Precision.FP32).round_input(x, seen(448.0))
+    found = Fp8Static(Precision.FP32).fake_quantize_input(x, stats(448.0))
     assert found[0] == 1 and found[1].isnan()
     assert round_trip[Precision.FP32](x, torch.tensor(1.0))[1].isnan()
 
@@ -110,24 +113,24 @@ def test_nan_stays_nan(round_trip: dict[Precision, RoundTrip]) -> None:
 def test_fp16_divides_in_fp16_which_moves_few_values_to_the_other_neighbour(
     round_trip: dict[Precision, RoundTrip],
 ) -> None:
-    linear, clip = Fp8Static(Precision.FP16), 5.8
+    linear, clip_amax = Fp8Static(Precision.FP16), 5.8
     x = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
     x = x[x.isfinite()]
-    scale = stored_scale(linear, clip)
+    scale = stored_scale(linear, clip_amax)
     found = round_trip[Precision.FP16](x, scale)
     twice = (x / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn).half() * scale
     assert torch.equal(bits(found), bits(twice))
-    once = linear.round_input(x.float(), seen(clip)).half()
+    once = linear.fake_quantize_input(x.float(), stats(clip_amax)).half()
     moved = (found != once).float().mean()
     assert 0 < moved < 0.002
 
 
 @FAST
-@given(values=st.lists(FINITE, min_size=1, max_size=40), clip=LARGEST)
-def test_rounding_twice_changes_nothing(values: list[float], clip: float) -> None:
+@given(values=st.lists(FINITE, min_size=1, max_size=40), clip_amax=LARGEST)
+def test_rounding_twice_changes_nothing(values: list[float], clip_amax: float) -> None:
     linear = Fp8Static(Precision.BF16)
-    once = linear.round_input(torch.tensor(values), seen(clip))
-    assert torch.equal(bits(once), bits(linear.round_input(once, seen(clip))))
+    once = linear.fake_quantize_input(torch.tensor(values), stats(clip_amax))
+    assert torch.equal(bits(once), bits(linear.fake_quantize_input(once, stats(clip_amax))))
 
 
 # -- scales --
@@ -135,7 +138,7 @@ def test_rounding_twice_changes_nothing(values: list[float], clip: float) -> Non
 
 def stored_scale(linear: Fp8Static, largest: float) -> torch.Tensor:
     """The scale of a weight whose largest number is this one, which is that of an input too."""
-    (scale,) = linear.store(torch.tensor([[largest]]))["_scale"]
+    (scale,) = linear.quantize(torch.tensor([[largest]]))["_scale"]
     return scale
 
 
@@ -158,7 +161,7 @@ def test_largest_value_rounds_to_the_largest_code_whichever_way_its_scale_was_ro
 ) -> None:
     linear = Fp8Static(arithmetic)
     largest = torch.linspace(0.5, 9, 500)
-    stored = linear.store(largest[:, None])
+    stored = linear.quantize(largest[:, None])
     assert (stored[""].float() == 448).all()
     exact = largest.double() / 448
     rounded = stored["_scale"].double()
@@ -172,7 +175,7 @@ def test_largest_value_rounds_to_the_largest_code_whichever_way_its_scale_was_ro
 def test_stored_weight_is_codes_of_the_rounded_scale(arithmetic: Precision) -> None:
     torch.manual_seed(0)
     weight = torch.randn(37, 53) * torch.logspace(-7, 2, 37)[:, None]
-    stored = Fp8Static(arithmetic).store(weight)
+    stored = Fp8Static(arithmetic).quantize(weight)
     layout = Fp8Static(arithmetic).layout(37, 53)
     assert {key: tuple(value.shape) for key, value in stored.items()} == {
         key: shape for key, (_, shape) in layout.items()
@@ -191,7 +194,7 @@ def test_codes_survive_being_read_as_numbers_of_the_high_precision_type(
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     codes = codes[~codes.float().isnan()]
     linear = Fp8Static(arithmetic)
-    scale = linear.store(torch.full((1, 1), size))["_scale"]
+    scale = linear.quantize(torch.full((1, 1), size))["_scale"]
     numbers = (codes.float() * scale.float()).to(scale.dtype).float()
     again = (numbers / scale.float()).to(torch.float8_e4m3fn)
     assert torch.equal(again.view(torch.uint8), codes.view(torch.uint8))
@@ -201,18 +204,18 @@ def test_codes_survive_being_read_as_numbers_of_the_high_precision_type(
 def test_weight_restored_from_a_scale_of_16_bits_is_exact(arithmetic: Precision) -> None:
     torch.manual_seed(0)
     linear = Fp8Static(arithmetic)
-    stored = linear.store(torch.randn(37, 53) * torch.logspace(-9, 2, 37)[:, None])
+    stored = linear.quantize(torch.randn(37, 53) * torch.logspace(-9, 2, 37)[:, None])
     # 4 bits times 11 or 8
     exact = stored[""].T.double() * stored["_scale"].double()[:, None]
-    assert torch.equal(linear.restore(stored).double(), exact)
+    assert torch.equal(linear.dequantize(stored).double(), exact)
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_storing_what_was_restored_stores_the_same_numbers(arithmetic: Precision) -> None:
     torch.manual_seed(0)
     linear = Fp8Static(arithmetic)
-    stored = linear.store(torch.randn(37, 53) * 0.02)
-    again = linear.store(linear.restore(stored))
+    stored = linear.quantize(torch.randn(37, 53) * 0.02)
+    again = linear.quantize(linear.dequantize(stored))
     assert torch.equal(again["_scale"], stored["_scale"])
     assert torch.equal(again[""].view(torch.uint8), stored[""].view(torch.uint8))
 
@@ -220,12 +223,12 @@ def test_storing_what_was_restored_stores_the_same_numbers(arithmetic: Precision
 def test_weight_is_no_farther_off_than_half_a_step() -> None:
     torch.manual_seed(0)
     linear, weight = Fp8Static(Precision.BF16), torch.randn(37, 53)
-    stored = linear.store(weight)
+    stored = linear.quantize(weight)
     scale = stored["_scale"].float()[:, None]
     # three mantissa bits: half a step is 1/16 of a normal number, and 2 ** -10 scales below
     allowed = torch.maximum(weight.abs() / 16, scale * 2**-10)
     # beside 448 the scale's own rounding shows: 2 ** -9 of it, cut off
-    assert ((linear.restore(stored) - weight).abs() <= allowed + 448 * scale * 2**-9).all()
+    assert ((linear.dequantize(stored) - weight).abs() <= allowed + 448 * scale * 2**-9).all()
 
 
 @pytest.mark.parametrize("wrong", [Precision.INT8, Precision.INT4, Precision.FP8])

@@ -18,7 +18,7 @@ from anna_export.graph.external_data import DATA_FILE
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.cpu_attention import DOMAIN
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
-from anna_export.quantise.calibration import Seen, read_calibration
+from anna_export.quantise.calibration import ActivationStats, read_calibration
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of
 from anna_export.spec import Precision, read_spec
 from anna_export.weights.checkpoint import Checkpoint
@@ -28,8 +28,8 @@ MakeArtifact = Callable[..., Artifact]
 FORMAT = Int4Blocks()
 
 
-def seen_of(mean_square: torch.Tensor) -> Seen:
-    return Seen(1.0, 1.0, 1.0, mean_square)
+def stats_of(mean_square: torch.Tensor) -> ActivationStats:
+    return ActivationStats(1.0, 1.0, 1.0, mean_square)
 
 
 # -- the format --
@@ -59,13 +59,13 @@ def test_weight_of_4_bit_numbers_comes_back(
     weight = ((codes - zeros[..., None]) * scales[..., None]).astype(np.float32)
     weight = weight.reshape(outputs, inputs)
     importance = torch.from_numpy(np.exp(rng.normal(0, 2, inputs)).astype(np.float32))
-    stored = Int4Blocks(block).store(torch.from_numpy(weight), seen_of(importance))
+    stored = Int4Blocks(block).quantize(torch.from_numpy(weight), stats_of(importance))
     np.testing.assert_array_equal(numbers_of(stored[""].numpy()), codes.reshape(outputs, inputs))
     np.testing.assert_array_equal(numbers_of(stored["_zero"].numpy()), zeros)
     # a scale is a quotient of two sums
     np.testing.assert_allclose(stored["_scale"].numpy(), scales, rtol=1e-5)
-    restored = Int4Blocks(block).restore(stored).numpy()
-    np.testing.assert_allclose(restored, weight, rtol=1e-5)
+    dequantized = Int4Blocks(block).dequantize(stored).numpy()
+    np.testing.assert_allclose(dequantized, weight, rtol=1e-5)
 
 
 @given(outputs=st.integers(1, 5), pairs=st.integers(1, 3), seed=st.integers(0, 2**31))
@@ -74,7 +74,7 @@ def test_stored_tensors_are_what_the_layout_says(outputs: int, pairs: int, seed:
     torch.manual_seed(seed)
     weight = torch.randn(outputs, 64 * pairs)
     stored, layout = (
-        FORMAT.store(weight, seen_of(torch.rand(64 * pairs))),
+        FORMAT.quantize(weight, stats_of(torch.rand(64 * pairs))),
         FORMAT.layout(outputs, 64 * pairs),
     )
     assert stored.keys() == layout.keys()
@@ -84,9 +84,9 @@ def test_stored_tensors_are_what_the_layout_says(outputs: int, pairs: int, seed:
 
 def test_a_weight_larger_than_a_chunk_is_stored_as_its_rows_are() -> None:
     torch.manual_seed(0)
-    weight, seen = torch.randn(517, 1088), seen_of(torch.rand(1088))
-    whole = FORMAT.restore(FORMAT.store(weight, seen))
-    rows = [FORMAT.restore(FORMAT.store(row[None], seen)) for row in weight[::73]]
+    weight, stats = torch.randn(517, 1088), stats_of(torch.rand(1088))
+    whole = FORMAT.dequantize(FORMAT.quantize(weight, stats))
+    rows = [FORMAT.dequantize(FORMAT.quantize(row[None], stats)) for row in weight[::73]]
     # sums over a block run in another order where there are fewer rows
     torch.testing.assert_close(whole[::73], torch.cat(rows), rtol=1e-5, atol=0)
 
@@ -95,18 +95,18 @@ def test_storing_leaves_the_weight_as_it_was() -> None:
     weight = torch.randn(1, 64)
     before = weight.clone()
     for block in (32, 64, 128):  # of 64 inputs, the last makes one block
-        Int4Blocks(block).store(weight, seen_of(torch.ones(64)))
+        Int4Blocks(block).quantize(weight, stats_of(torch.ones(64)))
         assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-38, -1e30])
 def test_weight_of_one_value_comes_back(value: float) -> None:
     weight = torch.full((3, 64), value)
-    stored = FORMAT.store(weight, seen_of(torch.rand(64)))
+    stored = FORMAT.quantize(weight, stats_of(torch.rand(64)))
     assert (stored["_scale"] > 0).all()
-    restored = FORMAT.restore(stored)
+    dequantized = FORMAT.dequantize(stored)
     # what is smaller than the smallest scale is zero
-    torch.testing.assert_close(restored, weight, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(dequantized, weight, rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("mean_square", [torch.zeros(64), torch.full((64,), 1e-38)])
@@ -114,9 +114,9 @@ def test_input_that_calibration_never_saw_at_work_is_stored_all_the_same(
     mean_square: torch.Tensor,
 ) -> None:
     weight = torch.randn(5, 64)
-    restored = FORMAT.restore(FORMAT.store(weight, seen_of(mean_square)))
+    dequantized = FORMAT.dequantize(FORMAT.quantize(weight, stats_of(mean_square)))
     # half a step of a range of at most 8 in 15 steps, and what searching may cut off
-    assert (restored - weight).abs().max() <= 0.5
+    assert (dequantized - weight).abs().max() <= 0.5
 
 
 # -- better than rounding to nearest --
@@ -158,7 +158,7 @@ def test_no_block_is_worse_than_rounded_to_nearest(
     importance = importance_of(mean_square)
     linear = Int4Blocks(block)
     found = errors(
-        weight, linear.restore(linear.store(weight, seen_of(mean_square))), importance, block
+        weight, linear.dequantize(linear.quantize(weight, stats_of(mean_square))), importance, block
     )
     truth = errors(weight, nearest(weight, block), importance, block)
     # gains are compared in fp32
@@ -171,7 +171,7 @@ def test_search_takes_off_much_of_the_error_of_rounding_to_nearest(block: int) -
     torch.manual_seed(0)
     weight, mean_square = torch.randn(64, 512), torch.randn(512).exp().square()
     importance, linear = importance_of(mean_square), Int4Blocks(block)
-    found = linear.restore(linear.store(weight, seen_of(mean_square)))
+    found = linear.dequantize(linear.quantize(weight, stats_of(mean_square)))
     gained = errors(weight, found, importance, block).sum()
     # half to two thirds of it is left where inputs are so unlike
     assert gained <= 0.75 * errors(weight, nearest(weight, block), importance, block).sum()
@@ -182,14 +182,14 @@ def test_search_takes_off_much_of_the_error_of_rounding_to_nearest(block: int) -
 
 @pytest.mark.parametrize(("inputs", "block"), [(64, 32), (320, 32), (32, 16), (96, 16)])
 def test_blocks_are_halved_where_their_count_would_be_odd(inputs: int, block: int) -> None:
-    stored = FORMAT.store(torch.randn(3, inputs), seen_of(torch.ones(inputs)))
+    stored = FORMAT.quantize(torch.randn(3, inputs), stats_of(torch.ones(inputs)))
     assert stored["_scale"].shape == (3, inputs // block)
     assert stored["_zero"].shape == (3, inputs // block // 2)
 
 
 @pytest.mark.parametrize(("inputs", "kept"), [(64, False), (96, False), (80, True), (40, True)])
 def test_inputs_that_are_no_blocks_are_kept_and_why_is_one_line(inputs: int, kept: bool) -> None:
-    why = FORMAT.reason_to_keep(inputs, seen_of(torch.ones(inputs)))
+    why = FORMAT.skip_reason(inputs, stats_of(torch.ones(inputs)))
     assert why == (f"{inputs} inputs are no multiple of 32, the block of int4" if kept else None)
 
 
@@ -202,7 +202,9 @@ def test_layers_that_do_not_divide_stay_as_they_were_and_the_artifact_says_why(
 ) -> None:
     calibration, checkpoint = read_calibration(int4), Checkpoint.open(uneven)
     assert calibration is not None
-    assert set(calibration.kept) == {f"layers.{layer}.attention_output" for layer in range(3)}
+    assert set(calibration.unquantized) == {
+        f"layers.{layer}.attention_output" for layer in range(3)
+    }
     for target in (CANONICAL, CPU):
         found = ir.load(int4.graph(target))
         kept = {node.name for node in found.graph if node.op_type == "MatMul"}
@@ -221,7 +223,7 @@ def test_model_that_does_not_divide_at_all_is_exported_unquantised(
     model = make_model(num_attention_heads=5, num_key_value_heads=1)
     artifact = make_artifact(model, Precision.INT4, max_tokens=256)
     calibration = read_calibration(artifact)
-    assert calibration is not None and len(calibration.kept) == 3 * 4
+    assert calibration is not None and len(calibration.unquantized) == 3 * 4
     assert not kinds(ir.load(artifact.graph(CPU)))["MatMulNBits"]
 
 
@@ -310,8 +312,8 @@ def chain(
     values = [weight, stored("s", ir.DataType.FLOAT, *blocks), stored("z", codes, *blocks)]
     tape = ir.tape.Tape()
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["tokens", inputs])
-    restored = tape.op("DequantizeLinear", values, {"axis": axis, "block_size": 32})
-    turned = tape.op("Transpose", [restored], {"perm": [1, 0]})
+    dequantized = tape.op("DequantizeLinear", values, {"axis": axis, "block_size": 32})
+    turned = tape.op("Transpose", [dequantized], {"perm": [1, 0]})
     outputs = [tape.op("MatMul", [x, turned])]
     if used_twice:
         outputs.append(tape.op("Identity", [turned]))

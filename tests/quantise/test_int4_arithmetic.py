@@ -14,7 +14,7 @@ from anna_export.backends.pytorch import open_backend
 from anna_export.graph.emitter import Emitter
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
-from anna_export.quantise.calibration import Seen
+from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.int4 import Int4Blocks
 from anna_export.quantise.linear import LinearInput, register
 from anna_export.reference.load import open_reference
@@ -29,16 +29,16 @@ RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FORMAT = Int4Blocks()
 
 
-def seen_of(inputs: int, seed: int = 0) -> Seen:
+def stats_of(inputs: int, seed: int = 0) -> ActivationStats:
     """What calibration might have seen: channels of very unlike power."""
     torch.manual_seed(seed)
-    return Seen(1.0, 1.0, 1.0, torch.randn(inputs).exp().square())
+    return ActivationStats(1.0, 1.0, 1.0, torch.randn(inputs).exp().square())
 
 
 # -- one layer --
 
 
-def one_layer(weight: torch.Tensor, seen: Seen, block: int = 32) -> ir.Model:
+def one_layer(weight: torch.Tensor, stats: ActivationStats, block: int = 32) -> ir.Model:
     """A canonical graph of one quantised layer, (B, S, in) to (B, S, out)."""
     outputs, inputs = weight.shape
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["batch", "sequence", inputs])
@@ -47,10 +47,10 @@ def one_layer(weight: torch.Tensor, seen: Seen, block: int = 32) -> ir.Model:
     graph = ir.Graph([x], [y], nodes=[end], opset_imports={"": 23}, name="layer")
     linear = Int4Blocks(block)
     stored = register(
-        graph, "w", linear.layout(outputs, inputs), lambda: linear.store(weight, seen)
+        graph, "w", linear.layout(outputs, inputs), lambda: linear.quantize(weight, stats)
     )
     into = Emitter(graph, end)
-    rounded = linear.emit_input(into, LinearInput(x, "x", inputs, seen))
+    rounded = linear.emit_input(into, LinearInput(x, "x", inputs, stats))
     end.replace_input_with(0, linear.emit_linear(into, rounded, stored))
     return ir.Model(graph, ir_version=11)
 
@@ -74,11 +74,11 @@ LAYERS = [(1, 64, 1), (37, 192, 1), (37, 192, 3), (129, 320, 65), (37, 224, 33)]
 def test_canonical_layer_is_the_product_by_the_restored_weight(
     outputs: int, inputs: int, tokens: int
 ) -> None:
-    seen, weight = seen_of(inputs), torch.randn(outputs, inputs)
+    stats, weight = stats_of(inputs), torch.randn(outputs, inputs)
     x = torch.randn(2, tokens, inputs)
-    truth = x @ FORMAT.restore(FORMAT.store(weight, seen)).T
+    truth = x @ FORMAT.dequantize(FORMAT.quantize(weight, stats)).T
     # weights are equal bit by bit: only the order of sums differs
-    assert relative(run(one_layer(weight, seen), x), truth) <= 2e-6
+    assert relative(run(one_layer(weight, stats), x), truth) <= 2e-6
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
@@ -88,16 +88,16 @@ def test_canonical_layer_is_the_product_by_the_restored_weight(
 def test_lowered_layer_rounds_inputs_as_the_emulation_does(
     outputs: int, inputs: int, tokens: int, block: int
 ) -> None:
-    seen, weight, linear = seen_of(inputs), torch.randn(outputs, inputs), Int4Blocks(block)
+    stats, weight, linear = stats_of(inputs), torch.randn(outputs, inputs), Int4Blocks(block)
     x = torch.randn(2, tokens, inputs) * torch.randn(inputs).exp()
-    restored = linear.restore(linear.store(weight, seen))
-    model = one_layer(weight, seen, block)
+    dequantized = linear.dequantize(linear.quantize(weight, stats))
+    model = one_layer(weight, stats, block)
     MatMulNBits()(model)
     found = run(model, x)
     # sums of integers are exact and a tie between two codes is rare in so few numbers; without
     # rounding, or with one scale a token, this is 3e-3 and more
-    assert relative(found, linear.round_input(x) @ restored.T) <= 5e-6
-    assert relative(found, x @ restored.T) > 1e-3
+    assert relative(found, linear.fake_quantize_input(x) @ dequantized.T) <= 5e-6
+    assert relative(found, x @ dequantized.T) > 1e-3
 
 
 # -- all layers of a model --
@@ -123,7 +123,7 @@ def test_each_layer_is_its_emulation(
     values = [value for _, *both in layers for value in both]
     found = probe(int4, graph, values, make_batch(1, 33, 2, 64))
     for module, x, y in layers:
-        rounded = FORMAT.round_input(found[x]) if target == CPU else found[x]
+        rounded = FORMAT.fake_quantize_input(found[x]) if target == CPU else found[x]
         # only the order of sums differs
         assert relative(found[y], rounded @ read(f"{module}.weight").T) <= 5e-6, module
 

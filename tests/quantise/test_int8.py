@@ -61,11 +61,11 @@ def test_weight_is_rounded_to_the_nearest_of_its_outputs_steps(
     seed: int, outputs: int, inputs: int
 ) -> None:
     weight = draw(seed, outputs, inputs)
-    stored = FORMAT.store(weight)
+    stored = FORMAT.quantize(weight)
     assert stored[""].abs().amax(dim=0).tolist() == [127] * outputs
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     # half a step, and the rounding of fp32 itself
-    assert ((FORMAT.restore(stored) - weight).abs() <= 0.50001 * step).all()
+    assert ((FORMAT.dequantize(stored) - weight).abs() <= 0.50001 * step).all()
 
 
 @FAST
@@ -74,13 +74,13 @@ def test_input_is_rounded_to_the_nearest_of_its_tokens_steps(
     seed: int, tokens: int, inputs: int
 ) -> None:
     x = draw(seed, tokens, inputs)
-    found, step = FORMAT.round_input(x), x.abs().amax(dim=1, keepdim=True) / 127
+    found, step = FORMAT.fake_quantize_input(x), x.abs().amax(dim=1, keepdim=True) / 127
     assert ((found - x).abs() <= 0.50001 * step).all()  # as above
     codes = found / step
     # a step has 7 bits, what is stored of it 24
     assert (codes - codes.round()).abs().max() <= 1e-4
     for row in range(tokens):
-        assert torch.equal(FORMAT.round_input(x[row]), found[row])
+        assert torch.equal(FORMAT.fake_quantize_input(x[row]), found[row])
 
 
 @FAST
@@ -88,16 +88,18 @@ def test_input_is_rounded_to_the_nearest_of_its_tokens_steps(
 def test_embedding_is_restored_within_half_a_step_of_its_row(seed: int, tokens: int) -> None:
     table = draw(seed, tokens, 40)
     step = table.abs().amax(dim=1, keepdim=True) / 127
-    assert ((TABLE.restore(TABLE.store(table)) - table).abs() <= 0.50001 * step).all()  # as above
+    assert (
+        (TABLE.dequantize(TABLE.quantize(table)) - table).abs() <= 0.50001 * step
+    ).all()  # as above
 
 
 def test_row_of_zeros_stays_zero() -> None:
     x = draw(0, 3, 23)
     x[1] = 0
     for found in (
-        FORMAT.round_input(x),
-        FORMAT.restore(FORMAT.store(x)),
-        TABLE.restore(TABLE.store(x)),
+        FORMAT.fake_quantize_input(x),
+        FORMAT.dequantize(FORMAT.quantize(x)),
+        TABLE.dequantize(TABLE.quantize(x)),
     ):
         assert torch.isfinite(found).all() and (found[1] == 0).all()
         assert found[0].any() and found[2].any()
@@ -106,8 +108,8 @@ def test_row_of_zeros_stays_zero() -> None:
 def test_layout_is_what_is_stored(checkpoint: Checkpoint) -> None:
     types = {torch.int8: ir.DataType.INT8, torch.float32: ir.DataType.FLOAT}
     for stored, layout in (
-        (FORMAT.store(draw(0, 5, 23)), FORMAT.layout(5, 23)),
-        (TABLE.store(draw(0, 5, 23)), TABLE.layout(5, 23)),
+        (FORMAT.quantize(draw(0, 5, 23)), FORMAT.layout(5, 23)),
+        (TABLE.quantize(draw(0, 5, 23)), TABLE.layout(5, 23)),
     ):
         found = {name: (types[t.dtype], tuple(t.shape)) for name, t in stored.items()}
         assert found == layout

@@ -62,7 +62,7 @@ def test_each_layer_is_its_emulation(
     for node in modules:
         x, output = found[input_of(node)], found[node.outputs[0]]
         weight = checkpoint.read(f"{node.name}.weight", torch.float32)
-        truth = FORMAT.round_input(x) @ FORMAT.restore(FORMAT.store(weight)).T
+        truth = FORMAT.fake_quantize_input(x) @ FORMAT.dequantize(FORMAT.quantize(weight)).T
         # the integers are the same: only the order of sums and the last bit of a scale differ
         assert (output - truth).abs().max() <= 1e-5 * truth.abs().max(), node.name
         plain = (output - x @ weight.T).abs().max() / truth.abs().max()
@@ -106,10 +106,12 @@ def emulated(int8: Artifact, checkpoint: Checkpoint) -> Callable[[TokenBatch], n
         weight = checkpoint.read(name, torch.float32)
         module = theirs.get_submodule(name.removesuffix(".weight"))
         if name == EMBEDDING_WEIGHT:
-            weight = TABLE.restore(TABLE.store(weight))
+            weight = TABLE.dequantize(TABLE.quantize(weight))
         elif isinstance(module, torch.nn.Linear):
-            weight = FORMAT.restore(FORMAT.store(weight))
-            module.register_forward_pre_hook(lambda _, inputs: FORMAT.round_input(inputs[0]))
+            weight = FORMAT.dequantize(FORMAT.quantize(weight))
+            module.register_forward_pre_hook(
+                lambda _, inputs: FORMAT.fake_quantize_input(inputs[0])
+            )
         module.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def run(batch: TokenBatch) -> np.ndarray:
@@ -177,7 +179,7 @@ def test_stored_numbers_are_those_of_the_format(int8: Artifact, checkpoint: Chec
     for name in checkpoint.spec.weight_shapes():
         weight = checkpoint.read(name, torch.float32)
         if name == EMBEDDING_WEIGHT:
-            weight = TABLE.restore(TABLE.store(weight))
+            weight = TABLE.dequantize(TABLE.quantize(weight))
         elif weight.ndim == 2:
-            weight = FORMAT.restore(FORMAT.store(weight))
+            weight = FORMAT.dequantize(FORMAT.quantize(weight))
         assert torch.equal(read(name), weight), name

@@ -1,4 +1,4 @@
-"""A checkpoint's decoder layers, one in memory at a time, and token batches that walk through them.
+"""The layer-wise forward pass: one decoder layer of a checkpoint in memory at a time.
 
 Modules and their forward pass are transformers' own; only where weights come from is ours.
 """
@@ -16,19 +16,19 @@ from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
 
-# a linear module's name in its layer ("mlp.up_proj"), and its input (B, S, in)
+# a linear module's name in its layer ("mlp.up_proj") and its input (B, S, in) → what replaces it
 OnInput = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
-    """A batch on its way: hidden states after some layers."""
+class LayerOutputs:
+    """A batch and its hidden states after some of the layers."""
 
     batch: TokenBatch
     hidden: torch.Tensor  # (B, S, D) fp32
 
     def real(self) -> torch.Tensor:
-        """(B, S) bool: which places are no padding."""
+        """(B, S) bool: which tokens are no padding."""
         return torch.from_numpy(self.batch.mask).bool().to(self.hidden.device)
 
     def last(self) -> torch.Tensor:
@@ -38,8 +38,8 @@ class Walked:
         return mask
 
 
-class Walk:
-    """The layers of base and adapter, merged, in fp32."""
+class LayerwiseForward:
+    """The layers of base and adapter, merged, in fp32, to be run one after another."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.spec = checkpoint.spec
@@ -48,13 +48,16 @@ class Walk:
         with quiet():
             self._model = empty_model(checkpoint.spec)
 
-    def start(self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None) -> list[Walked]:
+    def start(
+        self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None
+    ) -> list[LayerOutputs]:
         """Look up the token embeddings, (B, S, D), as they are or as a format stores them."""
         table = self._read(EMBEDDING_WEIGHT, "cpu")
         if embedding is not None:
-            table = embedding.restore(embedding.store(table))
+            table = embedding.dequantize(embedding.quantize(table))
         return [
-            Walked(batch, table[torch.from_numpy(batch.ids)].to(self.device)) for batch in batches
+            LayerOutputs(batch, table[torch.from_numpy(batch.ids)].to(self.device))
+            for batch in batches
         ]
 
     def layers(self, first: int = 0) -> Iterator[tuple[int, torch.nn.Module]]:
@@ -69,24 +72,27 @@ class Walk:
             layer.to("meta")
 
     @torch.inference_mode()
-    def step(self, layer: Any, at: Walked, on_input: OnInput | None = None) -> Walked:
-        """Pass a batch through a layer; `on_input` sees, and may replace, each linear's input."""
-        positions = torch.arange(at.hidden.shape[1], device=self.device)[None]
-        with _listening(layer, on_input):
+    def step(
+        self, layer: Any, outputs: LayerOutputs, on_input: OnInput | None = None
+    ) -> LayerOutputs:
+        """Pass a batch through a layer; `on_input` reads, and may replace, each linear's input."""
+        hidden = outputs.hidden
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        with _hooked(layer, on_input):
             hidden = layer(
-                at.hidden,
-                attention_mask=self._mask(at.hidden, positions),
+                hidden,
+                attention_mask=self._mask(hidden, positions),
                 position_ids=positions,
-                position_embeddings=self._model.rotary_emb(at.hidden, positions),
+                position_embeddings=self._model.rotary_emb(hidden, positions),
             )
-        return Walked(at.batch, hidden)
+        return LayerOutputs(outputs.batch, hidden)
 
     @torch.inference_mode()
-    def finish(self, stream: Sequence[Walked]) -> torch.Tensor:
+    def finish(self, stream: Sequence[LayerOutputs]) -> torch.Tensor:
         """Return (N, D) vectors of unit length, of all batches: final norm, last token."""
         norm = self._model.norm
         norm.weight = _parameter(self._read("norm.weight", self.device))
-        last = torch.cat([at.hidden[at.last()] for at in stream])
+        last = torch.cat([outputs.hidden[outputs.last()] for outputs in stream])
         return torch.nn.functional.normalize(norm(last), dim=-1).cpu()
 
     def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
@@ -116,16 +122,13 @@ def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
 
 
 @contextmanager
-def _listening(layer: torch.nn.Module, on_input: OnInput | None) -> Iterator[None]:
+def _hooked(layer: torch.nn.Module, on_input: OnInput | None) -> Iterator[None]:
     if on_input is None:
         yield
         return
 
     def hook(name: str) -> Callable[..., Any]:
-        def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-            return on_input(name, inputs[0])
-
-        return see
+        return lambda _, inputs: on_input(name, inputs[0])
 
     handles = [
         module.register_forward_pre_hook(hook(name)) for name, module in linears(layer).items()

@@ -1,4 +1,4 @@
-"""Unfinished calibration, kept after every layer, so that what was stopped goes on where it was."""
+"""Unfinished calibration, saved after every layer, so that an interrupted run can be resumed."""
 
 import json
 from collections.abc import Mapping
@@ -13,28 +13,28 @@ from anna_export.files.atomic import staged_file
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Where a walk through the layers stands."""
+class CalibrationState:
+    """How far a calibration is."""
 
     next_layer: int
     values: dict[str, Any]  # plain values
     tensors: dict[str, torch.Tensor]
 
 
-class KeptWork:
-    """A folder that holds the work on one task; that of another task is not read.
+class StateFile:
+    """A folder's file with the state of one task; that of another task is not read.
 
     Args:
-        folder: The folder; made when there is work to keep.
-        task: Identifies what is worked on: model, texts, format, versions.
+        folder: The folder; made when there is a state to save.
+        task: Identifies what is calibrated: model, texts, format, versions.
     """
 
     def __init__(self, folder: Path, task: str) -> None:
-        self._path = folder / "walk.safetensors"
+        self._path = folder / "layers.safetensors"
         self._task = task
 
-    def load(self) -> Work | None:
-        """Return the work there is; None if there is none, or the file is damaged."""
+    def load(self) -> CalibrationState | None:
+        """Return the saved state; None if there is none, or the file is damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -43,7 +43,8 @@ class KeptWork:
                 if metadata.get("task") != self._task:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return Work(int(metadata["next_layer"]), json.loads(metadata["values"]), tensors)
+            values = json.loads(metadata["values"])
+            return CalibrationState(int(metadata["next_layer"]), values, tensors)
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
@@ -68,6 +69,6 @@ class KeptWork:
             with staged_file(self._path) as aside:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata)
         except BaseException:
-            with suppress(OSError):  # it stays where it holds earlier work
+            with suppress(OSError):  # it stays where it holds an earlier state
                 folder.rmdir()
             raise
