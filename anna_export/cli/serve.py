@@ -26,16 +26,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
-    help="Port to listen on; 0 for any that is free, which the first line of the log names.",
+    help="Port to listen on; 0 takes a free one and names it in the first line of the log.",
 )
 @_option(
     "--served-model-name",
     "model_name",
     help="What requests call the model. Default: the folder's name.",
 )
-@_option(
-    "--max-batch-tokens", type=int, help="Most tokens computed at once. Default: the backend's."
-)
+@_option("--max-batch-tokens", type=int, help="Most tokens of one batch. Default: the backend's.")
 @_option(
     "--max-client-batch-size",
     "max_inputs",
@@ -54,40 +52,41 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     "payload_bytes",
     type=int,
     default=16 << 20,
-    help="Largest body of a request in bytes; all bodies in memory take at most 64 times as much.",
+    help="Largest request body in bytes; all bodies in memory together take at most 64 times this.",
 )
 @_option(
     "--max-concurrent-requests",
     "max_requests",
     type=int,
     default=2048,
-    help="Most requests that are read or answered at once; more are answered 429.",
+    help="Most requests in progress at once; the server answers more with 429.",
 )
 @_option(
     "--max-queue-seconds",
     "queue_seconds",
     type=float,
     default=1.0,
-    help="While the waiting texts take longer to compute than this, requests are answered 429.",
+    help="Longest waiting time in the queue, forecast from the measured rate; the server answers "
+    "a request that would wait longer with 429 and Retry-After.",
 )
 @_option(
     "--stall-seconds",
     type=float,
     default=120.0,
-    help="An encoder that takes longer for a batch, and 20 times as long as usual, is restarted; "
-    "the requests it had are answered 503.",
+    help="Time for one batch after which the encoder counts as hung, if it is also 20 times the "
+    "usual time: the server restarts it and answers its requests with 503.",
 )
 @_option(
     "--drain-seconds",
     type=float,
     default=30.0,
-    help="How long requests may take after SIGTERM.",
+    help="Time that open requests have to finish after SIGTERM.",
 )
 @_option(
     "--instruction-format",
     type=click.Choice(list(FORMATS)),
     default="e5",
-    help="How a request's own instruction is worded.",
+    help="Prompt format for the `instruction` of a request.",
 )
 @_option(
     "--api-key",
@@ -95,7 +94,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     metavar="KEY",
     envvar="ANNA_API_KEYS",
-    help="A key that requests must bring; repeatable. Separate several in the variable by spaces.",
+    help="API key that clients must send; repeatable. In the variable, separate keys by spaces.",
 )
 @_option(
     "--api-key-file",
@@ -112,8 +111,8 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     "--backend",
     type=click.Choice(BACKENDS),
     default="auto",
-    help="What computes: an engine for this GPU where there is one, else ONNX Runtime (auto); ort, "
-    "trt, or pytorch in fp32.",
+    help="Runtime: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
+    "PyTorch in fp32 (pytorch); auto takes trt if there is such an engine, else ort.",
 )
 @_option(
     "--device",
