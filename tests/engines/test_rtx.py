@@ -91,7 +91,7 @@ def test_engines_are_as_meant_on_both_gpus(
     names = [f"engines/tensorrt-rtx/{name}.engine" for name in ("sm_89", "sm_120")]
     assert list(records) == names
     for record in records.values():
-        assert record.shortcomings == ()
+        assert record.fusion_report == ()
         assert record.prefix == prompted
         layers = record.layers
         assert layers["fused attention"] == 2
@@ -204,7 +204,7 @@ def test_command_builds_and_prints(
     artifact = artifact_of(Precision.BF16, None, False)
     assert run(["build", str(artifact.folder), "--compute-capability", "8.9"]) == 0
     out = capsys.readouterr().out
-    assert "sm_89.engine" in out and "as meant  yes" in out and "sm_120" not in out
+    assert "sm_89.engine" in out and "fusion check  passed" in out and "sm_120" not in out
     command = ["build", str(artifact.folder), "--compute-capability", "12.0", "--json"]
     assert run(command) == 0
     engines = json.loads(capsys.readouterr().out)["engines"]

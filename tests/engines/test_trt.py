@@ -92,7 +92,7 @@ def with_engine(made: Artifact, folder: Path, target: Target, **changes: Any) ->
         refittable=False,
         profiles=tuple(choose_profiles(256, prefixes, BUDGET)),
         layers={},
-        shortcomings=(),
+        fusion_report=(),
         seconds=1,
         sha256=entry.sha256,
         size_bytes=entry.size_bytes,
