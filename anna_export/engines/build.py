@@ -15,17 +15,17 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import ENGINE_FOLDER
 from anna_export.choices import Target
-from anna_export.engines.builder import Options, build_plan, require_kernels
-from anna_export.engines.capability import Capability, choose
-from anna_export.engines.compatibility import require_compatible
-from anna_export.engines.fingerprint import graph_fingerprint
-from anna_export.engines.layers import fusion_report, summary
-from anna_export.engines.loading import load_library, load_plugins
-from anna_export.engines.profiles import choose_profiles
-from anna_export.engines.record import BuildRecord, EngineRecord
-from anna_export.engines.refit import refit_plan, require_refittable
-from anna_export.engines.request import EngineRequest
-from anna_export.engines.stored import ENGINE, StoredEngine, record_name, require_engine
+from anna_export.plans.builder import Options, build_plan, require_kernels
+from anna_export.plans.capability import Capability, choose
+from anna_export.plans.compatibility import require_compatible
+from anna_export.plans.fingerprint import graph_fingerprint
+from anna_export.plans.layers import fusion_report, summary
+from anna_export.plans.loading import load_library, load_plugins
+from anna_export.plans.profiles import choose_profiles
+from anna_export.plans.record import BuildRecord, EngineRecord
+from anna_export.plans.refit import refit_plan, require_refittable
+from anna_export.plans.request import EngineRequest
+from anna_export.plans.stored import ENGINE, StoredEngine, record_name, require_engine
 from anna_export.errors import InputError
 from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
@@ -49,7 +49,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class _Engine:
+class _EnginePlan:
     """One engine that no file holds yet."""
 
     capability: Capability
@@ -84,14 +84,14 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
         graph = Path(folder, _GRAPH)
         _write(model, graph, stage)
         if source is not None:
-            engines = _refit(trt, graph, source, chosen, stage)
+            plans = _refit(trt, graph, source, chosen, stage)
         else:
             every = [_options(artifact, request, capability) for capability in chosen]
-            engines = _build(trt, graph, artifact, every, fingerprint, stage)
+            plans = _build(trt, graph, artifact, every, fingerprint, stage)
         started = time.perf_counter()
-        for engine in engines:
+        for plan in plans:
             seconds = round(time.perf_counter() - started, 1)
-            built = _store(built, engine, seconds)
+            built = _store(built, plan, seconds)
             started = time.perf_counter()
     return built
 
@@ -119,17 +119,17 @@ def _source(artifact: Artifact, request: EngineRequest, fingerprint: str) -> Sto
 
 def _refit(
     trt: ModuleType, graph: Path, source: StoredEngine, chosen: Sequence[Capability], stage: Stage
-) -> Iterator[_Engine]:
+) -> Iterator[_EnginePlan]:
     fields = source.record.model_dump(include=set(BuildRecord.model_fields))
     for capability in chosen:
         with stage(f"refit for {capability}", "engines"):
             content = refit_plan(trt, source, graph)
-        yield _Engine(capability, content, BuildRecord.model_validate(fields))
+        yield _EnginePlan(capability, content, BuildRecord.model_validate(fields))
 
 
 def _register_plugins(trt: ModuleType, target: Target, capability: Capability) -> None:
     if (plugins := load_plugins(target)) is not None:
-        from anna_export.engines.plugin import register_pooling  # it needs Triton
+        from anna_export.plans.plugin import register_pooling  # it needs Triton
 
         register_pooling(trt, plugins, capability)
 
@@ -148,15 +148,15 @@ def _build(
     every: Sequence[Options],
     fingerprint: str,
     stage: Stage,
-) -> Iterator[_Engine]:
+) -> Iterator[_EnginePlan]:
     manifest, fp8_modules = artifact.manifest, _fp8_modules(artifact)
     for options in every:
         request, capability = options.request, options.capability
         with stage(f"build for {capability}", "steps") as progress:
-            plan = build_plan(trt, graph, manifest.spec, options, progress)
+            built_plan = build_plan(trt, graph, manifest.spec, options, progress)
         report = ["the library logged no layers"]
-        if plan.layers:
-            report = fusion_report(plan.layers, manifest.spec, fp8_modules)
+        if built_plan.layers:
+            report = fusion_report(built_plan.layers, manifest.spec, fp8_modules)
         record = BuildRecord(
             target=request.target,
             version=trt.__version__,
@@ -166,10 +166,10 @@ def _build(
             portable=request.portable,
             refittable=request.refittable,
             profiles=options.profiles,
-            layers=summary(plan.layers),
+            layers=summary(built_plan.layers),
             fusion_report=tuple(report),
         )
-        yield _Engine(capability, plan.content, record)
+        yield _EnginePlan(capability, built_plan.content, record)
 
 
 def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Capability, ...]:
@@ -207,19 +207,19 @@ def _fp8_modules(artifact: Artifact) -> Collection[str]:
     return calibration.quantised_modules(artifact.manifest.spec)
 
 
-def _store(built: Built, engine: _Engine, seconds: float) -> Built:
+def _store(built: Built, plan: _EnginePlan, seconds: float) -> Built:
     manifest, device = built.artifact.manifest, find_device()
     record = EngineRecord(
-        **engine.build.model_dump(),
+        **plan.build.model_dump(),
         driver=device.driver if device is not None else None,
         artifact_id=manifest.artifact_id,
         onnx_sha256=manifest.files[manifest.graphs[CANONICAL]].sha256,
         seconds=seconds,
-        sha256=hashlib.sha256(engine.content).hexdigest(),
-        size_bytes=engine.content.nbytes,
+        sha256=hashlib.sha256(plan.content).hexdigest(),
+        size_bytes=plan.content.nbytes,
     )
-    name = f"{ENGINE_FOLDER}/{record.target}/{engine.capability.name}{ENGINE}"
-    artifact = add_evidence(built.artifact, name, engine.content, prompts=())
+    name = f"{ENGINE_FOLDER}/{record.target}/{plan.capability.name}{ENGINE}"
+    artifact = add_evidence(built.artifact, name, plan.content, prompts=())
     text = record.model_dump_json(indent=1) + "\n"
     artifact = add_evidence(artifact, record_name(name), text, prompts=())
     return Built(artifact, {**built.records, name: record})

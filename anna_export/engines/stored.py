@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import ENGINE_FOLDER, Evidence
-from anna_export.engines.capability import Capability
-from anna_export.engines.record import EngineRecord
+from anna_export.candidates.capability import Capability
+from anna_export.candidates.record import EngineRecord
 from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.machine.gpu import Device
 
@@ -59,8 +59,10 @@ def _read(artifact: Artifact, name: str) -> EngineRecord:
 
 def find_engine(artifact: Artifact, capability: Capability) -> StoredEngine | None:
     """Return an artifact's engine for a GPU; one for just that GPU before a portable one."""
-    engines = [engine for engine in stored_engines(artifact) if engine.record.runs_on(capability)]
-    return min(engines, key=lambda engine: engine.record.portable, default=None)
+    candidates = [
+        stored for stored in stored_engines(artifact) if stored.record.runs_on(capability)
+    ]
+    return min(candidates, key=lambda stored: stored.record.portable, default=None)
 
 
 def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
@@ -73,41 +75,41 @@ def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
     """
     capability = Capability(*device.capability)
     remedy = "build it again with anna-export build, or choose `backend` ort"
-    engine = find_engine(artifact, capability)
-    if engine is None:
+    stored = find_engine(artifact, capability)
+    if stored is None:
         others = ", ".join(str(other.record) for other in stored_engines(artifact)) or "none"
         raise MissingError(
             f"expected an engine in {artifact.folder} for this GPU's compute capability "
             f"{capability}, found {others}; build one with anna-export build, or choose "
             "`backend` ort"
         )
-    record, manifest = engine.record, artifact.manifest
-    evidence = manifest.evidence[engine.path.relative_to(artifact.folder).as_posix()]
-    _require_whole(engine, evidence, remedy)
+    record, manifest = stored.record, artifact.manifest
+    evidence = manifest.evidence[stored.path.relative_to(artifact.folder).as_posix()]
+    _require_whole(stored, evidence, remedy)
     if {record.artifact_id, evidence.covers} != {manifest.artifact_id}:
         raise DamagedError(
-            f"expected {engine.path} built from this artifact's graph and weights, found one built "
+            f"expected {stored.path} built from this artifact's graph and weights, found one built "
             f"from another's; {remedy}"
         )
     if record.driver is not None and _version(device.driver) < _version(record.driver):
         raise InputError(
-            f"expected a driver of CUDA {record.driver} or newer, under which {engine.path} was "
+            f"expected a driver of CUDA {record.driver} or newer, under which {stored.path} was "
             f"built, found {device.driver}; update the driver, or {remedy}"
         )
     if manifest.prefixes and not record.prefix:
         raise InputError(
-            f"expected an engine that takes prefixes, found {engine.path}, built before a prompt "
+            f"expected an engine that takes prefixes, found {stored.path}, built before a prompt "
             f"was baked; {remedy}"
         )
-    return engine
+    return stored
 
 
-def _require_whole(engine: StoredEngine, evidence: Evidence, remedy: str) -> None:
+def _require_whole(stored: StoredEngine, evidence: Evidence, remedy: str) -> None:
     """Look at an engine's size; a full check compares its hash, like that of large weights."""
-    size = engine.path.stat().st_size if engine.path.is_file() else 0
-    if size != evidence.size_bytes or evidence.sha256 != engine.record.sha256:
+    size = stored.path.stat().st_size if stored.path.is_file() else 0
+    if size != evidence.size_bytes or evidence.sha256 != stored.record.sha256:
         raise DamagedError(
-            f"expected {engine.path} of {evidence.size_bytes} bytes and its own record, found "
+            f"expected {stored.path} of {evidence.size_bytes} bytes and its own record, found "
             f"another file or record ({size} bytes); {remedy}"
         )
 
