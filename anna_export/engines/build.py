@@ -15,17 +15,17 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import ENGINE_FOLDER
 from anna_export.choices import Target
-from anna_export.plans.builder import Options, build_plan, require_kernels
-from anna_export.plans.capability import Capability, choose
-from anna_export.plans.compatibility import require_compatible
-from anna_export.plans.fingerprint import graph_fingerprint
-from anna_export.plans.layers import fusion_report, summary
-from anna_export.plans.loading import load_library, load_plugins
-from anna_export.plans.profiles import choose_profiles
-from anna_export.plans.record import BuildRecord, EngineRecord
-from anna_export.plans.refit import refit_plan, require_refittable
-from anna_export.plans.request import EngineRequest
-from anna_export.plans.stored import ENGINE, StoredEngine, record_name, require_engine
+from anna_export.engines.builder import Options, build_plan, require_kernels
+from anna_export.engines.capability import Capability, choose
+from anna_export.engines.compatibility import require_compatible
+from anna_export.engines.fingerprint import graph_fingerprint
+from anna_export.engines.layers import fusion_report, summary
+from anna_export.engines.loading import load_library, load_plugins
+from anna_export.engines.profiles import choose_profiles
+from anna_export.engines.record import BuildRecord, EngineRecord
+from anna_export.engines.refit import refit_plan, require_refittable
+from anna_export.engines.request import EngineRequest
+from anna_export.engines.stored import ENGINE, StoredEngine, record_name, require_engine
 from anna_export.errors import InputError
 from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
@@ -129,7 +129,7 @@ def _refit(
 
 def _register_plugins(trt: ModuleType, target: Target, capability: Capability) -> None:
     if (plugins := load_plugins(target)) is not None:
-        from anna_export.plans.plugin import register_pooling  # it needs Triton
+        from anna_export.engines.plugin import register_pooling  # it needs Triton
 
         register_pooling(trt, plugins, capability)
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import ENGINE_FOLDER, Evidence
-from anna_export.candidates.capability import Capability
-from anna_export.candidates.record import EngineRecord
+from anna_export.engines.capability import Capability
+from anna_export.engines.record import EngineRecord
 from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.machine.gpu import Device
 
