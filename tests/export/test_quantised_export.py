@@ -159,7 +159,7 @@ def test_verify_compares_stored_weights_in_pytorch(
 def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision) -> None:
     with pytest.raises(InputError, match="expected `device` cpu, found cuda: ") as error:
         open_encoder(exported(precision).artifact.folder, device="cuda")
-    advice = "--high-precision fp16" if precision is Precision.FP8 else "--fp8 or --bf16 for a GPU"
+    advice = "`high_precision` fp16" if precision is Precision.FP8 else "fp8 or bf16 for a GPU"
     assert advice in str(error.value) and "\n" not in str(error.value)
 
 
