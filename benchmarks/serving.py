@@ -41,7 +41,7 @@ SINGLE = {"connections": 64, "per_request": 1}
 LATENCY_RATIO, REJECTION_SECONDS, SHARE = 1.5, 0.05, 0.9
 MEMORY_REQUESTS = 100_000
 MEMORY_GROWTH = 1.1
-LIBRARIES = ("fastapi", "starlette", "uvicorn", "httptools", "orjson", "pydantic")
+LIBRARIES = ("starlette", "uvicorn", "httptools", "orjson", "pydantic")
 _COMMAND = (sys.executable, "-c", "from anna_export.cli import main; main()")
 
 

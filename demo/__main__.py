@@ -131,7 +131,7 @@ def _export(
         arguments += ["--target", "tensorrt-rtx"]
     print("$ anna-export", *arguments, "--out", OUT / path.name, file=sys.stderr, flush=True)
     exported = _run(*arguments, "--out", path, allowed=(0,))
-    arguments = ["--reference", str(models.base), *adapter, "--tier", "quick"]
+    arguments = ["--model", str(models.base), *adapter, "--tier", "quick"]
     arguments += ["--task-data", str(tasks)]
     print("$ anna-export verify", OUT / path.name, *arguments, file=sys.stderr, flush=True)
     started = time.perf_counter()

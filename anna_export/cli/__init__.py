@@ -54,7 +54,7 @@ def cli() -> None:
     """Take a LoRA-tuned Mistral text-embedding model to a proved artifact, and embed with it.
 
     Without a command it is `export`. Exit codes: 0 yes; 1 the answer is no (parity failed); 2 wrong
-    use or bad input; 70 a bug; 130 interrupted.
+    use or bad input; 3 too few texts to decide (verify); 70 a bug; 130 interrupted.
     """
 
 

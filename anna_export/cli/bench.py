@@ -33,7 +33,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
     default="32,128",
     show_default=True,
     callback=_numbers,
-    help="Tokens of a text, its prompt not among them.",
+    help="Tokens of a text, without its prompt.",
 )
 @click.option(
     "--rate",
@@ -47,14 +47,14 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
     type=int,
     default=6,
     show_default=True,
-    help="How often every shape has its turn, over three starts; spreads are over rounds.",
+    help="Rounds over all shapes, divided among three starts; intervals are over rounds.",
 )
 @click.option("--prompt", help="Name of the prompt in front of every text; empty for none.")
 @click.option(
     "--against",
-    metavar="RIVAL",
-    help="In turn with pytorch, sentence-transformers (with --model), openvino, another "
-    "artifact's folder, or the URL of a server that speaks OpenAI's or TEI's language.",
+    metavar="BASELINE",
+    help="Baseline to compare with, round by round: pytorch, sentence-transformers (with --model), "
+    "openvino, another artifact's folder, or the URL of a server with OpenAI's or TEI's routes.",
 )
 @click.option("--model", type=commands.folder, help="Model folder for sentence-transformers.")
 @click.option("--threads", type=int, help="CPU threads. Default: one a core.")
@@ -75,11 +75,11 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Time an artifact: batches in a closed loop, texts that arrive in an open one.
+    """Time an artifact: batches in a closed loop, single texts in an open loop.
 
-    Its vectors are checked first, and a rival's against them: nobody wins by being wrong. Raw times
-    and what they were seen on are kept in the artifact's bench.json. A rival's API key is read from
-    ANNA_BENCH_API_KEY.
+    bench first checks the artifact's vectors, and a baseline's against them, and times nothing that
+    fails. It stores raw times and the hardware in the artifact's bench.json. It reads a baseline's
+    API key from ANNA_BENCH_API_KEY.
     """
     from anna_export.artifact.folder import open_artifact
     from anna_export.bench.contenders import OpenArtifact

@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Build engines of an artifact in bf16, fp16 or fp8 for one or several GPUs.
 
-    They are stored in the artifact, each with what it was built by and for.
+    Each engine is stored in the artifact, with the library's version, the GPU and the shapes.
     """
     from anna_export.artifact.folder import open_artifact
     from anna_export.engines.build import build

@@ -50,7 +50,7 @@ from anna_export.console import commands, output
     type=click.FloatRange(min=0),
     default=0,
     show_default=True,
-    help="GPUs of each encoder there.",
+    help="GPUs that Ray reserves for each encoder.",
 )
 @commands.overwrite_option
 @output.json_option
@@ -68,10 +68,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Embed a file of texts, and go on where an interrupted run was.
+    """Embed a file of texts; an interrupted run resumes.
 
     TEXTS is a .txt file with one text a line, or a .jsonl file with one object a line; an object's
-    "id" is kept. Give the same command again to go on.
+    "id" is kept. To resume, give the same command again.
     """
     from anna_export.artifact.folder import open_artifact
     from anna_export.backends import load_encoder, open_encoder

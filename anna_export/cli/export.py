@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-loss",
     type=float,
-    help="With --fp8, --int8 or --int4: largest mean of 1 - cosine to the reference; 1 turns it "
-    "off. Default: 0.01, with --int4 0.05.",
+    help="With --fp8, --int8 or --int4: largest allowed mean of 1 - cosine to the reference; 1 "
+    "allows any. Default: 0.01, with --int4 0.05.",
 )
 @click.option(
     "--prompts",
@@ -72,8 +72,8 @@ def command(
 ) -> None:
     """Merge base and adapter, build the ONNX artifact, and prove it.
 
-    Its vectors are compared with the PyTorch model's; if they are too far off, exit code 1, and
-    the artifact goes to OUT.rejected.
+    The export compares its vectors with the PyTorch model's. If they differ by more than the
+    acceptance threshold, the exit code is 1 and the artifact is moved to OUT.rejected.
     """
     precision = options.chosen_precision(precisions)
     from anna_export.engines.capability import read_capability

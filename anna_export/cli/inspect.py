@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @click.option(
     "--layers",
     is_flag=True,
-    help="Show each linear layer of a quantised artifact: its signal-to-noise ratio, what "
-    "calibration saw of its input, and why it was kept in high precision, if it was.",
+    help="Show each linear layer of a quantised artifact: its signal-to-noise ratio, the range of "
+    "its input in calibration, and, if it is not quantised, the reason.",
 )
 @output.json_option
 def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:

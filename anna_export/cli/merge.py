@@ -21,8 +21,8 @@ from anna_export.console import commands, output
 def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write base and adapter as one ordinary Hugging Face folder.
 
-    Sums are in fp32 and rounded once to the base's own type; three tensors at most are in memory.
-    The folder is a MistralModel, which embeds: a language head is left out.
+    merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
+    memory. The folder is a MistralModel without the language head, which embedding does not use.
     """
     from anna_export.weights.merge import write_merged
 

@@ -17,8 +17,8 @@ def target_option(default: Target | None) -> Callable[[Command], Command]:
         type=click.Choice([str(target) for target in Target]),
         default=None if default is None else str(default),
         show_default=default is not None,
-        help="Engines to build: by TensorRT 11, for data-centre GPUs and on the GPU itself; or by "
-        "TensorRT-RTX, for workstations, which needs no GPU to build.",
+        help="Library that builds the engines: tensorrt (TensorRT 11) builds for a data-centre GPU "
+        "and runs on that GPU; tensorrt-rtx builds for workstation GPUs and needs none.",
     )
 
 
@@ -38,17 +38,18 @@ adapter_option = click.option("--adapter", type=folder, help="Folder of a LoRA a
 max_tokens_option = click.option(
     "--max-tokens",
     type=int,
-    help="Longest sequence in tokens, prompt and end token included; longer texts are cut. "
-    "Default: the model's max_seq_length, its tokenizer's model_max_length, its sliding window, or "
-    "its positions, whichever is found first.",
+    help="Longest sequence in tokens, prompt and end token included; longer texts are truncated. "
+    "Default: the first of the model's max_seq_length, its tokenizer's model_max_length, its "
+    "sliding window and its position count that is set.",
 )
 backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="What computes: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
-    "PyTorch in fp32 over the stored weights; auto takes the engine where there is one, else ort.",
+    help="Runtime: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
+    "PyTorch in fp32 over the stored weights (pytorch); auto takes trt if the artifact holds an "
+    "engine for this GPU, else ort.",
 )
 device_option = click.option(
     "--device",

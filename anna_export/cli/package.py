@@ -27,9 +27,11 @@ from anna_export.console import commands, output
     help="Where ONNX Runtime computes.",
 )
 @click.option(
-    "--engine",
-    metavar="sm_XX",
-    help="A TensorRT engine of the artifact, in the place of the graph in ONNX Runtime.",
+    "--compute-capability",
+    "engine",
+    metavar="X.Y",
+    help="Serve the artifact's TensorRT engine for a GPU of this compute capability, such as 9.0, "
+    "instead of its graph in ONNX Runtime.",
 )
 @click.option(
     "--max-batch-size",
@@ -37,7 +39,7 @@ from anna_export.console import commands, output
     type=int,
     default=32,
     show_default=True,
-    help="Most texts that are computed together.",
+    help="Most texts that Triton computes in one batch.",
 )
 @commands.overwrite_option
 @output.json_option
@@ -53,15 +55,17 @@ def command(
 ) -> None:
     """Write an artifact as a model repository: tokenizer, model, and an ensemble of both.
 
-    One ensemble a prompt, NAME.PROMPT, and NAME for none; each takes `text` and gives
-    `sentence_embedding`. Whole prompts are computed with every text. The container needs numpy and
-    tokenizers.
+    The repository holds one ensemble for each prompt, NAME.PROMPT, and NAME for no prompt; each
+    takes `text` and returns `sentence_embedding`. Triton computes the whole prompt with every text.
+    The container needs numpy and tokenizers.
     """
     from anna_export.artifact.folder import open_artifact
+    from anna_export.engines.capability import read_capability
     from anna_export.integrations.triton.write import Package, write_repository
 
     opened = open_artifact(artifact)
-    package = Package(name or artifact.resolve().name, device, engine, batch)
+    gpu = read_capability(engine).name if engine is not None else None
+    package = Package(name or artifact.resolve().name, device, gpu, batch)
     names = write_repository(opened, package, triton, overwrite=overwrite)
     if as_json:
         output.print_json({"repository": str(triton), "ensembles": names})

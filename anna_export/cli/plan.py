@@ -22,17 +22,18 @@ from anna_export.console import commands, output
     type=commands.path,
     default=Path("."),
     show_default=True,
-    help="Where the artifact would go; its disk is looked at.",
+    help="Where the artifact would go; plan measures that disk.",
 )
 @options.max_tokens_option
 @output.json_option
 def command(
     model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
 ) -> None:
-    """Forecast disk, memory and time of an export, its proof apart, before any work.
+    """Forecast disk, memory and time of an export in every precision, before any work.
 
-    For every precision, and what will not fit. Only the headers of the weight files are read; 64 MB
-    are written, and removed, to learn how fast the disk is, and a few matrices multiplied.
+    It says what will not fit; the time is that of the export without its parity check. It reads
+    only the headers of the weight files, writes and removes 64 MB to time the disk, and multiplies
+    a few matrices to time the processor.
     """
     from anna_export import quantise
     from anna_export.export.timing import (

@@ -25,7 +25,7 @@ def group() -> None:
 @options.artifact_argument
 @output.json_option
 def list_command(artifact: Path, as_json: bool) -> None:
-    """Show an artifact's prompts, their lengths, and which are proved."""
+    """Show an artifact's prompts, their lengths, and which of them have a parity proof."""
     from anna_export.artifact.folder import open_artifact
 
     _show(open_artifact(artifact), as_json)
@@ -37,8 +37,8 @@ def list_command(artifact: Path, as_json: bool) -> None:
 @click.option(
     "--model",
     type=commands.folder,
-    help="Folder of the base model that the artifact was made from: it computes the prompts in "
-    "fp32, as an export does. Default: the artifact's stored weights, rounded as they are.",
+    help="Folder of the base model that the artifact was made from: it computes the prompts' keys "
+    "and values in fp32, as an export does. Default: the artifact's stored weights compute them.",
 )
 @click.option("--adapter", type=commands.folder, help="Folder of the LoRA adapter over it.")
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
@@ -53,8 +53,8 @@ def add_command(
 ) -> None:
     """Add the prompts of a prompts.json. The proof of other prompts stays valid.
 
-    Their keys and values are computed once and stored beside the weights, so that no text computes
-    them again.
+    Their keys and values are computed once and stored beside the weights; embedding a text reads
+    them and computes only the text's own tokens.
     """
     if adapter is not None and model is None:
         raise InputError("expected --model with --adapter, found none; name the base model too")
@@ -143,4 +143,4 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     if any(one["baked"] and not one["baked"]["exact"] for one in found.values()):
         output.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
     if not proved.issuperset(found):
-        output.print_line("what is not proved: anna-export verify ARTIFACT --reference MODEL")
+        output.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")

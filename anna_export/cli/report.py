@@ -18,8 +18,8 @@ from anna_export.console import commands, output
 def command(artifacts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one page about an artifact, or about several side by side.
 
-    It needs nothing beside it: what they are, how they were made and proved, accuracy against speed
-    and size, latency, prompts, layers, engines, hashes, and how to make them again.
+    The HTML file is self-contained. It shows accuracy against speed and size, parity by task,
+    latency, prompts, layers, engines, file hashes, and the commands that make the artifacts again.
     """
     from anna_export.errors import ExtraError
 

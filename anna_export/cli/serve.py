@@ -13,88 +13,88 @@ from anna_export.text.prompt_formats import FORMATS
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return an option that an environment variable sets too: ANNA_ and its name."""
-    variable = "ANNA_" + names[-1].lstrip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+    """Return an option that an environment variable sets too: ANNA_ and the flag's name."""
+    variable = "ANNA_" + names[0].lstrip("-").replace("-", "_").upper()
+    settings = {"envvar": variable, "show_envvar": True, "show_default": True, **settings}
+    return click.option(*names, **settings)
 
 
 @click.command("serve", cls=commands.Verb, example="anna-export serve artifact --port 8080")
 @options.artifact_argument
-@_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
-    show_default=True,
-    help="Port to listen on; 0 for any that is free, which the first line of the log tells.",
+    help="Port to listen on; 0 takes a free one and names it in the first line of the log.",
 )
-@_option("--served-model-name", help="What requests call the model. Default: the folder's name.")
 @_option(
-    "--max-batch-tokens", type=int, help="Most tokens computed at once. Default: the backend's."
+    "--served-model-name",
+    "model_name",
+    help="What requests call the model. Default: the folder's name.",
 )
+@_option("--max-batch-tokens", type=int, help="Most tokens of one batch. Default: the backend's.")
 @_option(
     "--max-client-batch-size",
+    "max_inputs",
     type=int,
     default=2048,
-    show_default=True,
     help="Most texts of one request.",
 )
 @_option(
     "--max-request-tokens",
     type=int,
     default=300_000,
-    show_default=True,
     help="Most tokens of one request, prompts included.",
 )
 @_option(
     "--payload-limit",
+    "payload_bytes",
     type=int,
     default=16 << 20,
-    show_default=True,
-    help="Largest body in bytes; all that are held at once take at most 64 times as much.",
+    help="Largest request body in bytes; all bodies in memory together take at most 64 times this.",
 )
 @_option(
     "--max-concurrent-requests",
+    "max_requests",
     type=int,
     default=2048,
-    show_default=True,
-    help="Most requests that are read or answered at once; more are answered 429.",
+    help="Most requests in progress at once; the server answers more with 429.",
 )
 @_option(
     "--max-queue-seconds",
+    "queue_seconds",
     type=float,
     default=1.0,
-    show_default=True,
-    help="What waits takes at most so long to compute; more is answered 429.",
+    help="Longest waiting time in the queue, forecast from the measured rate; the server answers "
+    "a request that would wait longer with 429 and Retry-After.",
 )
 @_option(
     "--stall-seconds",
     type=float,
     default=120.0,
-    show_default=True,
-    help="An encoder that takes longer for a batch, and 20 times as long as usual, is started "
-    "again; what it had is answered 503.",
+    help="Time for one batch after which the encoder counts as hung, if it is also 20 times the "
+    "usual time: the server restarts it and answers its requests with 503.",
 )
 @_option(
     "--drain-seconds",
     type=float,
     default=30.0,
-    show_default=True,
-    help="How long requests may take after SIGTERM.",
+    help="Time that open requests have to finish after SIGTERM.",
 )
 @_option(
     "--instruction-format",
     type=click.Choice(list(FORMATS)),
     default="e5",
-    show_default=True,
-    help="How a request's own instruction is worded.",
+    help="Prompt format for the `instruction` of a request.",
 )
 @_option(
     "--api-key",
     "api_keys",
     multiple=True,
     metavar="KEY",
-    help="A key that requests must bring; repeatable. Several in the variable are apart by spaces.",
+    envvar="ANNA_API_KEYS",
+    help="API key that clients must send; repeatable. In the variable, separate keys by spaces.",
 )
 @_option(
     "--api-key-file",
@@ -111,63 +111,42 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     "--backend",
     type=click.Choice(BACKENDS),
     default="auto",
-    show_default=True,
-    help="What computes: an engine for this GPU where there is one, else ONNX Runtime (auto); ort, "
-    "trt, or pytorch in fp32.",
+    help="Runtime: ONNX Runtime (ort), the artifact's TensorRT engine for this GPU (trt), or "
+    "PyTorch in fp32 (pytorch); auto takes trt if there is such an engine, else ort.",
 )
 @_option(
     "--device",
     type=click.Choice(DEVICES),
     default="auto",
-    show_default=True,
     help="Where to compute; auto takes CUDA where the backend has it.",
 )
 def command(
     artifact: Path,
     host: str,
     port: int,
-    served_model_name: str | None,
-    max_batch_tokens: int | None,
-    max_client_batch_size: int,
-    max_request_tokens: int,
-    payload_limit: int,
-    max_concurrent_requests: int,
-    max_queue_seconds: float,
-    stall_seconds: float,
-    drain_seconds: float,
-    instruction_format: str,
+    model_name: str | None,
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
     require_verified: bool,
     threads: int | None,
     backend: str,
     device: str,
+    **limits: Any,
 ) -> None:
     """Serve an artifact over HTTP, by OpenAI's and text-embeddings-inference's routes.
 
-    POST /v1/embeddings, /embed; GET /info, /health, /ready, /metrics. What happens is told on
-    stderr, one JSON object a line, and nothing of what texts say. SIGTERM lets requests end.
+    POST /v1/embeddings, /embed; GET /info, /health, /ready, /metrics. The server logs to stderr,
+    one JSON object a line, and never logs a text. After SIGTERM it answers the requests in flight
+    and ends.
     """
     from anna_export.artifact.folder import open_artifact
-    from anna_export.serve.keys import read_keys
-    from anna_export.serve.served import OpenServed
-    from anna_export.serve.server import listen, serve
-    from anna_export.serve.settings import Settings
+    from anna_export.serve.api_keys import read_keys
+    from anna_export.serve.config import ServerConfig
+    from anna_export.serve.load_model import ModelLoader
+    from anna_export.serve.server import listen, run_server
 
-    settings = Settings(
-        served_model_name or artifact.resolve().name,
-        max_batch_tokens,
-        max_client_batch_size,
-        max_request_tokens,
-        payload_limit,
-        max_concurrent_requests,
-        max_queue_seconds,
-        stall_seconds=stall_seconds,
-        drain_seconds=drain_seconds,
-        instruction_format=instruction_format,
-        api_keys=read_keys(api_keys, api_key_file),
-    )
+    name = model_name or artifact.resolve().name
+    config = ServerConfig(name, api_keys=read_keys(api_keys, api_key_file), **limits)
     opened = open_artifact(artifact)
-    listening = listen(host, port)
-    open_served = OpenServed(artifact, backend, device, threads, require_verified)
-    serve(opened, settings, open_served, listening)
+    loader = ModelLoader(artifact, backend, device, threads, require_verified)
+    run_server(opened, config, loader, listen(host, port))

@@ -23,29 +23,31 @@ _TIERS: Final = ("vectors", "quick", "full")
 @click.command(
     "verify",
     cls=commands.Verb,
-    example="anna-export verify artifact --reference base --adapter lora --tier quick",
+    example="anna-export verify artifact --model base --adapter lora --tier quick",
 )
 @options.artifact_argument
 @click.option(
+    "--model",
     "--reference",
+    "model",
     type=commands.folder,
     required=True,
-    help="Folder of the base model to hold it to.",
+    help="Folder of the base model (safetensors), the PyTorch reference.",
 )
 @options.adapter_option
 @click.option(
     "--tier",
     type=click.Choice(_TIERS),
-    help="vectors (the default): cosines over ordinary and odd texts, alone and in padded "
-    "batches; seconds for a small model, minutes for 7 billion parameters. quick: then some small "
-    "MTEB tasks of every category, or all of --task-data. full: then MTEB(eng, v2), 41 tasks.",
+    help="vectors (the default): cosines over ordinary and odd texts, in padded batches and at "
+    "batch size 1; seconds for a small model, minutes for 7 billion parameters. quick: also some "
+    "MTEB tasks of every category, or all of --task-data. full: also MTEB(eng, v2), 41 tasks.",
 )
 @click.option(
     "--task",
     "names",
     multiple=True,
     metavar="NAME",
-    help="An mteb task to run in place of a tier's; repeatable.",
+    help="An mteb task to run instead of a tier's; repeatable.",
 )
 @click.option(
     "--task-data",
@@ -57,34 +59,34 @@ _TIERS: Final = ("vectors", "quick", "full")
     "--task-prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Prompts by mteb task, as JSON, in place of those that ship; the artifact's own prompts "
-    'of a task\'s name go before them. "none": no prompts.',
+    help="JSON file of prompts by mteb task; it replaces the e5-mistral instructions that ship. A "
+    "prompt of the artifact with the task's name takes precedence. none: no prompts.",
 )
 @click.option(
     "--margin",
     type=float,
-    help="What a score may lose, in its own unit, which is 0 to 1. Default: 0.5 % of the "
+    help="Largest allowed loss of a score, on the score's scale of 0 to 1. Default: 0.5 % of the "
     "reference's score, and at least 0.002.",
 )
 @click.option(
     "--trained-on",
     multiple=True,
     metavar="NAME",
-    help="A task or data set the model was trained on, beside those its adapter's card names; "
-    "such tasks are marked. Repeatable.",
+    help="A task or data set that the model was trained on, besides those in the adapter's card; "
+    "the table marks such tasks. Repeatable.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of vectors that are embedded already; a run that was interrupted goes on from "
-    "them. Default: ~/.cache/anna-export.",
+    help="Folder that stores computed vectors; an interrupted run resumes from it. Default: "
+    "~/.cache/anna-export.",
 )
 @options.backend_option
 @options.device_option
 @output.json_option
 def command(
     artifact: Path,
-    reference: Path,
+    model: Path,
     adapter: Path | None,
     tier: str | None,
     names: tuple[str, ...],
@@ -99,8 +101,9 @@ def command(
 ) -> None:
     """Compare an artifact with the PyTorch model: its vectors, then its scores on MTEB tasks.
 
-    The figures are stored in the artifact if the reference is what it was made from. Exit code 1
-    if vectors or scores differ by more than is allowed, 3 if there are too few texts to tell.
+    verify stores its figures in the artifact if the model is the one it was made from. The exit
+    code is 1 if vectors or scores differ by more than the threshold, 3 if there are too few texts
+    to decide.
     """
     # mteb draws bars of its own with tqdm, which reads this when it is first imported
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -113,9 +116,7 @@ def command(
         if names and tier:
             raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
         tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
-    verified = verify(
-        opened, reference, adapter, tasks, output.stage, backend=backend, device=device
-    )
+    verified = verify(opened, model, adapter, tasks, output.stage, backend=backend, device=device)
     stored = _store(opened, verified)
     proof = verified.proof
     if as_json:

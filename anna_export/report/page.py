@@ -230,7 +230,7 @@ def _commands(facts: Facts) -> str:
     source = manifest.source
     folder = facts.artifact.folder.name
     made = ["anna-export", "--model", source.model]
-    checked = ["anna-export", "verify", folder, "--reference", source.model]
+    checked = ["anna-export", "verify", folder, "--model", source.model]
     if source.adapter:
         made += ["--adapter", source.adapter]
         checked += ["--adapter", source.adapter]

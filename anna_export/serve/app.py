@@ -1,196 +1,174 @@
 """The routes: OpenAI's under /v1, text-embeddings-inference's, and those for whoever runs it."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from anna_export.machine.versions import installed
+from anna_export.serve.guard import Call, answer_json, answer_refusal, respond
+from anna_export.serve.openapi import Endpoint, openapi_document
 from anna_export.serve.refusal import Kind, Refusal
-from anna_export.serve.request import DEADLINE_HEADER, answer_json, answer_refusal, respond
-from anna_export.serve.schema import (
-    OpenAIRequest,
-    TeiRequest,
-    TokenizeRequest,
-    read_body,
-)
-from anna_export.serve.service import Answer, Service
-from anna_export.serve.vectors import integer_limit, told
-
-_BODIES: Final = (OpenAIRequest, TeiRequest, TokenizeRequest)
-_REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": text}
-    for status, text in {
-        400: "The request is not as it must be, in OpenAI's shape.",
-        401: "No key, or a wrong one.",
-        404: "No such model.",
-        408: "The body took too long.",
-        413: "The body is too large.",
-        422: "The request is not as it must be, in TEI's shape.",
-        424: "A text has no finite vector.",
-        429: "More is waiting than is computed in time; Retry-After says when to come back.",
-        503: "The model is not loaded, or the server is stopping.",
-        504: f"The deadline of {DEADLINE_HEADER} passed.",
-    }.items()
-}
+from anna_export.serve.schema import OpenAIRequest, TeiRequest, TokenizeRequest, read_body
+from anna_export.serve.service import Answer, EmbeddingService
+from anna_export.serve.vector_formats import encode_json, integer_limit
 
 
-def build_app(service: Service) -> FastAPI:
+def build_app(service: EmbeddingService) -> Starlette:
     """Return the application over a service."""
-    app = FastAPI(
-        title="anna-export serve",
-        description="Text embeddings of one model.",
-        version=installed().get("anna-export", ""),
-        docs_url=None,
-        redoc_url=None,
-    )
-    _embedding_routes(app, service)
-    _operating_routes(app, service)
+    document = openapi_document(ENDPOINTS)
 
-    @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> Response:
-        kind = Kind.NOT_ALLOWED if error.status_code == 405 else Kind.NOT_FOUND
-        refusal = Refusal(
-            kind,
-            f"expected a route of /openapi.json, found {request.method} {request.url.path}",
-            "not_found",
-            headers=dict(error.headers or {}),
-        )
-        return answer_refusal(request, refusal)
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document)
 
-    generated = app.openapi
-
-    def described() -> dict[str, Any]:
-        found = generated()
-        _, schemas = models_json_schema(
-            [(model, "validation") for model in _BODIES],
-            ref_template="#/components/schemas/{model}",
-        )
-        components = found.setdefault("components", {}).setdefault("schemas", {})
-        components |= schemas["$defs"]
-        return found
-
-    app.openapi = described  # type: ignore[method-assign]
-    return app
+    routes = [Route("/openapi.json", openapi)]
+    for endpoint in ENDPOINTS:
+        route = Route(endpoint.path, _answer(service, endpoint), methods=[endpoint.method])
+        route.methods = {endpoint.method}  # without the HEAD that Starlette adds to GET
+        routes.append(route)
+    handlers: Any = {HTTPException: _no_route}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _takes(model: type[BaseModel]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _answer(
+    service: EmbeddingService, endpoint: Endpoint
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        if endpoint.guarded:
+            return await respond(service, request, endpoint.handler)
+        return await endpoint.handler(service, Call(bytearray()))
+
+    return answer
 
 
-def _embedding_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/embeddings", openapi_extra=_takes(OpenAIRequest), responses=_REFUSALS)
-    async def embeddings(request: Request) -> Response:
-        """OpenAI's embeddings."""
-
-        async def work(body: bytearray, deadline: float | None) -> Response:
-            asked = read_body(OpenAIRequest, body)
-            _require_model(service, asked.model)
-            answer = await service.embed(
-                asked.input, asked, truncate=asked.truncate, field="input", deadline=deadline
-            )
-            data = [
-                {
-                    "object": "embedding",
-                    "index": index,
-                    "embedding": told(vector, asked.encoding_format),
-                }
-                for index, vector in enumerate(answer.vectors)
-            ]
-            usage = {
-                "prompt_tokens": answer.read.tokens,
-                "total_tokens": answer.read.tokens,
-                "prompt_tokens_details": {"cached_tokens": answer.read.cached},
-            }
-            name = service.settings.model_name
-            value = {"object": "list", "data": data, "model": name, "usage": usage}
-            return answer_json(value, _timings(answer))
-
-        return await respond(service, request, work)
-
-    async def embed(request: Request) -> Response:
-        """TEI's embeddings: a list of vectors."""
-
-        async def work(body: bytearray, deadline: float | None) -> Response:
-            asked = read_body(TeiRequest, body)
-            answer = await service.embed(
-                asked.inputs,
-                asked,
-                truncate=bool(asked.truncate),
-                field="inputs",
-                deadline=deadline,
-            )
-            return answer_json(list(answer.vectors), _timings(answer))
-
-        return await respond(service, request, work)
-
-    for path in ("/embed", "/"):
-        app.post(path, openapi_extra=_takes(TeiRequest), responses=_REFUSALS)(embed)
-
-    @app.post("/tokenize", openapi_extra=_takes(TokenizeRequest), responses=_REFUSALS)
-    async def tokenize(request: Request) -> Response:
-        """TEI's tokens of texts as they are embedded, behind a prompt if one is named."""
-
-        async def work(body: bytearray, deadline: float | None) -> Response:
-            asked = read_body(TokenizeRequest, body)
-            return answer_json(await service.tokens(asked))
-
-        return await respond(service, request, work)
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    kind = Kind.NOT_ALLOWED if error.status_code == 405 else Kind.NOT_FOUND
+    message = f"expected a route of /openapi.json, found {request.method} {request.url.path}"
+    headers = dict(error.headers or {})
+    return answer_refusal(request, Refusal(kind, message, "not_found", headers=headers))
 
 
-def _operating_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", responses=_REFUSALS)
-    async def models(request: Request) -> Response:
-        """The one model, in OpenAI's shape."""
-
-        async def work(body: bytearray, deadline: float | None) -> Response:
-            return answer_json({"object": "list", "data": [_model(service)]})
-
-        return await respond(service, request, work)
-
-    @app.get("/info", responses=_REFUSALS)
-    async def info(request: Request) -> Response:
-        """What is served, and the limits."""
-
-        async def work(body: bytearray, deadline: float | None) -> Response:
-            return answer_json(_info(service))
-
-        return await respond(service, request, work)
-
-    async def health() -> Response:
-        """Whether the process answers."""
-        return answer_json({"status": "alive"})
-
-    for path in ("/health", "/ping"):
-        app.get(path)(health)
-
-    @app.get("/ready", responses={503: _REFUSALS[503]})
-    async def ready() -> Response:
-        """Whether the model is loaded, tested, and takes requests."""
-        found = {
-            "ready": service.is_ready,
-            "loaded": service.scheduler.ready is not None,
-            "draining": service.draining,
-            "pending_tokens": service.scheduler.pending_tokens,
+async def embeddings(service: EmbeddingService, call: Call) -> Response:
+    """OpenAI's embeddings."""
+    request = read_body(OpenAIRequest, call.body)
+    _require_model(service, request.model)
+    answer = await service.embed(request, call.deadline)
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": encode_json(vector, request.encoding_format),
         }
-        return answer_json(found, status=200 if service.is_ready else 503)
+        for index, vector in enumerate(answer.vectors)
+    ]
+    usage = {
+        "prompt_tokens": answer.texts.tokens,
+        "total_tokens": answer.texts.tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.texts.cached_tokens},
+    }
+    name = service.config.model_name
+    body = {"object": "list", "data": data, "model": name, "usage": usage}
+    return answer_json(body, _timings(answer))
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus's text."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+async def embed(service: EmbeddingService, call: Call) -> Response:
+    """TEI's embeddings: a list of vectors."""
+    answer = await service.embed(read_body(TeiRequest, call.body), call.deadline)
+    return answer_json(list(answer.vectors), _timings(answer))
 
 
-def _require_model(service: Service, name: str | None) -> None:
-    known = (service.settings.model_name, service.artifact.manifest.artifact_id)
-    if name is not None and name not in known:
+async def tokenize(service: EmbeddingService, call: Call) -> Response:
+    """TEI's tokens of texts as they are embedded, behind a prompt if one is named."""
+    return answer_json(await service.tokens(read_body(TokenizeRequest, call.body)))
+
+
+async def models(service: EmbeddingService, call: Call) -> Response:
+    """The one model, in OpenAI's shape."""
+    manifest = service.artifact.manifest
+    model = {
+        "id": service.config.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "anna-export",
+        "artifact_id": manifest.artifact_id,
+        "dimensions": manifest.spec.dim,
+    }
+    return answer_json({"object": "list", "data": [model]})
+
+
+async def info(service: EmbeddingService, call: Call) -> Response:
+    """What is served, and the limits."""
+    manifest, config = service.artifact.manifest, service.config
+    ready = service.scheduler.ready
+    value = {
+        "model_id": config.model_name,
+        "model_sha": manifest.artifact_id,
+        "model_dtype": str(manifest.precision),
+        "model_type": {"embedding": {"pooling": "last_token"}},
+        "dimensions": manifest.spec.dim,
+        "max_input_length": manifest.contract.max_tokens,
+        "max_batch_tokens": service.scheduler.batch_limits.tokens,
+        "max_client_batch_size": config.max_inputs,
+        "max_request_tokens": config.max_request_tokens,
+        "payload_limit": config.payload_bytes,
+        "max_concurrent_requests": config.max_requests,
+        "auto_truncate": False,
+        "prompts": sorted(manifest.prompts.by_name),
+        "default_prompt": manifest.prompts.default,
+        "integer_limit": float(integer_limit(manifest.spec.dim)),
+        "backend": ready.backend if ready else None,
+        "arithmetic": ready.compute_label if ready else None,
+        "parity": service.parity,
+        "version": installed().get("anna-export", ""),
+    }
+    return answer_json(value)
+
+
+async def health(service: EmbeddingService, call: Call) -> Response:
+    """Whether the process answers."""
+    return answer_json({"status": "alive"})
+
+
+async def ready(service: EmbeddingService, call: Call) -> Response:
+    """Whether the model is loaded, tested, and takes requests."""
+    value = {
+        "ready": service.is_ready,
+        "loaded": service.scheduler.ready is not None,
+        "draining": service.draining,
+        "pending_tokens": service.scheduler.pending_tokens,
+    }
+    return answer_json(value, status=200 if service.is_ready else 503)
+
+
+async def metrics(service: EmbeddingService, call: Call) -> Response:
+    """Prometheus's text."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+ENDPOINTS: Final = (
+    Endpoint("POST", "/v1/embeddings", embeddings, OpenAIRequest),
+    Endpoint("POST", "/embed", embed, TeiRequest),
+    Endpoint("POST", "/", embed, TeiRequest),
+    Endpoint("POST", "/tokenize", tokenize, TokenizeRequest),
+    Endpoint("GET", "/v1/models", models),
+    Endpoint("GET", "/info", info),
+    Endpoint("GET", "/health", health, refusals=(), guarded=False),
+    Endpoint("GET", "/ping", health, refusals=(), guarded=False),
+    Endpoint("GET", "/ready", ready, refusals=(503,), guarded=False),
+    Endpoint("GET", "/metrics", metrics, refusals=(), guarded=False),
+)
+
+
+def _require_model(service: EmbeddingService, name: str | None) -> None:
+    names = (service.config.model_name, service.artifact.manifest.artifact_id)
+    if name is not None and name not in names:
         raise Refusal(
             Kind.NOT_FOUND,
-            f"expected the model {known[0]!r}, found {name[:80]!r}; GET /v1/models names it",
+            f"expected the model {names[0]!r}, found {name[:80]!r}; GET /v1/models names it",
             "model_not_found",
             "model",
         )
@@ -206,45 +184,6 @@ def _timings(answer: Answer) -> dict[str, str]:
     }
     return {
         **{name: str(round(value * 1e3)) for name, value in seconds.items()},
-        "x-compute-tokens": str(answer.read.tokens - answer.read.cached),
-        "x-truncated-texts": str(answer.read.cut),
-    }
-
-
-def _model(service: Service) -> dict[str, Any]:
-    manifest = service.artifact.manifest
-    return {
-        "id": service.settings.model_name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "anna-export",
-        "artifact_id": manifest.artifact_id,
-        "dimensions": manifest.spec.dim,
-    }
-
-
-def _info(service: Service) -> dict[str, Any]:
-    manifest, settings = service.artifact.manifest, service.settings
-    ready = service.scheduler.ready
-    prompts = manifest.prompts
-    return {
-        "model_id": settings.model_name,
-        "model_sha": manifest.artifact_id,
-        "model_dtype": str(manifest.precision),
-        "model_type": {"embedding": {"pooling": "last_token"}},
-        "dimensions": manifest.spec.dim,
-        "max_input_length": manifest.contract.max_tokens,
-        "max_batch_tokens": service.scheduler.limits.tokens,
-        "max_client_batch_size": settings.max_inputs,
-        "max_request_tokens": settings.max_request_tokens,
-        "payload_limit": settings.payload_bytes,
-        "max_concurrent_requests": settings.max_requests,
-        "auto_truncate": False,
-        "prompts": sorted(prompts.by_name),
-        "default_prompt": prompts.default,
-        "integer_limit": float(integer_limit(manifest.spec.dim)),
-        "backend": ready.backend if ready else None,
-        "arithmetic": ready.arithmetic if ready else None,
-        "parity": service.parity,
-        "version": installed().get("anna-export", ""),
+        "x-compute-tokens": str(answer.texts.tokens - answer.texts.cached_tokens),
+        "x-truncated-texts": str(answer.texts.truncated),
     }

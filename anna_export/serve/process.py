@@ -9,56 +9,51 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from anna_export.serve.log import log
-from anna_export.serve.worker import Done, Ready, Served, Unusable, Work, main
+from anna_export.serve.worker import BatchResult, EncodeBatch, LoadedModel, Ready, Unusable, main
 
-# Between deaths with nothing computed in between; the first time it starts again at once.
-_PAUSES_SECONDS: Final = (0.0, 1.0, 2.0, 4.0, 8.0)
+# Before each start after a death with no batch since the last one; the first start is at once.
+_RESTART_PAUSES_SECONDS: Final = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 class EncoderProcess:
     """One process with a model; started again when it dies.
 
-    Its callbacks run on the event loop that `start` was called on.
+    The callbacks run on the event loop that `start` was called on.
 
     Args:
-        open_served: What loads the model there; it must be picklable.
-        on_ready: Told when the model is loaded and tested.
-        on_done: Told of every batch.
-        on_lost: Told that the process is gone, with all that it had.
-        on_unusable: Told why the model cannot be served.
+        load_model: Loads the model in the process; it must be picklable.
+        on_ready: Called when the model is loaded and tested.
+        on_result: Called with the vectors of every batch.
+        on_lost: Called when the process is gone, with all batches it had.
+        on_unusable: Called with the reason why the model cannot be served.
     """
 
     def __init__(
         self,
-        open_served: Callable[[], Served],
+        load_model: Callable[[], LoadedModel],
         *,
         on_ready: Callable[[Ready], None],
-        on_done: Callable[[Done], None],
+        on_result: Callable[[BatchResult], None],
         on_lost: Callable[[], None],
         on_unusable: Callable[[str], None],
     ) -> None:
-        self._open_served = open_served
-        self._on_ready, self._on_done = on_ready, on_done
+        self._load_model = load_model
+        self._on_ready, self._on_result = on_ready, on_result
         self._on_lost, self._on_unusable = on_lost, on_unusable
         self._context = multiprocessing.get_context("spawn")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process: Any = None
-        self._outgoing: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._deaths = 0  # since it last gave vectors
+        self._outgoing: queue.SimpleQueue[EncodeBatch | None] = queue.SimpleQueue()
+        self._deaths = 0  # since its last batch
         self._stopping = False
         self.restarts = 0
-
-    @property
-    def pid(self) -> int | None:
-        """The process's number; None where there is none."""
-        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Start the process, and listen to it."""
         self._loop = asyncio.get_running_loop()
         ours, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=main, args=(theirs, self._open_served), name="anna-encoder", daemon=True
+            target=main, args=(theirs, self._load_model), name="anna-encoder", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -67,13 +62,13 @@ class EncoderProcess:
         threading.Thread(target=_send_all, args=(ours, self._outgoing), daemon=True).start()
         threading.Thread(target=self._receive_all, args=(ours, self._loop), daemon=True).start()
 
-    def send(self, work: Work) -> None:
-        """Give it a batch; its vectors or its loss are told by the callbacks."""
-        self._outgoing.put(work)
+    def send(self, batch: EncodeBatch) -> None:
+        """Give it a batch; `on_result` or `on_lost` follows."""
+        self._outgoing.put(batch)
 
-    def kill(self, why: str) -> None:
+    def kill(self, reason: str) -> None:
         """End the process as a crash would; it is started again."""
-        log("encoder killed", why=why)
+        log("encoder killed", why=reason)
         if self._process is not None:
             self._process.kill()
 
@@ -92,27 +87,27 @@ class EncoderProcess:
         try:
             while True:
                 message = connection.recv()
-                loop.call_soon_threadsafe(self._take, message)
+                loop.call_soon_threadsafe(self._dispatch, message)
         except (EOFError, OSError):
             pass
         if not self._stopping and not isinstance(message, Unusable):
             loop.call_soon_threadsafe(self._restart)
 
-    def _take(self, message: Ready | Done | Unusable) -> None:
+    def _dispatch(self, message: Ready | BatchResult | Unusable) -> None:
         match message:
             case Ready():
                 self._on_ready(message)
-            case Done():
-                # not when it is ready: a text that kills it is sent again and again
+            case BatchResult():
+                # not at Ready: a text that kills the process may come again and again
                 self._deaths = 0
-                self._on_done(message)
+                self._on_result(message)
             case Unusable():
                 self._on_unusable(message.message)
 
     def _restart(self) -> None:
         self._outgoing.put(None)
         self._process.join(5)
-        pause = _PAUSES_SECONDS[min(self._deaths, len(_PAUSES_SECONDS) - 1)]
+        pause = _RESTART_PAUSES_SECONDS[min(self._deaths, len(_RESTART_PAUSES_SECONDS) - 1)]
         log("encoder died", exit_code=self._process.exitcode, starts_in_seconds=pause)
         self._deaths += 1
         self.restarts += 1
@@ -121,9 +116,9 @@ class EncoderProcess:
         self._loop.call_later(pause, lambda: None if self._stopping else self.start())
 
 
-def _send_all(connection: Connection, outgoing: "queue.SimpleQueue[Work | None]") -> None:
+def _send_all(connection: Connection, outgoing: "queue.SimpleQueue[EncodeBatch | None]") -> None:
     try:
-        while (work := outgoing.get()) is not None:
-            connection.send(work)
-    except (BrokenPipeError, OSError):  # the one who receives finds out as well
+        while (batch := outgoing.get()) is not None:
+            connection.send(batch)
+    except (BrokenPipeError, OSError):  # the receiving thread sees the same, and restarts
         return

@@ -1,7 +1,7 @@
 """The bodies of requests: OpenAI's and TEI's, with this server's own fields."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
@@ -28,10 +28,11 @@ class InputType(StrEnum):
     DOCUMENT = "document"
 
 
-class Prompted(BaseModel):
-    """Which prompt stands in front of every text of a request: at most one of these."""
+class EmbedFields(BaseModel):
+    """Texts, their prompt, in one of three fields, and what their vectors are to be."""
 
     model_config = ConfigDict(extra="ignore")
+    texts_field: ClassVar[str]
 
     prompt_name: StrictStr | None = Field(None, description="Name of one of the model's prompts.")
     input_type: InputType | None = Field(
@@ -48,10 +49,21 @@ class Prompted(BaseModel):
     )
     embed_dtype: EmbedDtype = Field(EmbedDtype.FLOAT32, description="What a vector is written as.")
 
+    @property
+    def texts(self) -> str | list[str] | list[int] | list[list[int]]:
+        """A text, texts, token ids of one, or token ids of several."""
+        return getattr(self, self.texts_field)
 
-class OpenAIRequest(Prompted):
+    def prompt_fields(self) -> list[str]:
+        """Return the names of the fields that say which prompt stands before every text."""
+        names = ("prompt_name", "input_type", "instruction")
+        return [name for name in names if getattr(self, name) is not None]
+
+
+class OpenAIRequest(EmbedFields):
     """A body of POST /v1/embeddings."""
 
+    texts_field = "input"
     input: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
         description="A text, texts, token ids of one, or token ids of several."
     )
@@ -61,9 +73,10 @@ class OpenAIRequest(Prompted):
     truncate: bool = Field(False, description="Cut texts that are too long, or else refuse them.")
 
 
-class TeiRequest(Prompted):
+class TeiRequest(EmbedFields):
     """A body of POST /embed."""
 
+    texts_field = "inputs"
     inputs: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
         description="A text, texts, token ids of one, or token ids of several."
     )
@@ -74,6 +87,9 @@ class TeiRequest(Prompted):
         None, description="Texts are cut at their end."
     )
     normalize: Literal[True] | None = Field(True, description="Vectors have unit length.")
+
+
+EmbedRequest = OpenAIRequest | TeiRequest
 
 
 class TokenizeRequest(BaseModel):
@@ -95,12 +111,12 @@ def read_body(model: type[Body], content: bytearray) -> Body:
     try:
         return model.model_validate_json(content)
     except ValidationError as invalid:
-        # of several ways to read one field, what went furthest says most
+        # of the errors of a field's alternatives, the one that read furthest into it says most
         first = max(invalid.errors(include_input=False, include_url=False), key=_depth)
         param = ".".join(str(part) for part in first["loc"] if not _is_variant(part)) or None
-        where = f" at {param}" if param else " in the body"
+        position = f"at {param}" if param else "in the body"
         raise Refusal.invalid(
-            f"expected a body as /openapi.json says, found{where}: {first['msg']}", param
+            f"expected a body as /openapi.json says, found {position}: {first['msg']}", param
         ) from None
 
 

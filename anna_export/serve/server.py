@@ -1,4 +1,4 @@
-"""Runs a service until it is told to stop, and lets what it has begun come to its end."""
+"""Runs a server until a signal, and then answers the requests in flight."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,13 @@ import uvicorn
 from anna_export.artifact.folder import Artifact
 from anna_export.errors import InputError
 from anna_export.serve.app import build_app
+from anna_export.serve.config import ServerConfig
 from anna_export.serve.log import log
-from anna_export.serve.service import Service
-from anna_export.serve.settings import Settings
-from anna_export.serve.worker import Served
+from anna_export.serve.service import EmbeddingService
+from anna_export.serve.worker import LoadedModel
 
 _POLL_SECONDS = 0.05
-# How long clients may take to read their last answer, if the time to drain is over.
+# How long clients may take to read their last answer after the time to drain.
 _ANSWER_SECONDS = 2.0
 
 
@@ -38,32 +38,32 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # with the protocol named, asyncio sends every answer at once; else its end waits 40 ms
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        found.listen(2048)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
     except (OSError, OverflowError) as error:
-        found.close()
+        listening.close()
         raise InputError(
-            f"expected to listen on {host} port {port}, found: {error}; choose another --host or "
-            "--port"
+            f"expected to listen on {host} port {port}, found: {error}; choose another `host` or "
+            "`port`"
         ) from None
-    return found
+    return listening
 
 
-def serve(
+def run_server(
     artifact: Artifact,
-    settings: Settings,
-    open_served: Callable[[], Served],
+    config: ServerConfig,
+    load_model: Callable[[], LoadedModel],
     listening: socket.socket,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
     Args:
         artifact: The model.
-        settings: The server's limits.
-        open_served: What loads the model in the process that computes.
+        config: The server's limits.
+        load_model: Loads the model in the process that computes.
         listening: Where requests come in.
 
     Raises:
@@ -71,7 +71,7 @@ def serve(
         KeyboardInterrupt: After Ctrl-C, when all that was begun is done.
     """
     _raise_file_limit()
-    stopped_by = asyncio.run(_serve(artifact, settings, open_served, listening))
+    stopped_by = asyncio.run(_serve(artifact, config, load_model, listening))
     if isinstance(stopped_by, str):
         raise InputError(stopped_by)
     if stopped_by is signal.SIGINT:
@@ -80,20 +80,20 @@ def serve(
 
 async def _serve(
     artifact: Artifact,
-    settings: Settings,
-    open_served: Callable[[], Served],
+    config: ServerConfig,
+    load_model: Callable[[], LoadedModel],
     listening: socket.socket,
 ) -> signal.Signals | str:
     """Serve, and return the signal that ended it, or why the model cannot be served."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[signal.Signals | str] = loop.create_future()
 
-    def end(why: signal.Signals | str) -> None:
+    def end(reason: signal.Signals | str) -> None:
         if not ended.done():
-            ended.set_result(why)
+            ended.set_result(reason)
 
-    service = Service(artifact, settings, open_served, on_unusable=end)
-    config = uvicorn.Config(
+    service = EmbeddingService(artifact, config, load_model, on_unusable=end)
+    uvicorn_config = uvicorn.Config(
         build_app(service),
         log_config=None,
         access_log=False,
@@ -101,7 +101,7 @@ async def _serve(
         timeout_keep_alive=75,
         lifespan="off",
     )
-    server = _Server(config)
+    server = _Server(uvicorn_config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
     service.process.start()
@@ -109,25 +109,34 @@ async def _serve(
     host, port = listening.getsockname()[:2]
     log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
     await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+    result = ended.result() if ended.done() else "the server ended by itself"
+    await _stop(service, server, serving, drain=not isinstance(result, str))
+    return result
+
+
+async def _stop(
+    service: EmbeddingService, server: _Server, serving: "asyncio.Future[None]", *, drain: bool
+) -> None:
+    """Take no more requests, answer those in flight where `drain` says so, and end the server."""
+    loop, seconds = asyncio.get_running_loop(), service.config.drain_seconds
     service.draining = True
-    end_at = loop.time() + settings.drain_seconds
-    if ended.done() and not isinstance(ended.result(), str):
-        log("draining", requests=service.active, seconds=settings.drain_seconds)
-        await _drain(service, end_at)
-    # what is left is answered 503
+    end_at = loop.time() + seconds
+    if drain:
+        log("draining", requests=service.active, seconds=seconds)
+        await _wait_for_answers(service, end_at)
+    # requests that are left are answered 503
     unfinished = service.active
     service.close()
-    await _drain(service, loop.time() + _ANSWER_SECONDS)
+    await _wait_for_answers(service, loop.time() + _ANSWER_SECONDS)
     server.should_exit = True
     server.force_exit = service.active > 0
-    # what was answered is not always read yet
+    # a client may still be reading its answer
     await asyncio.wait((serving,), timeout=max(_ANSWER_SECONDS, end_at - loop.time()))
     log("stopped", unfinished=unfinished)
-    return ended.result() if ended.done() else "the server ended by itself"
 
 
-async def _drain(service: Service, end_at: float) -> None:
-    """Wait until every request that was taken is answered, or until then by the loop's clock."""
+async def _wait_for_answers(service: EmbeddingService, end_at: float) -> None:
+    """Wait until every request is answered, or until `end_at` on the loop's clock."""
     loop = asyncio.get_running_loop()
     while service.active and loop.time() < end_at:
         await asyncio.sleep(_POLL_SECONDS)
@@ -135,5 +144,5 @@ async def _drain(service: Service, end_at: float) -> None:
 
 def _raise_file_limit() -> None:
     """Allow as many connections as the machine does."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,28 +1,29 @@
-"""One model being served: from what was asked to vectors, and whether it may be asked."""
+"""One model being served: requests to vectors, and whether requests are taken."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PARITY_FILE
-from anna_export.serve.inputs import Given, Read, Reader
+from anna_export.serve.config import ServerConfig
 from anna_export.serve.metrics import Metrics
 from anna_export.serve.process import EncoderProcess
 from anna_export.serve.refusal import Refusal
+from anna_export.serve.request_tokeniser import RequestTokeniser, TokenisedTexts
 from anna_export.serve.scheduler import Job, Scheduler
-from anna_export.serve.schema import Prompted, TokenizeRequest
-from anna_export.serve.settings import Settings
-from anna_export.serve.vectors import written
-from anna_export.serve.worker import Ready, Served
+from anna_export.serve.schema import EmbedRequest, TokenizeRequest
+from anna_export.serve.vector_formats import convert_vectors
+from anna_export.serve.worker import BatchResult, LoadedModel, Ready
 
 _TOKENISER_THREADS = 2
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,113 +31,102 @@ class Answer:
     """A request's vectors, in order, and how long each part took, in seconds."""
 
     vectors: np.ndarray
-    read: Read
+    texts: TokenisedTexts
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
 
 
-class Service:
-    """A model.
+class EmbeddingService:
+    """A model that is served.
 
     Args:
-        artifact: It.
-        settings: The server's limits.
-        open_served: What loads it in the process that computes.
-        on_unusable: Told why it cannot be served.
+        artifact: The model.
+        config: The server's limits.
+        load_model: Loads it in the process that computes.
+        on_unusable: Called with the reason why it cannot be served.
     """
 
     def __init__(
         self,
         artifact: Artifact,
-        settings: Settings,
-        open_served: Callable[[], Served],
+        config: ServerConfig,
+        load_model: Callable[[], LoadedModel],
         on_unusable: Callable[[str], None],
     ) -> None:
-        self.artifact, self.settings = artifact, settings
+        self.artifact, self.config = artifact, config
         self.metrics = Metrics()
-        self.reader = Reader(artifact, settings)
-        self.scheduler = Scheduler(settings, self.metrics)
         self.process = EncoderProcess(
-            open_served,
+            load_model,
             on_ready=self._on_ready,
-            on_done=self.scheduler.on_done,
+            on_result=self._on_result,
             on_lost=self._on_lost,
             on_unusable=on_unusable,
         )
-        self.scheduler.attach(self.process)
+        self.scheduler = Scheduler(config, self.metrics, self.process)
         self.draining = False
         self.active = 0  # requests that are being answered
         self.body_bytes = 0  # of all of these
+        self._tokeniser = RequestTokeniser(artifact, config)
         self._threads = ThreadPoolExecutor(_TOKENISER_THREADS, "tokenise")
 
     @property
     def parity(self) -> str | None:
-        """The verdict in the artifact's parity.json; None if it has none that holds."""
-        found = read_evidence(self.artifact, PARITY_FILE)
+        """The verdict in the artifact's parity.json; None if it has none of these weights."""
+        report = read_evidence(self.artifact, PARITY_FILE)
         entry = self.artifact.manifest.evidence.get(PARITY_FILE)
-        if found is None or entry is None or entry.covers != self.artifact.manifest.artifact_id:
+        if report is None or entry is None or entry.covers != self.artifact.manifest.artifact_id:
             return None
-        return str(found.get("verdict"))
+        return str(report.get("verdict"))
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken now."""
         return self.scheduler.ready is not None and not self.draining and not self.scheduler.is_full
 
-    async def embed(
-        self, given: Given, asked: Prompted, *, truncate: bool, field: str, deadline: float | None
-    ) -> Answer:
+    async def embed(self, request: EmbedRequest, deadline: float | None) -> Answer:
         """Return the vectors of a request's texts.
 
         Args:
-            given: A text, texts, or token ids.
-            asked: Prompt, dimensions, type.
-            truncate: Cut what is too long.
-            field: What the body calls the texts.
-            deadline: `time.perf_counter` of when the client wants them no more; None for never.
+            request: Texts or token ids, prompt, dimensions, type.
+            deadline: `time.perf_counter` when the client stops waiting; None for never.
 
         Raises:
-            Refusal: If they are wrong, too many, too late, or nobody is there to compute them.
+            Refusal: If they are wrong, too many, too late, or nothing can be computed.
         """
         if self.draining:
             raise Refusal.unavailable("the server is stopping", 5)
         started = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        read = await loop.run_in_executor(
-            self._threads, lambda: self.reader.read(given, asked, truncate=truncate, field=field)
-        )
+        texts = await self._in_thread(lambda: self._tokeniser.read(request))
         tokenised = time.perf_counter()
         self.metrics.tokenize.observe(tokenised - started)
         if deadline is not None and tokenised >= deadline:
             raise Refusal.expired()
-        jobs = self.scheduler.submit(read.items)
+        jobs = self.scheduler.submit(texts.items)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - tokenised):
-                rows = await _all(jobs, field)
+                vectors = np.stack(await _vectors(jobs, request.texts_field))
         except TimeoutError:
             self.metrics.rejected.labels(reason="deadline").inc()
             raise Refusal.expired() from None
         finally:
             for job in jobs:
                 self.scheduler.leave(job)
-        vectors = np.stack(rows)
         return Answer(
-            written(vectors, asked.dimensions, asked.embed_dtype),
-            read,
+            convert_vectors(vectors, request.dimensions, request.embed_dtype),
+            texts,
             tokenised - started,
             max(max(0.0, job.started - tokenised) for job in jobs),
             max(job.finished - job.started for job in jobs),
         )
 
-    async def tokens(self, asked: TokenizeRequest) -> list[list[dict[str, Any]]]:
+    async def tokens(self, request: TokenizeRequest) -> list[list[dict[str, Any]]]:
         """Return the tokens of a request's texts.
 
         Raises:
             Refusal: If there are too many texts, or no such prompt.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.reader.tokens, asked)
+        return await self._in_thread(lambda: self._tokeniser.tokens(request))
 
     def close(self) -> None:
         """End the process that computes; what waits for it is refused."""
@@ -144,9 +134,15 @@ class Service:
         self.scheduler.on_lost()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _in_thread(self, call: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
     def _on_ready(self, ready: Ready) -> None:
         self.scheduler.on_ready(ready)
         self.metrics.ready.set(1)
+
+    def _on_result(self, result: BatchResult) -> None:
+        self.scheduler.on_result(result)
 
     def _on_lost(self) -> None:
         self.metrics.ready.set(0)
@@ -154,16 +150,18 @@ class Service:
         self.scheduler.on_lost()
 
 
-async def _all(jobs: list[Job], field: str) -> list[np.ndarray]:
-    """Wait for every job; a text that has no vector is named."""
+async def _vectors(jobs: list[Job], field: str) -> list[np.ndarray]:
+    """Wait for every job and return the vectors; a refusal names its text.
+
+    Raises:
+        Refusal: If a text has no vector.
+    """
     await asyncio.wait([job.future for job in jobs])
-    rows = []
-    for place, job in enumerate(jobs):
+    vectors = []
+    for index, job in enumerate(jobs):
         try:
-            rows.append(job.future.result())
+            vectors.append(job.future.result())
         except Refusal as refusal:
-            # several requests may hold the same one
-            raise Refusal(
-                refusal.kind, refusal.message, refusal.code, f"{field}.{place}", refusal.headers
-            ) from None
-    return rows
+            # a copy: several requests may share the job
+            raise replace(refusal, param=f"{field}.{index}") from None
+    return vectors

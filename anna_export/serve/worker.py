@@ -1,13 +1,14 @@
 """The process that computes: token ids come in through a pipe, vectors go back.
 
-It stands apart from the one that answers requests, so that a crash of native code costs what it was
-computing and nothing else.
+It is another process than the one that answers requests, so that a crash of native code costs the
+batches it had and nothing else.
 """
 
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -16,35 +17,42 @@ import numpy as np
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
 from anna_export.serve.log import log
-from anna_export.text.batching import BatchLimits, by_prefix
+from anna_export.text.batching import BatchLimits
+from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import Prompt
 from anna_export.verify.golden import GoldenVector, require_golden
 
-# What became of a row.
-FINE: Final = 0
-RECOMPUTED: Final = 1  # it was not finite, and is from the safe precision
-LOST: Final = 2  # it was not finite in either
-# A text alone against itself among others: what is worse than this computes wrongly.
-_LEAST_COSINE: Final = 0.99
-_UNIT: Final = 1e-2
+# A text in a batch of one against itself in a larger batch: a lower cosine is a wrong computation.
+_MIN_COSINE: Final = 0.99
+_LENGTH_TOLERANCE: Final = 1e-2
 _TEXTS: Final = ("", "a", "The server embeds this text before it takes any other.", "é 漢 🙂 " * 9)
-_MEASURED_ROWS: Final = 8
-_MEASURED_TOKENS: Final = 64
+_TIMED_ROWS: Final = 8
+_TIMED_TOKENS: Final = 64
+
+
+class Outcome(IntEnum):
+    """How a row's vector came out."""
+
+    FINITE = 0
+    RECOMPUTED = 1  # it was not finite, and is from the safe precision
+    LOST = 2  # it was not finite there either
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class LoadedModel:
     """What computes.
 
     Args:
         encoder: The model.
-        open_safe: Opens it in a precision that does not overflow; called when it is first needed.
-        golden: The reference's vectors of a few texts, which its own are held to.
+        open_safe: Returns the model in a precision that does not overflow, without prefixes.
+        golden: The reference's vectors of a few texts, which the encoder's must equal.
+        prefix_ids: The token ids of each prompt's cached prefix.
     """
 
     encoder: Encoder
     open_safe: Callable[[], Encoder]
     golden: Sequence[GoldenVector] = ()
+    prefix_ids: Mapping[Prompt, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Ready:
     """The model is loaded and has passed its test."""
 
     backend: str
-    arithmetic: str
+    compute_label: str
     limits: BatchLimits
     tokens_per_second: float
 
@@ -65,112 +73,120 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One batch: token id rows, all behind one prompt's prefix or behind none."""
+class EncodeBatch:
+    """Token ids to encode together.
+
+    Args:
+        number: Identifies the batch.
+        rows: Token ids of each text, after the cached prefix.
+        prompt: Whose cached prefix all rows follow; None for none.
+        cached_tokens: How many tokens of that prefix, from its start.
+    """
 
     number: int
     rows: list[list[int]]
-    prompt: Prompt | None
+    prompt: Prompt | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A batch's vectors, in order: (N, D) float32, and (N,) what became of each row."""
+class BatchResult:
+    """A batch's vectors in order, (N, D) float32, and the (N,) Outcome of each row."""
 
     number: int
     vectors: np.ndarray
-    became: np.ndarray
+    outcomes: np.ndarray
     seconds: float
 
 
-def main(connection: Connection, open_served: Callable[[], Served]) -> None:
-    """Load the model, say so, and compute until the other end is gone."""
+def main(connection: Connection, load_model: Callable[[], LoadedModel]) -> None:
+    """Load the model, report it ready, and compute until the other end is gone."""
     # Ctrl-C reaches the whole group of processes; the one that answers says when to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        served = open_served()
-        connection.send(self_test(served.encoder, served.golden))
+        model = load_model()
+        connection.send(self_test(model.encoder, model.golden))
     except AnnaError as error:
         connection.send(Unusable(str(error)))
         return
-    safe: list[Encoder] = []
-
-    def recompute(rows: Sequence[Sequence[int]]) -> np.ndarray:
-        if not safe:
-            safe.append(served.open_safe())
-        return compute(safe[0], rows, None)
-
     try:
         while True:
-            work = connection.recv()
+            batch = connection.recv()
             started = time.perf_counter()
-            vectors, became = compute_finite(served.encoder, work, recompute)
-            connection.send(Done(work.number, vectors, became, time.perf_counter() - started))
+            vectors, outcomes = compute_finite(model, batch)
+            seconds = time.perf_counter() - started
+            connection.send(BatchResult(batch.number, vectors, outcomes, seconds))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def compute(encoder: Encoder, rows: Sequence[Sequence[int]], prompt: Prompt | None) -> np.ndarray:
-    """Return (N, D) float32 vectors of token id rows, finite or not, all in as few batches."""
-    placed = encoder.behind_prefixes(rows, [] if prompt is None else [prompt])
-    vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
-    for members in by_prefix(placed):
-        vectors[members] = encoder.backend.run(encoder.batch([placed[place] for place in members]))
-    return vectors
+def compute(
+    encoder: Encoder, rows: Sequence[Sequence[int]], prefix: Prefix | None = None
+) -> np.ndarray:
+    """Return (N, D) float32 vectors, finite or not, of token id rows after a prefix, in a batch."""
+    return np.array(encoder.backend.run(encoder.tokeniser.batch(rows, prefix)), dtype=np.float32)
 
 
-def compute_finite(
-    encoder: Encoder, work: Work, recompute: Callable[[Sequence[Sequence[int]]], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, D) vectors and (N,) what became of them; rows that are not finite once more.
-
-    Args:
-        encoder: What computes.
-        work: The batch.
-        recompute: Computes rows in the safe precision; it may raise that it cannot.
-    """
-    vectors = compute(encoder, work.rows, work.prompt)
-    became = np.full(len(vectors), FINE, dtype=np.uint8)
-    for place in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+def compute_finite(model: LoadedModel, batch: EncodeBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, D) vectors and the (N,) outcomes; rows that are not finite are computed again."""
+    vectors = _compute_batch(model.encoder, batch, model.prefix_ids)
+    outcomes = np.full(len(vectors), Outcome.FINITE, dtype=np.uint8)
+    for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+        vector, row = vectors[index], replace(batch, rows=[batch.rows[index]])
         try:
-            again = recompute([work.rows[place]])[0]
-        except Exception as error:  # no memory, say: the row is lost, its neighbours are not
+            (vector,) = _compute_batch(model.open_safe(), row, model.prefix_ids)
+        except Exception as error:  # no memory, say: this row is lost, the others are not
             log("safe precision failed", error=type(error).__name__)
-            again = vectors[place]
-        fine = bool(np.isfinite(again).all())
-        vectors[place] = again if fine else 0
-        became[place] = RECOMPUTED if fine else LOST
-    return vectors, became
+        is_finite = bool(np.isfinite(vector).all())
+        vectors[index] = vector if is_finite else 0
+        outcomes[index] = Outcome.RECOMPUTED if is_finite else Outcome.LOST
+    return vectors, outcomes
+
+
+def _compute_batch(
+    encoder: Encoder, batch: EncodeBatch, prefix_ids: Mapping[Prompt, Sequence[int]]
+) -> np.ndarray:
+    """Return a batch's vectors; an encoder without cached prefixes computes them too."""
+    if batch.prompt is None:
+        return compute(encoder, batch.rows)
+    if encoder.prefixes is None:
+        ids = prefix_ids[batch.prompt][: batch.cached_tokens]
+        return compute(encoder, [[*ids, *row] for row in batch.rows])
+    prefix = encoder.prefixes.load(batch.prompt)
+    if batch.cached_tokens < len(prefix):
+        prefix = prefix.first(batch.cached_tokens)
+    return compute(encoder, batch.rows, prefix)
 
 
 def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
-    """Embed golden texts, and a few alone and together, and measure how fast.
+    """Embed golden texts, and a few in one batch and in batches of one, and measure the rate.
 
     Raises:
-        DamagedError: If a vector is not finite, not of unit length, not that of the same text among
-            others, or not what it was when the artifact was proved.
+        DamagedError: If a vector is not finite, not of unit length, not that of the same text in
+            another batch, or not what it was when the artifact was proved.
     """
+    label = encoder.backend.arithmetic
     if golden:
-        found = compute(encoder, [one.ids for one in golden], None)
-        require_golden(golden, found, encoder.backend.arithmetic)
+        require_golden(golden, compute(encoder, [text.ids for text in golden]), label)
     rows = encoder.tokeniser.ids(_TEXTS)
-    together = compute(encoder, rows, None)
-    alone = np.concatenate([compute(encoder, [row], None) for row in rows])
-    lengths = np.linalg.norm(together.astype(np.float64), axis=1)
-    cosines = (together.astype(np.float64) * alone).sum(axis=1)
-    worst = float(np.nan_to_num(cosines, nan=-1).min())
-    if not (np.abs(lengths - 1) < _UNIT).all() or worst < _LEAST_COSINE:
+    together = compute(encoder, rows).astype(np.float64)
+    apart = np.concatenate([compute(encoder, [row]) for row in rows])
+    lengths = np.linalg.norm(together, axis=1)
+    worst = float(np.nan_to_num((together * apart).sum(axis=1), nan=-1).min())
+    if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all() or worst < _MIN_COSINE:
         raise DamagedError(
             f"expected unit vectors that are the same alone and in a batch, found lengths "
-            f"{np.round(lengths, 3).tolist()} and a cosine of {worst:.3f} in "
-            f"{encoder.backend.arithmetic}; run anna-export verify"
+            f"{np.round(lengths, 3).tolist()} and a cosine of {worst:.3f} in {label}; run "
+            "anna-export verify"
         )
-    width = min(_MEASURED_TOKENS, encoder.tokeniser.contract.max_tokens)
-    many = [[row[0] for _ in range(width)] for row in rows[:1] * _MEASURED_ROWS]
+    return Ready(encoder.backend.name, label, encoder.limits, _tokens_per_second(encoder, rows[0]))
+
+
+def _tokens_per_second(encoder: Encoder, row: Sequence[int]) -> float:
+    """Time one batch of a repeated token."""
+    width = min(_TIMED_TOKENS, encoder.tokeniser.contract.max_tokens)
+    rows = [[row[0]] * width] * _TIMED_ROWS
     started = time.perf_counter()
-    compute(encoder, many, None)
-    seconds = time.perf_counter() - started
-    rate = len(many) * width / max(seconds, 1e-9)
-    backend = encoder.backend
-    return Ready(backend.name, backend.arithmetic, encoder.limits, rate)
+    compute(encoder, rows)
+    return _TIMED_ROWS * width / max(time.perf_counter() - started, 1e-9)

@@ -137,7 +137,7 @@ def read_prompts(folder: Path) -> Prompts:
 
 
 MODULES_FILE: Final = "modules.json"
-MODULE_CLASS: Final = "anna_export.integrations.sentence_transformer.AnnaEncoder"
+MODULE_CLASS: Final = "anna_export.st.AnnaEncoder"
 
 
 def write_st_files(folder: Path, prompts: Prompts) -> None:

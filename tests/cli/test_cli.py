@@ -163,10 +163,11 @@ def test_help_shows_every_verb_and_exit_code(capsys: Output) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {verb.split()[0]} " in shown for verb in VERBS)
-    assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|a\s+bug|interrupted)", shown) == [
+    assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|too few|a\s+bug|interrupted)", shown) == [
         "0",
         "1",
         "2",
+        "3",
         "70",
         "130",
     ]
@@ -256,7 +257,7 @@ def test_proof_of_another_reference_is_shown_and_not_stored(
 def test_proof_is_stored_in_the_artifact_and_shown_by_inspect(
     copy: Path, base: Path, adapter: Path, capsys: Output
 ) -> None:
-    verify = ["verify", str(copy), "--reference", str(base), "--adapter", str(adapter)]
+    verify = ["verify", str(copy), "--model", str(base), "--adapter", str(adapter)]
     assert run([*verify, "--backend", "pytorch"]) == 0
     assert re.search(rf"stored +{re.escape(str(copy / PARITY_FILE))}", capsys.readouterr().out)
     assert run(["inspect", str(copy)]) == 0

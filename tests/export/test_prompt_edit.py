@@ -272,7 +272,7 @@ def test_list_tells_length_default_documents_and_proof(
     assert run(["prompts", "list", str(artifact)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("query (default) ") for line in lines)
-    assert lines[-1] == "what is not proved: anna-export verify ARTIFACT --reference MODEL"
+    assert lines[-1] == "prompts without a proof: run anna-export verify ARTIFACT --model MODEL"
 
 
 def test_long_prompt_is_shortened_on_a_line(

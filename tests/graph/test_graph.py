@@ -178,10 +178,11 @@ def test_exports_of_one_input_are_equal_to_the_byte(
 ) -> None:
     code = f"""
 from pathlib import Path
-from anna_export.cli.shown import stage
-from anna_export.pipeline import Recipe, export
+from anna_export.console.output import stage
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
 from anna_export.spec import Precision
-from anna_export.tokenise import TokenBatch
+from anna_export.text.batch import TokenBatch
 export(Recipe(Path({str(sharp)!r}), None, Path("again"), Precision.BF16, 64, verify=False), stage)
 """
     # another process with another seed of its own: the order of a set would show

@@ -10,7 +10,7 @@ from anna_export.artifact.folder import Artifact
 from anna_export.verify.texts import long_text
 from tests.serve.running import STUB, Running, Stub, running
 
-for library in ("fastapi", "uvicorn", "prometheus_client"):
+for library in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(library, reason="needs anna-export[serve]")
 
 PROMPTS = {
@@ -34,8 +34,8 @@ def served_artifact(
 @pytest.fixture(scope="session")
 def server(served_artifact: Artifact) -> Iterator[Running]:
     name = ("--served-model-name", "small")
-    with running(served_artifact.folder, *name, "--max-queue-seconds", "1000") as found:
-        yield found.wait_until_ready()
+    with running(served_artifact.folder, *name, "--max-queue-seconds", "1000") as server:
+        yield server.wait_until_ready()
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def stub(served_artifact: Artifact) -> Iterator[Stub]:
     with ExitStack() as stack:
 
         def start(**options: float) -> Running:
-            told = [
+            arguments = [
                 part
                 for name, value in options.items()
                 for part in (f"--{name.replace('_', '-')}", str(value))
             ]
-            found = stack.enter_context(running(served_artifact.folder, *told, program=STUB))
-            return found.wait_until_ready()
+            server = stack.enter_context(running(served_artifact.folder, *arguments, program=STUB))
+            return server.wait_until_ready()
 
         yield start

@@ -47,9 +47,9 @@ class Running:
         """Return the log's line of an event, when there are so many."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            found = [line for line in self.log if line["event"] == event]
-            if len(found) >= count:
-                return found[count - 1]
+            lines = [line for line in self.log if line["event"] == event]
+            if len(lines) >= count:
+                return lines[count - 1]
             if self.process.poll() is not None:
                 break
             time.sleep(0.01)
@@ -101,12 +101,12 @@ class Running:
         """Return a bare connection; its buffer for what comes in may be small."""
         where = urlsplit(self.url)
         assert where.hostname is not None
-        found = socket.socket()
-        found.settimeout(30)
+        connection = socket.socket()
+        connection.settimeout(30)
         if receive_bytes is not None:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        found.connect((where.hostname, where.port or 80))
-        return found
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        connection.connect((where.hostname, where.port or 80))
+        return connection
 
 
 Stub = Callable[..., Running]
@@ -121,15 +121,20 @@ def running(
 ) -> Iterator[Running]:
     """Start a server on a free port and end it afterwards."""
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "train")]
-    given = dict(environment or {})
-    paths = [*filter(None, [given.pop("PYTHONPATH", "")]), *paths]
+    variables = dict(environment or {})
+    paths = [*filter(None, [variables.pop("PYTHONPATH", "")]), *paths]
     process = subprocess.Popen(
         [sys.executable, *program, str(artifact), "--port", "0", *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **given},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        },
     )
     try:
         yield Running(process)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from anna_export.artifact.folder import open_artifact
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.encoder import Encoder
-from anna_export.serve.server import listen, serve
-from anna_export.serve.settings import Settings
-from anna_export.serve.worker import Served
+from anna_export.serve.config import ServerConfig
+from anna_export.serve.server import listen, run_server
+from anna_export.serve.worker import LoadedModel
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.tokeniser import Tokeniser
@@ -47,24 +48,24 @@ class StubBackend:
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, D) float32 rows."""
         rows = [row[:length] for row, length in zip(batch.ids, batch.lengths, strict=True)]
-        seen = [{word for word, ids in self.words.items() if _holds(row, ids)} for row in rows]
-        everything = set().union(*seen) if seen else set()
+        words = [{word for word, ids in self.words.items() if _holds(row, ids)} for row in rows]
+        everything = set().union(*words) if words else set()
         if "killword" in everything:
             os.kill(os.getpid(), signal.SIGKILL)
         if "slowword" in everything:
             time.sleep(1)
         time.sleep(batch.ids.size * self.us_per_token * 1e-6)
         vectors = np.zeros((len(rows), self.spec.dim), dtype=np.float32)
-        for place, row in enumerate(rows):
-            vectors[place] = vector_of(row, self.spec.dim)
-            if "lostword" in seen[place] or ("nanword" in seen[place] and not self.safe):
-                vectors[place, 0] = np.nan
+        for index, row in enumerate(rows):
+            vectors[index] = vector_of(row, self.spec.dim)
+            if "lostword" in words[index] or ("nanword" in words[index] and not self.safe):
+                vectors[index, 0] = np.nan
         return vectors
 
 
 def _holds(row: np.ndarray, ids: tuple[int, ...]) -> bool:
-    told = row.tolist()
-    return any(tuple(told[at : at + len(ids)]) == ids for at in range(len(told)))
+    tokens = row.tolist()
+    return any(tuple(tokens[start : start + len(ids)]) == ids for start in range(len(tokens)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class OpenStub:
     artifact: Path
     us_per_token: float
 
-    def __call__(self) -> Served:
+    def __call__(self) -> LoadedModel:
         """Return it."""
         opened = open_artifact(self.artifact)
         tokeniser = opened.tokeniser()
@@ -84,7 +85,11 @@ class OpenStub:
             backend = StubBackend(opened.manifest.spec, words, self.us_per_token, safe)
             return Encoder(backend, tokeniser, opened.manifest.prompts)
 
-        return Served(encoder(safe=False), lambda: encoder(safe=True))
+        return LoadedModel(
+            encoder(safe=False),
+            lambda: encoder(safe=True),
+            prefix_ids=StoredPrefixes(opened).ids,
+        )
 
 
 def word_ids(tokeniser: Tokeniser) -> dict[str, tuple[int, ...]]:
@@ -105,20 +110,19 @@ def main() -> None:
     parser.add_argument("--stall-seconds", type=float, default=120.0)
     parser.add_argument("--body-seconds", type=float, default=30.0)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
-    told = parser.parse_args()
-    settings = Settings(
+    options = parser.parse_args()
+    config = ServerConfig(
         "stub",
-        payload_bytes=told.payload_limit,
-        max_requests=told.max_concurrent_requests,
-        queue_seconds=told.max_queue_seconds,
-        stall_seconds=told.stall_seconds,
-        body_seconds=told.body_seconds,
-        drain_seconds=told.drain_seconds,
+        payload_bytes=options.payload_limit,
+        max_requests=options.max_concurrent_requests,
+        queue_seconds=options.max_queue_seconds,
+        stall_seconds=options.stall_seconds,
+        body_seconds=options.body_seconds,
+        drain_seconds=options.drain_seconds,
     )
-    opened = open_artifact(told.artifact)
-    serve(
-        opened, settings, OpenStub(told.artifact, told.us_per_token), listen("127.0.0.1", told.port)
-    )
+    opened = open_artifact(options.artifact)
+    stub = OpenStub(options.artifact, options.us_per_token)
+    run_server(opened, config, stub, listen("127.0.0.1", options.port))
 
 
 if __name__ == "__main__":

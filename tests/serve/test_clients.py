@@ -31,13 +31,13 @@ def test_openai(openai_client: Any, encoder: Encoder, encoding: str) -> None:
     answer = openai_client.embeddings.create(
         model="small", input=TEXTS, encoding_format=encoding, extra_body={"prompt_name": "passage"}
     )
-    found = [one.embedding for one in answer.data]
+    vectors = [entry.embedding for entry in answer.data]
     if encoding == "base64":
         import base64
 
-        found = [np.frombuffer(base64.b64decode(one), "<f4") for one in found]
-    np.testing.assert_allclose(np.array(found), encoder.encode(TEXTS, "passage"), **CLOSE)
-    assert [one.index for one in answer.data] == list(range(len(TEXTS)))
+        vectors = [np.frombuffer(base64.b64decode(text), "<f4") for text in vectors]
+    np.testing.assert_allclose(np.array(vectors), encoder.encode(TEXTS, "passage"), **CLOSE)
+    assert [entry.index for entry in answer.data] == list(range(len(TEXTS)))
     assert answer.model == "small" and answer.usage.prompt_tokens == answer.usage.total_tokens
 
 
@@ -50,23 +50,24 @@ def test_openai_dimensions_are_cut_and_made_unit_again(
     openai_client: Any, encoder: Encoder
 ) -> None:
     answer = openai_client.embeddings.create(model="small", input=TEXTS, dimensions=7)
-    cut = encoder.encode(TEXTS)[:, :7]
-    cut /= np.linalg.norm(cut, axis=1, keepdims=True)
+    expected = encoder.encode(TEXTS)[:, :7]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     # float32 values of a short vector are large
-    np.testing.assert_allclose([one.embedding for one in answer.data], cut, atol=1e-5, rtol=0)
+    vectors = [entry.embedding for entry in answer.data]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5, rtol=0)
 
 
 def test_openai_token_ids_are_used_as_they_are(openai_client: Any, encoder: Encoder) -> None:
     rows = [[1, 500, 501, 2], [7, 8]]
     answer = openai_client.embeddings.create(model="small", input=rows)
-    found = [one.embedding for one in answer.data]
-    np.testing.assert_allclose(found, encoder.encode_ids(rows), **CLOSE)
+    vectors = [entry.embedding for entry in answer.data]
+    np.testing.assert_allclose(vectors, encoder.encode_ids(rows), **CLOSE)
     alone = openai_client.embeddings.create(model="small", input=rows[0])
     np.testing.assert_allclose(alone.data[0].embedding, encoder.encode_ids(rows[:1])[0], **CLOSE)
 
 
 def test_openai_lists_the_model(openai_client: Any) -> None:
-    assert [one.id for one in openai_client.models.list()] == ["small"]
+    assert [model.id for model in openai_client.models.list()] == ["small"]
 
 
 def test_langchains_openai_client(server: Running, encoder: Encoder) -> None:
@@ -93,8 +94,8 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hugging_faces_client(server: Running, encoder: Encoder) -> None:
     hub = pytest.importorskip("huggingface_hub")
     client = hub.InferenceClient(base_url=server.url)
-    found = client.feature_extraction("a text", prompt_name="passage", truncate=True)
-    np.testing.assert_allclose(found[0], encoder.encode("a text", "passage"), **CLOSE)
+    vectors = client.feature_extraction("a text", prompt_name="passage", truncate=True)
+    np.testing.assert_allclose(vectors[0], encoder.encode("a text", "passage"), **CLOSE)
 
 
 @pytest.mark.usefixtures("_online")
@@ -106,5 +107,5 @@ def test_langchains_tei_client(server: Running, encoder: Encoder) -> None:
 
 def test_sentence_transformers_gives_the_same(server: Running, served_artifact: Artifact) -> None:
     model = sentence_transformer(served_artifact.folder)
-    found = server.embed(TEXTS, prompt_name="query")
-    np.testing.assert_allclose(found, model.encode(TEXTS, prompt_name="query"), **CLOSE)
+    vectors = server.embed(TEXTS, prompt_name="query")
+    np.testing.assert_allclose(vectors, model.encode(TEXTS, prompt_name="query"), **CLOSE)

@@ -11,8 +11,8 @@ import pytest
 from anna_export import open_encoder
 from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Encoder
-from anna_export.serve.keys import read_keys
-from anna_export.serve.vectors import integer_limit
+from anna_export.serve.api_keys import read_keys
+from anna_export.serve.vector_formats import integer_limit
 from tests.serve.running import Running, running
 
 CLOSE: dict[str, Any] = {"atol": 2e-6, "rtol": 0}
@@ -47,8 +47,8 @@ def test_an_instruction_of_ones_own_is_worded_as_the_format_does(
     from anna_export.text.prompt_formats import FORMATS
 
     prompt = FORMATS["e5"].prompt("Find the answer.")
-    found = server.embed(["a"], instruction="Find the answer.")
-    np.testing.assert_allclose(found, encoder.encode(["a"], prompt), **CLOSE)
+    vectors = server.embed(["a"], instruction="Find the answer.")
+    np.testing.assert_allclose(vectors, encoder.encode(["a"], prompt), **CLOSE)
 
 
 def test_every_alias_of_a_route(server: Running) -> None:
@@ -65,15 +65,15 @@ def test_types_are_those_of_sentence_transformers(
     from sentence_transformers.util import quantize_embeddings
 
     texts = ["a", "another text", "a third"]
-    whole = np.array(server.embed(texts, dimensions=dimensions), dtype=np.float32)
-    limit = integer_limit(whole.shape[1])
-    ranges = np.array([[-limit] * whole.shape[1], [limit] * whole.shape[1]], dtype=np.float32)
-    expected = quantize_embeddings(np.clip(whole, -limit, limit), dtype, ranges=ranges)
-    found = np.array(server.embed(texts, dimensions=dimensions, embed_dtype=dtype))
-    assert found.shape == expected.shape
+    floats = np.array(server.embed(texts, dimensions=dimensions), dtype=np.float32)
+    limit = integer_limit(floats.shape[1])
+    ranges = np.array([[-limit] * floats.shape[1], [limit] * floats.shape[1]], dtype=np.float32)
+    expected = quantize_embeddings(np.clip(floats, -limit, limit), dtype, ranges=ranges)
+    vectors = np.array(server.embed(texts, dimensions=dimensions, embed_dtype=dtype))
+    assert vectors.shape == expected.shape
     # a value on the edge of a step may fall on either side of it
     largest = 1 if "int8" in dtype else 0
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= largest
+    assert np.abs(vectors.astype(int) - expected.astype(int)).max() <= largest
 
 
 def test_usage_tells_baked_tokens_apart(server: Running, encoder: Encoder) -> None:
@@ -101,20 +101,20 @@ def test_a_text_that_is_too_long_is_refused_or_cut(server: Running, encoder: Enc
     assert error["message"].startswith("expected at most 256 tokens a text, prompt included, found")
     answer = server.post("/v1/embeddings", {"input": ["a", long], "truncate": True})
     assert answer.headers["x-truncated-texts"] == "1"
-    found = [one["embedding"] for one in answer.json()["data"]]
-    np.testing.assert_allclose(found, encoder.encode(["a", long]), **CLOSE)
+    vectors = [entry["embedding"] for entry in answer.json()["data"]]
+    np.testing.assert_allclose(vectors, encoder.encode(["a", long]), **CLOSE)
 
 
 def test_special_tokens_around_token_ids(server: Running, encoder: Encoder) -> None:
-    found = server.embed([[500, 501]], add_special_tokens=True)
-    np.testing.assert_allclose(found, encoder.encode_ids([[1, 500, 501, 2]]), **CLOSE)
+    vectors = server.embed([[500, 501]], add_special_tokens=True)
+    np.testing.assert_allclose(vectors, encoder.encode_ids([[1, 500, 501, 2]]), **CLOSE)
 
 
 def test_tokens_are_those_that_are_embedded(server: Running, encoder: Encoder) -> None:
-    (found,) = server.post("/tokenize", {"inputs": "a <s> b", "prompt_name": "passage"}).json()
+    (tokens,) = server.post("/tokenize", {"inputs": "a <s> b", "prompt_name": "passage"}).json()
     (expected,) = encoder.tokeniser.ids(["a <s> b"], encoder.prompts.find("passage"))
-    assert [token["id"] for token in found] == expected
-    assert [token["special"] for token in found] == [True, *[False] * (len(found) - 2), True]
+    assert [token["id"] for token in tokens] == expected
+    assert [token["special"] for token in tokens] == [True, *[False] * (len(tokens) - 2), True]
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -188,12 +188,12 @@ def test_unknown_models_and_routes(server: Running) -> None:
 def test_info_tells_what_is_served_and_the_limits(
     server: Running, served_artifact: Artifact
 ) -> None:
-    found = server.client.get("/info").json()
-    assert found["model_id"] == "small"
-    assert found["model_sha"] == served_artifact.manifest.artifact_id
-    assert found["max_input_length"] == 256 and found["max_client_batch_size"] == 2048
-    assert found["prompts"] == ["passage", "query"] and found["default_prompt"] == "query"
-    assert found["arithmetic"] == "fp32 on CPU"
+    info = server.client.get("/info").json()
+    assert info["model_id"] == "small"
+    assert info["model_sha"] == served_artifact.manifest.artifact_id
+    assert info["max_input_length"] == 256 and info["max_client_batch_size"] == 2048
+    assert info["prompts"] == ["passage", "query"] and info["default_prompt"] == "query"
+    assert info["arithmetic"] == "fp32 on CPU"
 
 
 def test_metrics_have_the_names_that_are_promised(server: Running) -> None:
@@ -254,8 +254,8 @@ def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
 
 
 def test_schema_names_what_each_route_takes(server: Running) -> None:
-    found = server.client.get("/openapi.json").json()
-    schemas = found["components"]["schemas"]
+    document = server.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
     assert {"OpenAIRequest", "TeiRequest", "TokenizeRequest"} <= set(schemas)
-    body = found["paths"]["/v1/embeddings"]["post"]["requestBody"]
+    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]
     assert json.dumps(body).count("#/components/schemas/OpenAIRequest") == 1

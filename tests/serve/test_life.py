@@ -40,7 +40,7 @@ def test_sigterm_under_load_answers_what_was_taken_and_exits_with_0(stub: Stub) 
         slow = pool.submit(server.post, "/v1/embeddings", {"input": "slowword at the end"})
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        codes = [code for one in asking for code in one.result()]
+        codes = [code for task in asking for code in task.result()]
         assert slow.result().status_code == 200
     assert server.process.wait(10) == 0
     assert set(codes) <= {200, 503} and codes.count(200) >= 16
@@ -75,9 +75,9 @@ def test_draining_has_an_end(stub: Stub) -> None:
         started = time.monotonic()
         assert server.process.wait(10) == 0
         assert time.monotonic() - started < 5
-        for one in asking:
-            error = one.exception()
-            assert isinstance(error, httpx.TransportError) or one.result().status_code in ANSWERED
+        for task in asking:
+            error = task.exception()
+            assert isinstance(error, httpx.TransportError) or task.result().status_code in ANSWERED
 
 
 def test_ctrl_c_exits_with_130(served_artifact: Artifact) -> None:
@@ -108,7 +108,7 @@ def test_memory_stays_flat(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "message"),
     [
         (("--backend", "trt"), "expected a CUDA device and driver for --backend trt, found none"),
         (("--require-verified",), "expected a passing parity verdict for ort: fp32 on CPU in"),
@@ -118,7 +118,7 @@ def test_memory_stays_flat(stub: Stub) -> None:
     ids=["backend", "not verified", "limit", "keys"],
 )
 def test_what_cannot_be_served_ends_in_one_line(
-    served_artifact: Artifact, options: tuple[str, ...], found: str
+    served_artifact: Artifact, options: tuple[str, ...], message: str
 ) -> None:
     import subprocess
     import sys
@@ -133,8 +133,8 @@ def test_what_cannot_be_served_ends_in_one_line(
         check=False,
     )
     assert run.returncode == 2
-    told = [line for line in run.stderr.splitlines() if not line.startswith("{")]
-    assert len(told) == 1 and told[0].startswith(f"anna-export: {found}"), run.stderr
+    lines = [line for line in run.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1 and lines[0].startswith(f"anna-export: {message}"), run.stderr
 
 
 def test_a_port_that_is_taken_is_said(served_artifact: Artifact) -> None:
@@ -155,25 +155,26 @@ def test_an_artifact_that_computes_something_else_than_when_it_was_proved_is_not
     from anna_export.artifact.folder import open_artifact
     from anna_export.artifact.manifest import PARITY_FILE
     from anna_export.errors import DamagedError
-    from anna_export.serve.served import OpenServed
+    from anna_export.serve.load_model import ModelLoader
     from anna_export.serve.worker import self_test
     from anna_export.verify.golden import read_golden
 
     shutil.copytree(artifact.folder, tmp_path / "artifact")
     opened = open_artifact(tmp_path / "artifact")
     golden = read_golden(opened)
-    assert len(golden) == 4 and all(one.cosine > 0.999999 for one in golden)
-    served = OpenServed(tmp_path / "artifact")()
-    assert self_test(served.encoder, served.golden).backend == "ort"
+    assert len(golden) == 4 and all(text.cosine > 0.999999 for text in golden)
+    model = ModelLoader(tmp_path / "artifact")()
+    assert self_test(model.encoder, model.golden).backend == "ort"
     # as if another model's weights had been proved
     proof = json.loads((tmp_path / "artifact" / PARITY_FILE).read_text())
-    vectors = [one["vector"] for one in proof["vectors"]["golden"]]
-    for one, vector in zip(proof["vectors"]["golden"], vectors[1:] + vectors[:1], strict=True):
-        one["vector"] = vector
+    texts = proof["vectors"]["golden"]
+    vectors = [text["vector"] for text in texts]
+    for text, vector in zip(texts, vectors[1:] + vectors[:1], strict=True):
+        text["vector"] = vector
     add_evidence(opened, PARITY_FILE, json.dumps(proof))
-    served = OpenServed(tmp_path / "artifact")()
+    model = ModelLoader(tmp_path / "artifact")()
     with pytest.raises(DamagedError, match=r"expected a cosine of 1\.0000 to a golden vector"):
-        self_test(served.encoder, served.golden)
+        self_test(model.encoder, model.golden)
 
 
 def test_verified_artifacts_are_served_where_it_is_required(artifact: Artifact) -> None:

@@ -26,8 +26,8 @@ def test_texts_go_to_whom_they_belong(stub: Stub, served_artifact: Artifact) -> 
     answers = at_once(server, [{"input": texts, "prompt_name": ""} for texts in requests])
     for texts, answer in zip(requests, answers, strict=True):
         expected = [vector_of(np.array(ids), 40) for ids in tokeniser.ids(texts)]
-        found = [one["embedding"] for one in answer.json()["data"]]
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        vectors = [entry["embedding"] for entry in answer.json()["data"]]
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
 def test_equal_texts_in_flight_are_computed_once(stub: Stub) -> None:
@@ -79,7 +79,7 @@ def test_a_long_text_is_not_starved_by_short_ones(stub: Stub) -> None:
         started = time.monotonic()
         server.embed("word " * 240, prompt_name="")
         waited = time.monotonic() - started
-        assert sum(one.result() for one in busy) > 20
+        assert sum(task.result() for task in busy) > 20
     assert waited < 1.5
 
 
@@ -98,15 +98,15 @@ def test_many_texts_in_one_request_are_not_starved_by_single_ones(stub: Stub) ->
 
         busy = [pool.submit(singles, worker) for worker in range(12)]
         time.sleep(0.5)
-        many = {"input": [f"one of many {n}" for n in range(100)], "prompt_name": ""}
+        request = {"input": [f"one of many {n}" for n in range(100)], "prompt_name": ""}
         tries = 1
-        while (answer := server.post("/v1/embeddings", many)).status_code == 429:
+        while (answer := server.post("/v1/embeddings", request)).status_code == 429:
             tries += 1
             time.sleep(0.02)
             assert time.monotonic() < stop
         assert answer.status_code == 200 and tries < 60
-        for one in busy:
-            one.result()
+        for task in busy:
+            task.result()
 
 
 # -- deadlines, and clients that leave --
@@ -123,8 +123,8 @@ def test_a_deadline_that_passes_is_answered_504_and_its_text_is_not_computed(stu
         )
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline"
         assert time.monotonic() - started < 0.6
-        for one in blocking:
-            one.result()
+        for task in blocking:
+            task.result()
     assert server.metric("anna_batch_size_sum") == 2
     assert (
         server.post("/embed", {"inputs": "a"}, headers={"x-deadline-ms": "no"}).status_code == 422
@@ -142,8 +142,8 @@ def test_work_of_clients_that_left_is_dropped(stub: Stub) -> None:
             with server.connect() as client:
                 client.sendall(head + body)
                 time.sleep(0.02)
-        for one in blocking:
-            one.result()
+        for task in blocking:
+            task.result()
     wait_for(lambda: server.metric("anna_queue_depth") == 0)
     assert server.metric("anna_batch_size_sum") == 2
     assert server.metric("anna_requests_total", code="499") == 5
@@ -216,8 +216,8 @@ def test_more_requests_than_may_be_answered_at_once_are_refused(stub: Stub) -> N
             answer = server.post("/embed", {"inputs": text})
             assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
         assert server.client.get("/health").status_code == 200
-        for one in taken:
-            one.result()
+        for task in taken:
+            task.result()
     assert server.metric("anna_rejected_total", reason="requests") == 2
     assert server.embed("and again")
 

@@ -4,27 +4,44 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
+import pytest
 
 from anna_export.artifact.folder import Artifact
+from anna_export.encoder import Backend, Encoder
+from anna_export.text.batch import TokenBatch
 from tests.serve.running import Stub, at_once, wait_for
+
+
+class Spoiled:
+    """A backend whose second row is lost."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.arithmetic, self.spec = backend.name, backend.arithmetic, backend.spec
+        self._backend = backend
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        vectors = self._backend.run(batch).copy()
+        vectors[1] = np.nan
+        return vectors
 
 
 def test_a_row_that_is_not_finite_is_computed_again_in_the_safe_precision(stub: Stub) -> None:
     server = stub()
-    found = server.embed(["fine", "nanword here", "fine too"], prompt_name="")
-    assert np.isfinite(np.array(found, dtype=float)).all()
+    vectors = server.embed(["fine", "nanword here", "fine too"], prompt_name="")
+    assert np.isfinite(np.array(vectors, dtype=float)).all()
     assert server.metric("anna_nonfinite_total", outcome="recomputed") == 1
 
 
 def test_a_row_that_stays_so_is_an_error_for_itself_alone(stub: Stub) -> None:
     server = stub(us_per_token=100)
     inputs: list[Any] = [["fine", "lostword"], *(f"neighbour {n}" for n in range(8))]
-    lost, *others = at_once(server, [{"input": one, "prompt_name": ""} for one in inputs])
+    lost, *others = at_once(server, [{"input": texts, "prompt_name": ""} for texts in inputs])
     assert lost.status_code == 424
     assert lost.json()["error"]["param"] == "input.1" and "NaN" in lost.json()["error"]["message"]
     assert {answer.status_code for answer in others} == {200}
@@ -32,58 +49,57 @@ def test_a_row_that_stays_so_is_an_error_for_itself_alone(stub: Stub) -> None:
 
 
 def test_the_safe_precision_is_the_stored_weights_in_fp32(served_artifact: Artifact) -> None:
-    from anna_export.serve.served import OpenServed
-    from anna_export.serve.worker import Work, compute, compute_finite
+    from anna_export.serve.load_model import ModelLoader
+    from anna_export.serve.worker import EncodeBatch, compute, compute_finite
 
-    served = OpenServed(served_artifact.folder)()
-    rows = served.encoder.tokeniser.ids(["one text", "another"])
-    expected = compute(served.encoder, rows, None)
+    model = ModelLoader(served_artifact.folder)()
+    rows = model.encoder.tokeniser.ids(["one text", "another"])
+    expected = compute(model.encoder, rows)
+    model.encoder.backend = Spoiled(model.encoder.backend)
+    vectors, outcomes = compute_finite(model, EncodeBatch(0, rows))
+    assert outcomes.tolist() == [0, 1]
+    np.testing.assert_allclose(vectors, expected, atol=2e-6, rtol=0)
 
-    class Spoiled:
-        """The backend, whose second row is lost."""
 
-        spec = served.encoder.backend.spec
+@pytest.mark.parametrize("cached_tokens", [20, 12], ids=["all of the prefix", "a part of it"])
+def test_rows_after_a_prefix_are_those_of_all_their_tokens(
+    served_artifact: Artifact, cached_tokens: int
+) -> None:
+    from anna_export.serve.load_model import ModelLoader
+    from anna_export.serve.worker import EncodeBatch, compute, compute_finite
 
-        def run(self, batch: Any) -> np.ndarray:
-            found = inner.run(batch).copy()
-            found[1] = np.nan
-            return found
-
-    inner: Any = served.encoder.backend
-    served.encoder.backend = Spoiled()  # type: ignore[assignment]
-    found, became = compute_finite(
-        served.encoder, Work(0, rows, None), lambda lost: compute(served.open_safe(), lost, None)
-    )
-    assert became.tolist() == [0, 1]
-    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+    model = ModelLoader(served_artifact.folder)()
+    prompt = served_artifact.manifest.prompts.find("query")
+    prefix = model.prefix_ids[prompt][:cached_tokens]
+    assert len(prefix) == cached_tokens
+    rows = [[500, 501, 2], [7, 8, 9, 2]]
+    expected = compute(model.encoder, [[*prefix, *row] for row in rows])
+    batch = EncodeBatch(0, rows, prompt, cached_tokens)
+    backend = model.encoder.backend
+    for used, lost in ((backend, 0), (Spoiled(backend), 1)):  # with the prefix, and without
+        model.encoder.backend = used
+        vectors, outcomes = compute_finite(model, batch)
+        assert outcomes.tolist() == [0, lost]
+        np.testing.assert_allclose(vectors, expected, atol=2e-6, rtol=0)
+    model.encoder.backend, model.encoder.prefixes = backend, None
+    vectors, _ = compute_finite(model, batch)
+    np.testing.assert_allclose(vectors, expected, atol=2e-6, rtol=0)
 
 
 def test_a_safe_precision_that_does_not_fit_costs_that_row_alone(
     served_artifact: Artifact,
 ) -> None:
-    from anna_export.serve.served import OpenServed
-    from anna_export.serve.worker import Work, compute_finite
+    from anna_export.serve.load_model import ModelLoader
+    from anna_export.serve.worker import EncodeBatch, compute_finite
 
-    encoder = OpenServed(served_artifact.folder)().encoder
-    inner: Any = encoder.backend
-
-    class Spoiled:
-        """The backend, whose second row is lost."""
-
-        spec = inner.spec
-
-        def run(self, batch: Any) -> np.ndarray:
-            found: np.ndarray = inner.run(batch).copy()
-            found[1] = np.nan
-            return found
-
-    def too_large(rows: Any) -> np.ndarray:
+    def too_large() -> Encoder:
         raise MemoryError
 
-    encoder.backend = Spoiled()  # type: ignore[assignment]
-    rows = encoder.tokeniser.ids(["one text", "another"])
-    found, became = compute_finite(encoder, Work(0, rows, None), too_large)
-    assert became.tolist() == [0, 2] and np.isfinite(found).all()
+    model = replace(ModelLoader(served_artifact.folder)(), open_safe=too_large)
+    model.encoder.backend = Spoiled(model.encoder.backend)
+    rows = model.encoder.tokeniser.ids(["one text", "another"])
+    vectors, outcomes = compute_finite(model, EncodeBatch(0, rows))
+    assert outcomes.tolist() == [0, 2] and np.isfinite(vectors).all()
 
 
 def test_an_encoder_that_is_killed_is_started_again(stub: Stub) -> None:
@@ -107,7 +123,7 @@ def test_an_encoder_that_is_killed_is_started_again(stub: Stub) -> None:
         asking = [pool.submit(ask, worker) for worker in range(16)]
         time.sleep(0.5)
         os.kill(first, signal.SIGKILL)
-        codes = [code for one in asking for code in one.result()]
+        codes = [code for task in asking for code in task.result()]
     assert set(codes) == {200, 503}
     server.wait_until_ready()
     assert server.encoder_pid != first

@@ -235,5 +235,8 @@ def test_an_engine_takes_the_place_of_the_graph(
     out = tmp_path / "models"
     write_repository(opened, Package("m", engine="sm_90"), out, overwrite=False)
     assert (out / "m.encoder" / "1" / "model.plan").read_bytes() == b"plan"
+    command = ["package", str(opened.folder), "--triton", str(tmp_path / "again"), "--name", "m"]
+    assert run([*command, "--compute-capability", "9.0"]) == 0
+    assert (tmp_path / "again" / "m.encoder" / "1" / "model.plan").read_bytes() == b"plan"
     config = (out / "m.encoder" / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in config and re.search(r"kind: KIND_GPU", config)

@@ -24,8 +24,8 @@ _DECIMALS = ("teacher_entropy",)
 @click.option(
     "--model",
     type=commands.folder,
-    help="Folder of the base model, for its tokenizer: also looks for its special tokens, and for "
-    "more than 5 % of the texts cut.",
+    help="Folder of the base model; with its tokenizer check also finds special tokens in texts, "
+    "and warns if more than 5 % of the texts are truncated.",
 )
 @click.option(
     "--max-tokens",
@@ -53,7 +53,7 @@ def command(
 
     Errors are malformed rows, empty texts, positives among a row's own negatives, rows without
     negatives where they are needed, and evaluation texts. Warnings are repeated and nearly repeated
-    rows and texts, special tokens, texts that are cut, and scores that teach nothing or contradict
+    rows and texts, special tokens, truncated texts, and scores that teach nothing or contradict
     the row. Exit code 1 if there are errors, 0 if there are warnings alone.
     """
     from anna_train.check.doctor import Request, check

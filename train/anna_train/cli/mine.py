@@ -26,40 +26,41 @@ if TYPE_CHECKING:
     help='More texts to mine from: a .jsonl file with "text", or one text a line.',
 )
 @teacher_options
-@click.option("--negatives", default=7, show_default=True, help="Negatives a row has at last.")
+@click.option("--negatives", default=7, show_default=True, help="Negatives of a finished row.")
 @click.option(
     "--from-rank",
     default=1,
     show_default=True,
-    help="First rank that is taken, among those that may be negatives.",
+    help="First rank to take, among the candidates that the margin allows.",
 )
 @click.option(
     "--margin",
     default=0.02,
     show_default=True,
-    help="Least distance of a negative below the lowest positive, in units of the score.",
+    help="Smallest distance of a negative's score below the lowest positive's, in units of the "
+    "score.",
 )
 @click.option(
     "--relative",
     default=0.05,
     show_default=True,
-    help="The same as a share of that positive's score.",
+    help="That distance as a share of that positive's score.",
 )
 @click.option(
     "--spread",
     default=0.25,
     show_default=True,
-    help="The same in standard deviations of the query's candidate scores. The largest of the "
-    "three counts.",
+    help="That distance in standard deviations of the query's candidate scores. The largest of "
+    "the three applies.",
 )
 @click.option(
     "--sampling",
     type=click.Choice(("top", "random")),
     default="top",
     show_default=True,
-    help="The best of those that may be negatives, or any by chance.",
+    help="Take the best of the allowed candidates (top), or a random sample of them.",
 )
-@click.option("--replace", is_flag=True, help="Drop the negatives that rows have.")
+@click.option("--replace", is_flag=True, help="Drop the negatives that are in the rows already.")
 @commands.overwrite_option
 @output.json_option
 def command(
@@ -77,11 +78,11 @@ def command(
     as_json: bool,
     **teacher: Any,
 ) -> None:
-    """Give rows hard negatives, and go on where an interrupted run was.
+    """Add hard negatives to training rows; an interrupted run resumes.
 
-    ROWS is a JSONL file of training rows. Candidates are what BM25 and a dense retriever find among
-    all positives; a negative scores far enough below its query's positives, and keeps in the row
-    where it came from. Give the same command again to go on.
+    ROWS is a JSONL file of training rows. BM25 and a dense retriever find candidates among all
+    positives; mine takes those that score far enough below the query's positives, and writes into
+    the row where each came from. To resume, give the same command again.
     """
     from anna_train.mining.margin import AdaptiveMargin
     from anna_train.mining.mine import mine

@@ -14,9 +14,9 @@ from anna_export.console import commands, output
 @click.option("--against", type=commands.path, help="A batch plan to compare with.")
 @output.json_option
 def command(config: Path, out: Path | None, against: Path | None, as_json: bool) -> None:
-    """Say what a recipe will take and see: memory, mini-batch, steps, what is cut.
+    """Forecast memory, mini-batch, steps and truncated texts of a recipe.
 
-    With --against, where the two plans first differ; exit code 1 if they do.
+    With --against it prints where the two batch plans first differ; the exit code is then 1.
     """
     import torch
 

@@ -48,17 +48,23 @@ class _Weights(click.ParamType):
     "--entropy-low",
     default=0.2,
     show_default=True,
-    help="Least mean entropy of the soft labels, as a share of that of equal ones.",
+    help="Smallest mean entropy of the soft labels, as a share of that of uniform labels.",
 )
-@click.option("--entropy-high", default=0.6, show_default=True, help="The most.")
+@click.option(
+    "--entropy-high",
+    default=0.6,
+    show_default=True,
+    help="Largest mean entropy, on the same scale.",
+)
 @click.option(
     "--weights",
     type=_Weights(),
     default="1,0,0",
     show_default=True,
-    help="Of reranker, dense retriever and BM25, each standardised over the file.",
+    help="Weights of reranker, dense retriever and BM25, whose scores are standardised over the "
+    "file.",
 )
-@click.option("--again", is_flag=True, help="Score rows that are scored already, too.")
+@click.option("--again", is_flag=True, help="Score rows that have scores already, too.")
 @commands.overwrite_option
 @output.json_option
 def command(
@@ -72,11 +78,11 @@ def command(
     as_json: bool,
     **teacher: Any,
 ) -> None:
-    """Give rows soft labels: a teacher's logits, over one temperature for the file.
+    """Add soft labels to training rows: a teacher's logits, divided by one temperature.
 
-    ROWS is a JSONL file of training rows with negatives. What is written is logit / temperature, so
-    its softmax is the label in any trainer; "temperature" in the row gives the logit back. Scores
-    that mine left are used as they are, unless --again is given.
+    ROWS is a JSONL file of training rows with negatives. score writes logit / temperature, whose
+    softmax is the label in any trainer, and "temperature", which gives the logit back. It uses the
+    scores that mine wrote, unless --again is set.
     """
     from anna_train.mining.score import score
     from anna_train.mining.settings import ScoreSettings

@@ -29,9 +29,9 @@ _OPTIONS = (
         "--reranker",
         default="learned",
         show_default=True,
-        help="learned: a logistic regression over lexical and dense features, which scores each "
-        "half of the queries as it learned on the other; none: the dense cosine; or the folder of "
-        "a sentence-transformers CrossEncoder.",
+        help="learned: a logistic regression over lexical and dense features, trained on one half "
+        "of the queries to score the other; none: the dense cosine; or the folder of a "
+        "sentence-transformers CrossEncoder.",
     ),
     click.option(
         "--depth",
@@ -39,12 +39,12 @@ _OPTIONS = (
         show_default=True,
         help="Texts that BM25 and the dense retriever each find for a query.",
     ),
-    click.option("--seed", default=0, show_default=True, help="Start of what is drawn by chance."),
+    click.option("--seed", default=0, show_default=True, help="Random seed."),
     click.option(
         "--cache",
         type=commands.path,
-        help="Folder that the encoder's vectors are kept in, so that later runs compute only new "
-        "ones. Default: they are kept until this output is finished.",
+        help="Folder that stores the encoder's vectors, so that later runs compute only new ones. "
+        "Default: a folder that is removed when the output is finished.",
     ),
 )
 

@@ -15,14 +15,14 @@ from anna_export.console import commands, output
 )
 @click.option("--out", type=commands.path, required=True, help="Adapter folder to make.")
 @commands.overwrite_option
-@click.option("--restart", is_flag=True, help="Throw an unfinished run away and begin anew.")
+@click.option("--restart", is_flag=True, help="Discard an unfinished run and start again.")
 @output.json_option
 def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bool) -> None:
     """Train a LoRA adapter.
 
-    The run is kept in OUT.training until it is finished: after Ctrl-C or a crash the same command
-    goes on from the last checkpoint, and ends with the weights of a run that never stopped (bit by
-    bit, on a CPU). On several GPUs: torchrun --nproc-per-node N -m anna_train tune …
+    tune stores the run in OUT.training until it is finished: after Ctrl-C or a crash the same
+    command resumes from the last checkpoint, and ends with the weights of a run that never stopped
+    (bit by bit, on a CPU). On several GPUs: torchrun --nproc-per-node N -m anna_train tune …
     """
     from anna_train.tune import tune
     from anna_train.tune_recipe import read_tune_recipe

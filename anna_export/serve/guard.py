@@ -1,10 +1,11 @@
-"""What every route does around its own work: keys, bodies, deadlines, clients that leave."""
+"""What surrounds every route's handler: keys, bodies, deadlines, limits, clients that leave."""
 
 import asyncio
 import contextlib
 import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -13,18 +14,26 @@ from starlette.responses import Response
 
 from anna_export.serve.log import log
 from anna_export.serve.refusal import Kind, Refusal
-from anna_export.serve.service import Service
+from anna_export.serve.service import EmbeddingService
 
 DEADLINE_HEADER: Final = "x-deadline-ms"
-# A body over the limit is read to its end and forgotten, up to so many times the limit: a client
-# that is still sending does not read the answer.
-_DRAINED: Final = 8
+# A body over the limit is read up to so many times the limit and thrown away: a client that is
+# still sending does not read the answer.
+_DISCARDED_FACTOR: Final = 8
 _CLIENT_LEFT: Final = 499
-# Bodies that are held at once take no more memory than so many of the largest.
+# Bodies in memory at once take no more of it than so many of the largest.
 _LARGEST_BODIES: Final = 64
 
-# a request's body and its deadline → the answer, and what to say of it in a header or the log
-Work = Callable[[bytearray, float | None], Awaitable[Response]]
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as a handler gets it: its body, and `time.perf_counter` at its deadline."""
+
+    body: bytearray
+    deadline: float | None = None
+
+
+Handler = Callable[[EmbeddingService, Call], Awaitable[Response]]
 
 
 def is_openai(path: str) -> bool:
@@ -45,20 +54,20 @@ def answer_refusal(request: Request, refusal: Refusal) -> Response:
     return answer_json(refusal.body(openai=openai), refusal.headers, status)
 
 
-async def respond(service: Service, request: Request, work: Work) -> Response:
-    """Answer one request: its work's answer, or why there is none.
+async def respond(service: EmbeddingService, request: Request, handler: Handler) -> Response:
+    """Return the handler's answer or a refusal; count, time and log the request.
 
-    A client that leaves takes its request along.
+    The handler is cancelled when the client leaves.
     """
     started = time.perf_counter()
     route = request.url.path
     service.active += 1
     try:
-        require_key(request, service.settings.api_keys)
+        _require_key(request, service.config.api_keys)
         _require_room(service)
         deadline = _deadline(request, started)
         async with _body(request, service) as body:
-            response = await _unless_left(request, work(body, deadline))
+            response = await _unless_left(request, handler(service, Call(body, deadline)))
     except Refusal as refusal:
         response = answer_refusal(request, refusal)
     except ClientDisconnect:  # in the middle of its body
@@ -73,7 +82,7 @@ async def respond(service: Service, request: Request, work: Work) -> Response:
     return response
 
 
-def require_key(request: Request, keys: tuple[str, ...]) -> None:
+def _require_key(request: Request, keys: tuple[str, ...]) -> None:
     """Refuse a request without one of the keys.
 
     Raises:
@@ -81,81 +90,80 @@ def require_key(request: Request, keys: tuple[str, ...]) -> None:
     """
     if not keys:
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        given = ""
-    # each one is compared, in a time that tells nothing
-    found = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    if not any(found):
+        key = ""
+    # compared with each, so that the time taken does not depend on which is right
+    matches = [hmac.compare_digest(key.encode(), valid.encode()) for valid in keys]
+    if not any(matches):
         raise Refusal(
             Kind.UNAUTHORIZED,
             "expected the header Authorization: Bearer KEY with one of the server's keys, found "
-            + ("another" if given else "none"),
+            + ("another" if key else "none"),
             "invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 def _deadline(request: Request, started: float) -> float | None:
-    told = request.headers.get(DEADLINE_HEADER)
-    if told is None:
+    value = request.headers.get(DEADLINE_HEADER)
+    if value is None:
         return None
-    if not (told.isascii() and told.isdigit() and len(told) <= 9):
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
         raise Refusal.invalid(
-            f"expected whole milliseconds in {DEADLINE_HEADER}, found {told[:40]!r}", None
+            f"expected whole milliseconds in {DEADLINE_HEADER}, found {value[:40]!r}", None
         )
-    return started + int(told) / 1e3
+    return started + int(value) / 1e3
 
 
-def _require_room(service: Service) -> None:
-    """Refuse a request where as many are at work as may be.
+def _require_room(service: EmbeddingService) -> None:
+    """Refuse a request over the number that may be answered at once.
 
     Raises:
         Refusal: If so.
     """
-    most = service.settings.max_requests
-    if service.active > most:
+    limit = service.config.max_requests
+    if service.active > limit:
         service.metrics.rejected.labels(reason="requests").inc()
-        raise Refusal.overloaded(f"{most:,} requests, the limit, are being answered", 1)
+        raise Refusal.overloaded(f"{limit:,} requests, the limit, are being answered", 1)
 
 
 @contextlib.asynccontextmanager
-async def _body(request: Request, service: Service) -> AsyncIterator[bytearray]:
-    """Read a body, and count it while it is held.
+async def _body(request: Request, service: EmbeddingService) -> AsyncIterator[bytearray]:
+    """Read a body, and count its bytes while it is in memory.
 
     Raises:
-        Refusal: If it is larger than the limit, takes too long, or too much of others is held.
+        Refusal: If it is larger than the limit, takes too long, or all bodies are too large.
     """
-    kept = bytearray()
+    body = bytearray()
     try:
-        await _read(request, service, kept)
-        yield kept
+        await _read(request, service, body)
+        yield body
     finally:
-        service.body_bytes -= len(kept)
+        service.body_bytes -= len(body)
 
 
-async def _read(request: Request, service: Service, kept: bytearray) -> None:
-    limit = service.settings.payload_bytes
-    most = _LARGEST_BODIES * limit
+async def _read(request: Request, service: EmbeddingService, body: bytearray) -> None:
+    limit, seconds = service.config.payload_bytes, service.config.body_seconds
+    total_limit = _LARGEST_BODIES * limit
     size, fits = 0, True
     try:
-        async with asyncio.timeout(service.settings.body_seconds):
+        async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 size += len(chunk)
-                fits = fits and service.body_bytes + len(chunk) <= most
+                fits = fits and service.body_bytes + len(chunk) <= total_limit
                 if size <= limit and fits:
-                    kept += chunk
+                    body += chunk
                     service.body_bytes += len(chunk)
                 else:
-                    service.body_bytes -= len(kept)
-                    kept.clear()
-                if size > _DRAINED * limit:
+                    service.body_bytes -= len(body)
+                    body.clear()
+                if size > _DISCARDED_FACTOR * limit:
                     break
     except TimeoutError:
         raise Refusal(
             Kind.SLOW,
-            f"expected a body within {service.settings.body_seconds:g} s, found {size:,} bytes of "
-            "it; send it faster",
+            f"expected a body within {seconds:g} s, found {size:,} bytes of it; send it faster",
             "slow_body",
             headers={"Connection": "close"},
         ) from None
@@ -167,23 +175,23 @@ async def _read(request: Request, service: Service, kept: bytearray) -> None:
         )
     if not fits:
         service.metrics.rejected.labels(reason="bodies").inc()
-        raise Refusal.overloaded(f"{most:,} bytes of requests, the limit, are held", 1)
+        raise Refusal.overloaded(f"{total_limit:,} bytes of requests, the limit, are held", 1)
 
 
-async def _unless_left(request: Request, work: Awaitable[Response]) -> Response:
-    """Do the work while the client is there."""
-    doing = asyncio.ensure_future(work)
+async def _unless_left(request: Request, answer: Awaitable[Response]) -> Response:
+    """Wait for the answer; cancel it when the client leaves first."""
+    answering = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        doing.cancel()
-        await asyncio.wait((doing,))
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        answering.cancel()
+        await asyncio.wait((answering,))
         return Response(status_code=_CLIENT_LEFT)
     finally:
         leaving.cancel()
-        doing.cancel()
+        answering.cancel()
 
 
 async def _left(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of vectors on their way out: fewer dimensions, smaller numbers, base64."""
+"""What vectors are sent as: fewer dimensions, smaller numbers, base64."""
 
 import base64
 from typing import Any, Final
@@ -12,10 +12,10 @@ from anna_export.serve.schema import EmbedDtype
 DEVIATIONS: Final = 4.0
 
 
-def written(
+def convert_vectors(
     vectors: np.ndarray, dimensions: int | None, dtype: EmbedDtype = EmbedDtype.FLOAT32
 ) -> np.ndarray:
-    """Return vectors as a client asked for them.
+    """Return vectors with the dimensions and the type of a request.
 
     Args:
         vectors: (N, D) float32 of unit length.
@@ -50,7 +50,7 @@ def integer_limit(dimensions: int) -> np.float32:
     return np.float32(DEVIATIONS / np.sqrt(dimensions))
 
 
-def told(vector: np.ndarray, encoding: str) -> Any:
+def encode_json(vector: np.ndarray, encoding: str) -> Any:
     """Return one vector as JSON holds it: numbers, or the base64 of its little-endian bytes."""
     if encoding == "base64":
         little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)

@@ -1,4 +1,4 @@
-"""What a server may be told, and its limits."""
+"""A server's names and limits."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from anna_export.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """A server's limits and names.
+class ServerConfig:
+    """A server's names and limits.
 
     Args:
         model_name: What requests call the model.
@@ -17,13 +17,13 @@ class Settings:
         max_request_tokens: Most tokens of one request, prompts included.
         payload_bytes: Largest body.
         max_requests: Most requests that are read or answered at once.
-        queue_seconds: What is waiting takes at most so long to compute, or is not admitted.
+        queue_seconds: Requests are refused while the texts that wait take longer to compute.
         stall_seconds: An encoder that takes longer for a batch, and far longer than usual, is
             started again.
         body_seconds: How long a client may take to send a body.
         drain_seconds: How long requests in flight may take after SIGTERM.
         instruction_format: How a request's own instruction is worded: a name of FORMATS.
-        api_keys: One of these must come with a request; none for everybody.
+        api_keys: A request must bring one of these; empty for a server open to everybody.
 
     Raises:
         InputError: If a limit is not above zero.
@@ -43,16 +43,16 @@ class Settings:
     api_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        limits = {
-            "--max-client-batch-size": self.max_inputs,
-            "--max-request-tokens": self.max_request_tokens,
-            "--payload-limit": self.payload_bytes,
-            "--max-concurrent-requests": self.max_requests,
-            "--max-queue-seconds": self.queue_seconds,
-            "--stall-seconds": self.stall_seconds,
-            "--drain-seconds": self.drain_seconds,
-            "--max-batch-tokens": 1 if self.max_batch_tokens is None else self.max_batch_tokens,
-        }
-        for name, value in limits.items():
-            if not value > 0:
-                raise InputError(f"expected {name} above 0, found {value}")
+        for name in (
+            "max_batch_tokens",
+            "max_inputs",
+            "max_request_tokens",
+            "payload_bytes",
+            "max_requests",
+            "queue_seconds",
+            "stall_seconds",
+            "drain_seconds",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"expected `{name}` above 0, found {value}")

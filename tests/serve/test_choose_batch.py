@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anna_export.serve.batch import WINDOW, choose_batch
+from anna_export.serve.choose_batch import WINDOW, choose_batch
 from anna_export.text.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
@@ -15,9 +15,9 @@ LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
 def test_the_oldest_is_in_a_batch_that_fits_with_little_padding(
     lengths: list[int], budget: int, prefix: int
 ) -> None:
-    places = choose_batch(lengths, BatchLimits(budget), prefix)
-    assert 0 in places and len(set(places)) == len(places)
-    chosen = [lengths[place] for place in places]
+    indices = choose_batch(lengths, BatchLimits(budget), prefix)
+    assert 0 in indices and len(set(indices)) == len(indices)
+    chosen = [lengths[index] for index in indices]
     assert len(chosen) <= BatchLimits(budget).rows(max(chosen), prefix)
     computed = max(chosen) * len(chosen)
     assert computed - sum(chosen) <= max(MAX_WASTE * computed, FREE_WASTE_TOKENS)
@@ -25,9 +25,9 @@ def test_the_oldest_is_in_a_batch_that_fits_with_little_padding(
 
 @given(LENGTHS, st.integers(600, 2048))
 def test_nothing_fits_in_that_has_the_same_length(lengths: list[int], budget: int) -> None:
-    places = choose_batch(lengths, BatchLimits(budget), 0)
-    chosen = [lengths[place] for place in places]
-    left = [length for place, length in enumerate(lengths) if place not in places]
+    indices = choose_batch(lengths, BatchLimits(budget), 0)
+    chosen = [lengths[index] for index in indices]
+    left = [length for index, length in enumerate(lengths) if index not in indices]
     if len(chosen) < BatchLimits(budget).rows(max(chosen), 0):
         assert max(chosen) not in left
 

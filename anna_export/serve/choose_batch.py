@@ -1,4 +1,4 @@
-"""Which of the waiting texts are computed next: the oldest one, and those that fit it best."""
+"""Which of the waiting texts are computed next: the oldest, and those of similar length."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,17 +11,17 @@ WINDOW: Final = 512
 
 
 def choose_batch(lengths: Sequence[int], limits: BatchLimits, prefix: int) -> list[int]:
-    """Return the places of the texts to compute together, the first of them always among these.
+    """Return the indices of the texts to compute together, always 0 among them.
 
-    As many tokens as the limits allow, with as little padding as batches elsewhere.
+    As many tokens as the limits allow, with as little padding as `anna_export.batching` allows.
 
     Args:
-        lengths: Tokens of each text but for its prefix, the oldest text first.
+        lengths: Tokens of each text without its cached prefix, the oldest text first.
         limits: What the batch holds, at most.
-        prefix: Tokens of the prefix that all stand behind.
+        prefix: Tokens of the cached prefix that all texts have.
     """
-    order = sorted(range(min(len(lengths), WINDOW)), key=lambda place: -lengths[place])
-    widths = [lengths[place] for place in order]
+    order = sorted(range(min(len(lengths), WINDOW)), key=lambda index: -lengths[index])
+    widths = [lengths[index] for index in order]
     before = [0, *accumulate(widths)]
     oldest = order.index(0)
     best, span = 0, (oldest, oldest + 1)
@@ -34,7 +34,7 @@ def choose_batch(lengths: Sequence[int], limits: BatchLimits, prefix: int) -> li
         tokens = before[end] - before[start]
         if tokens > best and end > oldest:
             best, span = tokens, (start, end)
-    return [order[place] for place in range(*span)]
+    return order[slice(*span)]
 
 
 def _last_fitting(before: Sequence[int], start: int, least: int, most: int, width: int) -> int:

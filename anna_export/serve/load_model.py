@@ -1,20 +1,22 @@
 """Opens an artifact for serving, in the process that computes."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import PARITY_FILE
+from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
-from anna_export.serve.worker import Served
+from anna_export.serve.worker import LoadedModel
 from anna_export.verify.golden import read_golden
 
 
 @dataclass(frozen=True, slots=True)
-class OpenServed:
-    """What the process that computes is told to open.
+class ModelLoader:
+    """Which artifact the process that computes loads, and how.
 
     Args:
         artifact: Its folder.
@@ -30,7 +32,7 @@ class OpenServed:
     threads: int | None = None
     require_verified: bool = False
 
-    def __call__(self) -> Served:
+    def __call__(self) -> LoadedModel:
         """Load it.
 
         Raises:
@@ -42,10 +44,12 @@ class OpenServed:
         )
         if self.require_verified:
             _require_verified(artifact, encoder)
-        return Served(
+        open_safe = functools.partial(load_encoder, artifact, backend="pytorch", device="cpu")
+        return LoadedModel(
             encoder,
-            lambda: load_encoder(artifact, backend="pytorch", device="cpu"),
+            functools.cache(open_safe),
             read_golden(artifact),
+            StoredPrefixes(artifact).ids,
         )
 
 
@@ -58,20 +62,20 @@ def _require_verified(artifact: Artifact, encoder: Encoder) -> None:
     from anna_export.verify.proof import read_proof
 
     proof, manifest = read_proof(artifact), artifact.manifest
-    served = f"{encoder.backend.name}: {encoder.backend.arithmetic}"
+    candidate = f"{encoder.backend.name}: {encoder.backend.arithmetic}"
     if proof is None:
-        found = "none"
+        verdict = "none"
     elif proof.verdict != "pass":
-        found = f"the verdict {proof.verdict}: {'; '.join(proof.reasons)}"
-    elif proof.vectors.candidate != served:
-        found = f"one for {proof.vectors.candidate}"
+        verdict = f"the verdict {proof.verdict}: {'; '.join(proof.reasons)}"
+    elif proof.vectors.candidate != candidate:
+        verdict = f"one for {proof.vectors.candidate}"
     elif (entry := manifest.evidence[PARITY_FILE]).covers != manifest.artifact_id or (
         entry.prompts != manifest.prompts.hashes()
     ):
-        found = "one for other weights or prompts"
+        verdict = "one for other weights or prompts"
     else:
         return
     raise InputError(
-        f"expected a passing parity verdict for {served} in {artifact.folder}, found {found}; run "
-        "anna-export verify, or leave out --require-verified"
+        f"expected a passing parity verdict for {candidate} in {artifact.folder}, found {verdict}; "
+        "run anna-export verify, or leave out `require_verified`"
     )

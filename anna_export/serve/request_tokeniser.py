@@ -1,0 +1,189 @@
+"""From a request's texts or token ids to items of the queue."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.prefixes import StoredPrefixes
+from anna_export.encoder import best_prefix
+from anna_export.errors import InputError
+from anna_export.serve.config import ServerConfig
+from anna_export.serve.queue_item import QueueItem
+from anna_export.serve.refusal import Refusal
+from anna_export.serve.schema import EmbedRequest, InputType, TokenizeRequest
+from anna_export.text.prompt_formats import FORMATS
+from anna_export.text.prompts import NO_PROMPT, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedTexts:
+    """A request's texts, and how many of them were truncated."""
+
+    items: list[QueueItem]
+    truncated: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts, prompts included."""
+        return sum(item.tokens for item in self.items)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that cached prefixes hold."""
+        return sum(item.cached_tokens for item in self.items)
+
+
+class RequestTokeniser:
+    """Tokenises requests for a model, without its weights.
+
+    Args:
+        artifact: The model.
+        config: The server's limits.
+    """
+
+    def __init__(self, artifact: Artifact, config: ServerConfig) -> None:
+        manifest = artifact.manifest
+        self._tokeniser = artifact.tokeniser()
+        self._spec, self._contract = manifest.spec, manifest.contract
+        self._prompts, self._config = manifest.prompts, config
+        self._prefix_ids: Mapping[Prompt, list[int]] = StoredPrefixes(artifact).ids
+
+    def read(self, request: EmbedRequest) -> TokenisedTexts:
+        """Return a request's texts as items of the queue.
+
+        Raises:
+            Refusal: If there is no text or too many, one is too long, or there is no such prompt.
+        """
+        dim, field = self._spec.dim, request.texts_field
+        if request.dimensions is not None and request.dimensions > dim:
+            raise Refusal.invalid(
+                f"expected at most {dim} dimensions, found {request.dimensions}", "dimensions"
+            )
+        inputs: Any = request.texts
+        if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
+            inputs = [inputs]
+        if not inputs:
+            raise Refusal.invalid("expected at least one text, found none", field)
+        self._require_few(inputs, field, "; send them in several requests")
+        tokenise = self._texts if isinstance(inputs[0], str) else self._ids
+        texts = tokenise(inputs, request)
+        if texts.tokens > self._config.max_request_tokens:
+            raise Refusal.invalid(
+                f"expected at most {self._config.max_request_tokens:,} tokens in a request, "
+                f"found {texts.tokens:,}; send the texts in several requests",
+                field,
+            )
+        return texts
+
+    def tokens(self, request: TokenizeRequest) -> list[list[dict[str, Any]]]:
+        """Return the tokens of texts as they are embedded, in TEI's shape.
+
+        Raises:
+            Refusal: If there are too many texts, or no such prompt.
+        """
+        texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+        self._require_few(texts, "inputs")
+        try:
+            rows = self._tokeniser.ids(texts, self._prompts.find(request.prompt_name))
+        except InputError as error:
+            raise Refusal.invalid(str(error), "inputs") from None
+        special = {self._contract.bos_id, self._contract.eos_id}
+        return [
+            [
+                {"id": token, "text": self._tokeniser.text(token), "special": token in special}
+                for token in row
+                if request.add_special_tokens or token not in special
+            ]
+            for row in rows
+        ]
+
+    def _prompt(self, request: EmbedRequest) -> Prompt:
+        """Return the prompt of a request.
+
+        Raises:
+            Refusal: If it names several, or one that the model does not have.
+        """
+        names = request.prompt_fields()
+        if len(names) > 1:
+            raise Refusal.invalid(
+                "expected one of prompt_name, input_type and instruction, found "
+                f"{' and '.join(names)}",
+                names[0],
+            )
+        if request.instruction is not None:
+            return FORMATS[self._config.instruction_format].prompt(request.instruction)
+        try:
+            if request.input_type is InputType.DOCUMENT:
+                default = self._prompts.default
+                return self._prompts.find(self._prompts.documents.get(default or "", ""))
+            return self._prompts.find(request.prompt_name)
+        except InputError as error:
+            raise Refusal.invalid(str(error), "prompt_name", "unknown_prompt") from None
+
+    def _require_few(self, values: Sequence[Any], field: str, remedy: str = "") -> None:
+        if len(values) > self._config.max_inputs:
+            raise Refusal.invalid(
+                f"expected at most {self._config.max_inputs:,} texts, found {len(values):,}"
+                + remedy,
+                field,
+            )
+
+    def _texts(self, texts: Sequence[str], request: EmbedRequest) -> TokenisedTexts:
+        prompt, field = self._prompt(request), request.texts_field
+        try:
+            rows = self._tokeniser.frame(texts, prompt)
+        except InputError as error:
+            raise Refusal.invalid(str(error), field) from None
+        truncated = [index for index, row in enumerate(rows) if row.cut]
+        if truncated and not request.truncate:
+            longest = rows[truncated[0]]
+            raise Refusal.invalid(
+                f"expected at most {self._contract.max_tokens:,} tokens a text, prompt included, "
+                f"found {len(longest.ids) + longest.cut:,}; shorten it, or send truncate: true",
+                f"{field}.{truncated[0]}",
+                "text_too_long",
+            )
+        prefixes = self._prefix_ids
+        prefixes = {prompt: prefixes[prompt]} if prompt in prefixes else {}
+        return TokenisedTexts([_item(row.ids, prefixes) for row in rows], len(truncated))
+
+    def _ids(self, rows: Sequence[Sequence[int]], request: EmbedRequest) -> TokenisedTexts:
+        field = request.texts_field
+        if self._prompt(request) is not NO_PROMPT and any(
+            getattr(request, name) for name in request.prompt_fields()
+        ):
+            raise Refusal.invalid(
+                "expected texts behind a prompt, found token ids, which are used as they are", field
+            )
+        framed = request.add_special_tokens
+        bos = [self._contract.bos_id] if framed and self._contract.bos_id is not None else []
+        eos = [self._contract.eos_id] if framed else []
+        room = self._contract.max_tokens - len(bos) - len(eos)
+        for index, row in enumerate(rows):
+            self._require_ids(row, f"{field}.{index}")
+            if len(row) > room and not request.truncate:
+                raise Refusal.invalid(
+                    f"expected at most {room:,} token ids, found {len(row):,}; shorten them, or "
+                    "send truncate: true",
+                    f"{field}.{index}",
+                    "text_too_long",
+                )
+        items = [_item([*bos, *row[:room], *eos], self._prefix_ids) for row in rows]
+        return TokenisedTexts(items, sum(len(row) > room for row in rows))
+
+    def _require_ids(self, row: Sequence[int], param: str) -> None:
+        if not row:
+            raise Refusal.invalid("expected token ids, found none", param)
+        least, most = min(row), max(row)
+        if least < 0 or most >= self._spec.vocab_size:
+            raise Refusal.invalid(
+                f"expected token ids from 0 to {self._spec.vocab_size - 1}, found "
+                f"{least if least < 0 else most}",
+                param,
+            )
+
+
+def _item(ids: Sequence[int], prefixes: Mapping[Prompt, list[int]]) -> QueueItem:
+    prompt, cached_tokens = best_prefix(ids, prefixes)
+    return QueueItem(tuple(ids[cached_tokens:]), prompt, cached_tokens)
