@@ -79,11 +79,11 @@ class Scheme:
             return self
         if self.linear is None:
             raise InputError(
-                f"expected --max-loss with --fp8, --int8 or --int4, found it with "
-                f"--{self.precision}, which is held to a worst cosine; leave it out"
+                f"expected `max_loss` with fp8, int8 or int4, found it with "
+                f"{self.precision}, which is held to a worst cosine; leave it out"
             )
         if not 0 < max_loss <= 1:
-            raise InputError(f"expected --max-loss above 0 and at most 1, found {max_loss}")
+            raise InputError(f"expected `max_loss` above 0 and at most 1, found {max_loss}")
         return replace(self, thresholds=replace(self.thresholds, max_loss=max_loss))
 
     def graphs(

@@ -179,7 +179,7 @@ def _engines(facts: Sequence[Facts]) -> Table:
             str(stored.record),
             f"{stored.record.size_bytes / 1e6:.1f} MB",
             ", ".join(f"{count} {kind}" for kind, count in stored.record.layers.items()),
-            "; ".join(stored.record.shortcomings) or "passed",
+            "; ".join(stored.record.fusion_report) or "passed",
         ]
         for one in facts
         for stored in one.engines

@@ -140,8 +140,8 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        (["--fp32"], "expected --max-loss with --fp8, --int8 or --int4, found it with --fp32"),
-        (["--bf16"], "expected --max-loss with --fp8, --int8 or --int4, found it with --bf16"),
+        (["--fp32"], "expected --max-loss with fp8, int8 or int4, found it with fp32"),
+        (["--bf16"], "expected --max-loss with fp8, int8 or int4, found it with bf16"),
     ],
 )
 def test_bound_on_the_loss_of_a_float_is_refused(

@@ -160,9 +160,9 @@ def test_verify_compares_stored_weights_in_pytorch(
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision) -> None:
-    with pytest.raises(InputError, match="expected --device cpu, found cuda: ") as error:
+    with pytest.raises(InputError, match="expected `device` cpu, found cuda: ") as error:
         open_encoder(exported(precision).artifact.folder, device="cuda")
-    advice = "--high-precision fp16" if precision is Precision.FP8 else "--fp8 or --bf16 for a GPU"
+    advice = "`high_precision` fp16" if precision is Precision.FP8 else "fp8 or bf16 for a GPU"
     assert advice in str(error.value) and "\n" not in str(error.value)
 
 
@@ -355,7 +355,7 @@ def test_high_precision_type_is_refused_with_other_precisions(
 ) -> None:
     out = place / "out"
     line = refused("--model", base, "--out", out, f"--{precision}", "--high-precision", "bf16")
-    assert line.startswith(f"expected --high-precision with --fp8, found it with --{precision}")
+    assert line.startswith(f"expected --high-precision with fp8, found it with {precision}")
 
 
 def test_high_precision_type_that_there_is_not_is_refused_with_those_there_are(
