@@ -45,7 +45,7 @@ class Embedder(Protocol):
     """Who embeds shards: this process, or a cluster."""
 
     dim: int
-    arithmetic: str
+    compute_label: str
     prompts: Prompts
 
     def encode(
@@ -69,7 +69,7 @@ class Here:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.dim, self.prompts = encoder.dim, encoder.prompts
-        self.arithmetic = encoder.backend.arithmetic
+        self.compute_label = encoder.backend.compute_label
 
     def encode(
         self, shards: Iterator[tuple[int, list[str]]], prompt: str | None, report: Report
@@ -135,7 +135,7 @@ def embed_file(
     require_output(out, overwrite=overwrite)
     state = {
         "artifact_id": artifact_id,
-        "arithmetic": embedder.arithmetic,
+        "arithmetic": embedder.compute_label,
         "source_sha256": source.sha256,
         "prompt": asdict(embedder.prompts.find(prompt)),
         "field": source.field,

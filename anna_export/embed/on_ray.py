@@ -25,7 +25,7 @@ class About:
     """What an actor's encoder is."""
 
     dim: int
-    arithmetic: str
+    compute_label: str
 
 
 class _Actor:
@@ -37,7 +37,7 @@ class _Actor:
 
     def about(self) -> About:
         encoder = self._opened()
-        return About(encoder.dim, encoder.backend.arithmetic)
+        return About(encoder.dim, encoder.backend.compute_label)
 
     def encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         return self._opened().encode(texts, prompt)
@@ -108,9 +108,9 @@ class Spread:
         self._actors = [made.remote(opening) for _ in range(count)]
         abouts = self._get([actor.about.remote() for actor in self._actors])
         if len(set(abouts)) > 1:
-            told = " and ".join(sorted({about.arithmetic for about in abouts}))
+            told = " and ".join(sorted({about.compute_label for about in abouts}))
             raise InputError(f"expected nodes that compute alike, found {told}; give a --backend")
-        self.dim, self.arithmetic = abouts[0].dim, abouts[0].arithmetic
+        self.dim, self.compute_label = abouts[0].dim, abouts[0].compute_label
         self.prompts = prompts
 
     def encode(

@@ -207,7 +207,7 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
     if calibration is None:
         return None
     return Quantised(
-        arithmetic=scheme.arithmetic,
+        arithmetic=scheme.compute_dtype,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,

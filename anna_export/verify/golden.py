@@ -75,7 +75,7 @@ def read_golden(artifact: Artifact) -> list[GoldenVector]:
         ) from None
 
 
-def require_golden(golden: Sequence[GoldenVector], vectors: np.ndarray, arithmetic: str) -> None:
+def require_golden(golden: Sequence[GoldenVector], vectors: np.ndarray, compute_label: str) -> None:
     """Hold vectors of the golden texts to what they were when the artifact was proved.
 
     Raises:
@@ -88,5 +88,5 @@ def require_golden(golden: Sequence[GoldenVector], vectors: np.ndarray, arithmet
         if not cosine >= one.cosine - SLACK:
             raise DamagedError(
                 f"expected a cosine of {one.cosine:.4f} to a golden vector, as when the artifact "
-                f"was proved, found {cosine:.4f} in {arithmetic}; run anna-export verify"
+                f"was proved, found {cosine:.4f} in {compute_label}; run anna-export verify"
             )
