@@ -300,7 +300,5 @@ def test_high_precision_type_is_bf16_by_default() -> None:
 
 @pytest.mark.parametrize("precision", [p for p in Precision if p is not Precision.FP8])
 def test_no_other_precision_takes_a_high_precision_type(precision: Precision) -> None:
-    with pytest.raises(
-        InputError, match=f"`high_precision` with fp8, found it with {precision};"
-    ):
+    with pytest.raises(InputError, match=f"`high_precision` with fp8, found it with {precision};"):
         quantise.load(precision, Precision.BF16)
