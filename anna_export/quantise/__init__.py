@@ -19,7 +19,7 @@ def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
 
     Args:
         precision: Which one.
-        arithmetic: Type of what --fp8 does not quantise; None for its default, bf16.
+        arithmetic: Type of what fp8 does not quantise; None for its default, bf16.
 
     Raises:
         InputError: If a precision other than fp8 is given an arithmetic, or fp8 one that it lacks.
@@ -28,7 +28,7 @@ def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
         return fp8.scheme(arithmetic)
     if arithmetic is not None:
         raise InputError(
-            f"expected --high-precision with --fp8, found it with --{precision}; leave it out"
+            f"expected `high_precision` with fp8, found it with {precision}; leave it out"
         )
     return _SCHEMES[precision]
 
