@@ -14,7 +14,7 @@ from anna_export.errors import DamagedError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.text.framing import TOKENIZER_FILES, TokenContract
+from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
 
 MANIFEST_FILE = "manifest.json"
@@ -88,7 +88,7 @@ class Manifest(_Model):
     precision: Precision
     quantised: Quantised | None = None
     spec: EmbeddingSpec
-    contract: TokenContract
+    framing: TokenFraming
     prompts: Prompts
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
@@ -100,12 +100,12 @@ class Manifest(_Model):
     created: str
 
 
-def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, contract: TokenContract) -> str:
+def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, framing: TokenFraming) -> str:
     """Return the artifact_id: sha256 over the sorted hashes of what decides a vector."""
     deciding = (*TOKENIZER_FILES, CALIBRATION_FILE)
     names = [name for name in files if name in deciding or name.startswith("model.")]
     lines = [f"{name} {files[name].sha256}" for name in sorted(names)]
-    lines.append(json.dumps([asdict(spec), asdict(contract)], sort_keys=True))
+    lines.append(json.dumps([asdict(spec), asdict(framing)], sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

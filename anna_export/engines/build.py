@@ -70,7 +70,7 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
 
         register_pooling(trt, plugins, chosen[0])
     profiles = choose_profiles(
-        manifest.contract.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
+        manifest.framing.max_tokens, [len(entry.ids) for entry in manifest.prefixes.values()]
     )
     # the graph with joined weights, and the engine
     require_disk(artifact.folder, 2 * artifact.size_bytes)

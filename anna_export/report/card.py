@@ -35,7 +35,7 @@ def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
 def model_card(artifact: Artifact, proof: Proof | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
-    spec, contract, source = manifest.spec, manifest.contract, manifest.source
+    spec, framing, source = manifest.spec, manifest.framing, manifest.source
     made_from = f"`{source.model}`" + (
         f" with the LoRA `{source.adapter}`" if source.adapter else ""
     )
@@ -57,7 +57,7 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 | | |
 |---|---|
 | dimensions | {spec.dim}, unit length (cosine = dot product) |
-| longest text | {contract.max_tokens} tokens, prompt and end token included; longer ones are cut |
+| longest text | {framing.max_tokens} tokens, prompt and end token included; longer ones are cut |
 | model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
 | size | {artifact.size_bytes / 1e6:.1f} MB |
 | artifact | `{manifest.artifact_id}` |

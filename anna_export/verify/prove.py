@@ -54,14 +54,14 @@ def prove(
     scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
     require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
+    needed = forecast(manifest.spec, manifest.framing, scheme)
     chosen = (backend, device) != ("auto", "auto")
     way = proof_that_fits(needed, scheme)
     if way is Proof.EVERY_TEXT:
         reference = open_reference(
             model,
             adapter,
-            contract=manifest.contract,
+            framing=manifest.framing,
             prompts=manifest.prompts,
             device="cpu" if device == "cpu" else "auto",
         )
@@ -71,7 +71,7 @@ def prove(
             reference, candidate, texts, limits=scheme.limits, method=_EVERY, progress=progress
         )
         return replace(parity, reference_sha256=checkpoint.source_hashes())
-    tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
+    tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.framing)
     weights = len(manifest.spec.weight_shapes())
     if way is Proof.FEW_TEXTS:
         on_read = in_steps(progress, len(STREAMED_TEXTS), weights)

@@ -13,7 +13,7 @@ from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
 from anna_export.progress import Progress
 from anna_export.quantise.scheme import Limits
-from anna_export.text.batching import Row, batches, by_prefix
+from anna_export.text.batching import TokenSequence, batches, by_prefix
 from anna_export.text.prompts import NO_PROMPT, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.golden import GoldenVector, golden_of
@@ -79,7 +79,7 @@ def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
     The longest has about 1,024 tokens. Where the model's limit is lower, one text just fits and
     another is cut.
     """
-    limit = tokeniser.contract.max_tokens
+    limit = tokeniser.framing.max_tokens
     tokens = min(limit, LONG_TOKENS)
     words = bisect_left(
         range(tokens), tokens, key=lambda words: len(tokeniser.ids([long_text(words)])[0])
@@ -115,7 +115,7 @@ def compare(
     """
     labels, rows = _labelled_rows(candidate, texts)
     _, expected_rows = _labelled_rows(reference, texts, candidate.prompts)
-    same_ids = _same([row.whole() for row in rows], [row.whole() for row in expected_rows])
+    same_ids = _same([row.joined() for row in rows], [row.joined() for row in expected_rows])
     ticks = _Ticks(progress, 3 * len(rows))
     alike = [list(range(len(rows)))]
     if not together:
@@ -128,7 +128,7 @@ def compare(
         limits=limits,
         texts=len(texts),
         prompts=sorted(candidate.prompts.by_name),
-        longest_tokens=max(len(row.whole()) for row in rows),
+        longest_tokens=max(len(row.joined()) for row in rows),
         method=method,
         reference=f"{reference.backend.name}: {reference.backend.arithmetic}",
         candidate=f"{candidate.backend.name}: {candidate.backend.arithmetic}",
@@ -136,7 +136,7 @@ def compare(
     if parity.nonfinite:
         return parity
     # the first rows are those without a prompt
-    bare = [row.whole() for row in rows[: len(texts)]]
+    bare = [row.joined() for row in rows[: len(texts)]]
     first = expected[: len(texts)]
     golden = golden_of(bare, first, _cosines(found[: len(texts)], first))
     return replace(parity, golden=golden)
@@ -245,16 +245,16 @@ def _judge(
 
 def _labelled_rows(
     encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
-) -> tuple[list[str], list[Row]]:
+) -> tuple[list[str], list[TokenSequence]]:
     """Return a label and the row of every text, without and with every prompt, once each."""
     names = {NO_PROMPT: "no prompt"}
     for name, prompt in sorted((prompts or encoder.prompts).by_name.items()):
         names.setdefault(prompt, name)
     labels: list[str] = []
-    rows: list[Row] = []
+    rows: list[TokenSequence] = []
     for prompt, name in names.items():
         labels += [f"{name}: {text[:60]!r}" for text in texts]
-        rows += encoder.rows(texts, prompt)
+        rows += encoder.tokenise(texts, prompt)
     return labels, rows
 
 
@@ -271,7 +271,7 @@ class _Ticks:
 
 
 def _vectors(
-    encoder: Encoder, rows: Sequence[Row], parts: Sequence[list[int]], ticks: _Ticks
+    encoder: Encoder, rows: Sequence[TokenSequence], parts: Sequence[list[int]], ticks: _Ticks
 ) -> np.ndarray:
     """Embed in these batches of indices; NaN stays NaN."""
     vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
@@ -282,7 +282,7 @@ def _vectors(
     return vectors
 
 
-def _unlike(rows: Sequence[Row]) -> list[list[int]]:
+def _unlike(rows: Sequence[TokenSequence]) -> list[list[int]]:
     """Split into batches of one prefix and unlike lengths, so that padding is put to the test."""
     parts = []
     for members in by_prefix(rows):

@@ -170,7 +170,7 @@ def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, whole: bo
     """Let memory hold the artifact and, if whole, no more than a little short of both."""
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
+    needed = forecast(manifest.spec, manifest.framing, scheme)
     held = needed.serve_bytes + needed.reference_bytes - (1 << 20) if whole else needed.serve_bytes
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: held)
 
@@ -198,7 +198,7 @@ def test_few_texts_give_the_figures_that_all_models_in_memory_give(
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=True)
     found = prove(artifact, model, adapter)
-    reference = load.open_reference(model, adapter, contract=artifact.manifest.contract)
+    reference = load.open_reference(model, adapter, framing=artifact.manifest.framing)
     expected = reference.encode(STREAMED_TEXTS).astype(np.float64)
     vectors = open_encoder(artifact.folder).encode(STREAMED_TEXTS)
     # fp32 on both sides, in other batches
@@ -277,10 +277,10 @@ def test_changed_calibration_is_damage(copy: Path) -> None:
 def test_calibration_is_part_of_the_identity(copy: Path) -> None:
     manifest = open_artifact(copy).manifest
     found = dict(manifest.files)
-    assert identity(found, manifest.spec, manifest.contract) == manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) == manifest.artifact_id
     entry = found[CALIBRATION_FILE]
     found[CALIBRATION_FILE] = FileEntry(sha256="0" * 64, size_bytes=entry.size_bytes)
-    assert identity(found, manifest.spec, manifest.contract) != manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) != manifest.artifact_id
 
 
 @pytest.mark.parametrize(

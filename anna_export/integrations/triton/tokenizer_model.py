@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import triton_python_backend_utils as pb_utils
 
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.text.tokeniser import Tokeniser
 
@@ -26,8 +26,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the tokenizer and hold it to the artifact's golden token ids."""
         folder = Path(__file__).parent
-        told = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        self.tokeniser = Tokeniser.open(folder, TokenContract(**told["contract"]))
+        told = json.loads((folder / "framing.json").read_text(encoding="utf-8"))
+        self.tokeniser = Tokeniser.open(folder, TokenFraming(**told["framing"]))
         for golden in told["golden"]:
             found = self.tokeniser.ids([golden["text"]])[0]
             if found != golden["ids"]:

@@ -148,12 +148,12 @@ def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
     manifest = artifact.manifest
     shutil.copyfile(artifact.folder / TOKENIZER_FILE, version / TOKENIZER_FILE)
     told = {
-        "contract": asdict(manifest.contract),
+        "framing": asdict(manifest.framing),
         "prompt": asdict(prompt),
         "golden": [golden.model_dump() for golden in manifest.golden],
         "tokenizers": manifest.versions.get("tokenizers"),
     }
-    (version / "contract.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (version / "framing.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     source, modules = resources.files("anna_export"), version / "anna_export"
     model = source / "integrations" / "triton" / "tokenizer_model.py"
     (version / "model.py").write_bytes(model.read_bytes())
