@@ -126,8 +126,8 @@ def _measure(
     parity = json.loads(proof.output)
     loss = 1 - parity["mean_cosine"]
     figures.append(Figure(f"{precision}: mean loss, random weights", loss, "", "finite", loss < 1))
-    if parity["alone_worst_cosine"] is not None:
-        alone = parity["alone_worst_cosine"]
+    if parity["batch1_worst_cosine"] is not None:
+        alone = parity["batch1_worst_cosine"]
         figures.append(
             Figure(
                 f"{precision}: a text alone and in a batch, worst cosine",

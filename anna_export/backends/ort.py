@@ -126,13 +126,13 @@ def _hindrance_on_cuda(scheme: Scheme) -> str | None:
     """Say why a scheme's graph cannot run on CUDA here, if it cannot."""
     if scheme.precision in (Precision.INT8, Precision.INT4):
         return (
-            f"expected --device cpu, found cuda: {scheme.precision} is for CPUs; export with --fp8 "
-            "or --bf16 for a GPU"
+            f"expected `device` cpu, found cuda: {scheme.precision} is for CPUs; export it in fp8 "
+            "or bf16 for a GPU"
         )
     if scheme.precision is Precision.FP8 and scheme.arithmetic is Precision.BF16:
         return (
-            "expected --device cpu, found cuda: ONNX Runtime's CUDA provider rounds no bf16 to "
-            "FP8; export with --high-precision fp16 for it"
+            "expected `device` cpu, found cuda: ONNX Runtime's CUDA provider rounds no bf16 to "
+            "FP8; export it with `high_precision` fp16 for it"
         )
     if _CUDA not in onnxruntime.get_available_providers():
         return "expected ONNX Runtime with CUDA, found the CPU build; install anna-export[cuda]"

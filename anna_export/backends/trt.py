@@ -230,13 +230,13 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> TrtBackend:
     """
     if device == "cpu":
         raise InputError(
-            "expected --device cuda for --backend trt, found cpu; choose --backend ort"
+            "expected `device` cuda for `backend` trt, found cpu; choose `backend` ort"
         )
     # without a driver, TensorRT ends the process
     gpu = find_device()
     if gpu is None:
         raise InputError(
-            "expected a CUDA device and driver for --backend trt, found none; choose --backend ort"
+            "expected a CUDA device and driver for `backend` trt, found none; choose `backend` ort"
         )
     stored = require_engine(artifact, gpu)
     trt = load_library(stored.record.target)

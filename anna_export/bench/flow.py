@@ -123,7 +123,7 @@ def _some_of(calls: Mapping[Shape, list[list[str]]]) -> list[str]:
 
 
 def _alone_limit(artifact: Artifact) -> float:
-    limit = scheme_of(artifact.manifest).limits.alone_cosine
+    limit = scheme_of(artifact.manifest).thresholds.batch1_min_cosine
     return _ALONE if limit is None else limit
 
 

@@ -82,7 +82,7 @@ def calibration_texts(
         raise InputError(
             f"expected calibration texts of at most {longest} tokens with their prompt, found "
             f"{len(found)} longer ones in {source or 'the standard library'}; give shorter texts "
-            "(--calibration), or a larger --max-tokens"
+            "(`calibration`), or a larger `max_tokens`"
         )
     return CalibrationTexts(kept, rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 
@@ -109,7 +109,7 @@ def _docstrings(count: int) -> list[str]:
             return texts[:count]
     raise MissingError(
         f"expected the standard library's sources in {folder} to calibrate with, found too few; "
-        "give texts of your own (--calibration)"
+        "give texts of your own (`calibration`)"
     )
 
 

@@ -53,15 +53,14 @@ from anna_export.progress import Progress, Stage
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.footprint import DEFAULT_TOKENS, forecast
 from anna_export.quantise.scheme import Scheme
-from anna_export.report.card import add_proof
+from anna_export.report.card import add_parity
 from anna_export.text.framing import TOKENIZER_FILES, TokenFraming, read_framing
 from anna_export.text.prompt_file import find_prompts, read_prompt_file
 from anna_export.text.prompts import Prompts, write_st_files
 from anna_export.text.tokeniser import Tokeniser
-from anna_export.verify.proof import Proof
+from anna_export.verify.parity_report import ParityReport, VectorParity
 from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS
-from anna_export.verify.vectors import Parity
 from anna_export.weights.checkpoint import Checkpoint
 
 
@@ -70,7 +69,7 @@ class Exported:
     """What came of it: the artifact, its proof (None if not asked for), seconds by stage."""
 
     artifact: Artifact
-    parity: Parity | None
+    parity: VectorParity | None
     seconds: Mapping[str, float]
 
 
@@ -137,8 +136,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
-        proof = Proof(parity) if parity is not None else None
-        exported = Exported(add_proof(artifact, proof), parity, seconds)
+        proof = ParityReport(parity) if parity is not None else None
+        exported = Exported(add_parity(artifact, proof), parity, seconds)
         shutil.rmtree(recipe.work, ignore_errors=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
@@ -208,12 +207,12 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
     if calibration is None:
         return None
     return Quantised(
-        arithmetic=scheme.arithmetic,
+        compute_dtype=scheme.arithmetic,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,
-        high_precision=calibration.unquantized,
-        max_loss=scheme.limits.max_loss,
+        unquantized=calibration.unquantized,
+        max_loss=scheme.thresholds.max_loss,
     )
 
 

@@ -19,7 +19,7 @@ def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
 
     Args:
         precision: Which one.
-        arithmetic: Type of what --fp8 does not quantise; None for its default, bf16.
+        arithmetic: Type of what fp8 does not quantise; None for its default, bf16.
 
     Raises:
         InputError: If a precision other than fp8 is given an arithmetic, or fp8 one that it lacks.
@@ -28,7 +28,7 @@ def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
         return fp8.scheme(arithmetic)
     if arithmetic is not None:
         raise InputError(
-            f"expected --high-precision with --fp8, found it with --{precision}; leave it out"
+            f"expected `high_precision` with fp8, found it with {precision}; leave it out"
         )
     return _SCHEMES[precision]
 
@@ -38,6 +38,6 @@ def scheme_of(manifest: Manifest) -> Scheme:
     quantised = manifest.quantised
     if quantised is None:
         return load(manifest.precision)
-    chosen = quantised.arithmetic if manifest.precision is Precision.FP8 else None
+    chosen = quantised.compute_dtype if manifest.precision is Precision.FP8 else None
     scheme = load(manifest.precision, chosen)
     return scheme.with_max_loss(quantised.max_loss)

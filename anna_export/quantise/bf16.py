@@ -3,7 +3,7 @@
 ONNX Runtime's CPU provider has no bf16 arithmetic: there the fp32 twin of the same weights runs.
 """
 
-from anna_export.quantise.scheme import WIDENED, Limits, Scheme
+from anna_export.quantise.scheme import WIDENED, Scheme, Thresholds
 from anna_export.spec import Precision
 
 SCHEME = Scheme(
@@ -11,5 +11,5 @@ SCHEME = Scheme(
     arithmetic=Precision.BF16,
     cpu_passes=WIDENED,
     cpu_arithmetic="fp32 on CPU (twin of the bf16 graph)",
-    limits=Limits(worst_cosine=0.9995, alone_cosine=0.9999),
+    thresholds=Thresholds(min_cosine=0.9995, batch1_min_cosine=0.9999),
 )

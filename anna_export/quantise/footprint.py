@@ -31,7 +31,7 @@ _ENGINE_START_SECONDS: Final = 5.0
 _ENGINE_BYTES_PER_SECOND: Final = 100e6
 
 
-class Proof(StrEnum):
+class ComparisonMethod(StrEnum):
     """How an artifact is compared with its reference."""
 
     EVERY_TEXT = "every text, by the graph"
@@ -176,10 +176,10 @@ def calibration_bytes(spec: EmbeddingSpec, tokens: int) -> int:
     return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 
-def proof_that_fits(needed: Forecast, scheme: Scheme) -> Proof:
+def method_that_fits(needed: Forecast, scheme: Scheme) -> ComparisonMethod:
     """Say how an artifact can be compared with its reference in this memory."""
     if fits_in_memory(needed.reference_bytes + needed.serve_bytes):
-        return Proof.EVERY_TEXT
+        return ComparisonMethod.EVERY_TEXT
     if scheme.served_bytes is not None and fits_in_memory(needed.serve_bytes):
-        return Proof.FEW_TEXTS
-    return Proof.WEIGHTS
+        return ComparisonMethod.FEW_TEXTS
+    return ComparisonMethod.WEIGHTS

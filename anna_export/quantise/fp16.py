@@ -3,7 +3,7 @@
 On a CPU, ONNX Runtime would cast around every operator; the fp32 twin of the same weights runs.
 """
 
-from anna_export.quantise.scheme import WIDENED, Limits, Scheme
+from anna_export.quantise.scheme import WIDENED, Scheme, Thresholds
 from anna_export.spec import Precision
 
 SCHEME = Scheme(
@@ -11,5 +11,5 @@ SCHEME = Scheme(
     arithmetic=Precision.FP16,
     cpu_passes=WIDENED,
     cpu_arithmetic="fp32 on CPU (twin of the fp16 graph)",
-    limits=Limits(worst_cosine=0.9999, alone_cosine=0.9999),
+    thresholds=Thresholds(min_cosine=0.9999, batch1_min_cosine=0.9999),
 )

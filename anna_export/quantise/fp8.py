@@ -17,7 +17,7 @@ from anna_export.graph.emitter import Emitter
 from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.linear import Layout, LinearInput, Stored
-from anna_export.quantise.scheme import WIDENED, Limits, Scheme
+from anna_export.quantise.scheme import WIDENED, Scheme, Thresholds
 from anna_export.spec import Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES
 
@@ -124,6 +124,6 @@ def scheme(arithmetic: Precision = Precision.BF16) -> Scheme:
         arithmetic=arithmetic,
         cpu_passes=WIDENED,
         cpu_arithmetic="E4M3 products emulated in fp32 (twin of the fp8 graph)",
-        limits=Limits(max_loss=0.01, alone_cosine=0.9999),
+        thresholds=Thresholds(max_loss=0.01, batch1_min_cosine=0.9999),
         linear=Fp8Static(arithmetic),
     )

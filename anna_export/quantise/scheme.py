@@ -22,20 +22,21 @@ WIDENED: Final = (ComputeInFp32(), CpuAttention())
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How close vectors must stay; None where that is not judged.
+class Thresholds:
+    """The acceptance thresholds of vectors; None where that is not judged.
 
     Args:
-        worst_cosine: Smallest cosine to the reference that any text may have.
+        min_cosine: Smallest cosine to the reference that any text may have.
         max_loss: Largest mean 1 - cosine to the reference.
-        alone_cosine: Smallest cosine between a text's vectors alone and in a batch.
-        alone_max_abs: Largest difference between them.
+        batch1_min_cosine: Smallest cosine between a text's vector at batch size 1 and its vector in
+            a padded batch.
+        batch1_max_abs: Largest difference between a value of the two.
     """
 
-    worst_cosine: float | None = None
+    min_cosine: float | None = None
     max_loss: float | None = None
-    alone_cosine: float | None = None
-    alone_max_abs: float | None = None
+    batch1_min_cosine: float | None = None
+    batch1_max_abs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Scheme:
         arithmetic: Type of all weights and products that are not quantised.
         cpu_passes: Lower the canonical graph to what ONNX Runtime computes on a CPU.
         cpu_arithmetic: What that computes in, for verdicts.
-        limits: How close its vectors must stay.
+        thresholds: How close its vectors must stay.
         linear: How linear layers are quantised; None where they are not.
         embedding: How the embedding table is; None where it is not.
         served_bytes: Bytes that ONNX Runtime's CPU provider holds of a quantised number, packed
@@ -58,7 +59,7 @@ class Scheme:
     arithmetic: Precision
     cpu_passes: tuple[ir.passes.InPlacePass, ...]
     cpu_arithmetic: str
-    limits: Limits
+    thresholds: Thresholds
     linear: LinearFormat | None = None
     embedding: EmbeddingFormat | None = None
     served_bytes: float | None = None
@@ -78,12 +79,12 @@ class Scheme:
             return self
         if self.linear is None:
             raise InputError(
-                f"expected --max-loss with --fp8, --int8 or --int4, found it with "
-                f"--{self.precision}, which is held to a worst cosine; leave it out"
+                f"expected `max_loss` with fp8, int8 or int4, found it with "
+                f"{self.precision}, which is held to a worst cosine; leave it out"
             )
         if not 0 < max_loss <= 1:
-            raise InputError(f"expected --max-loss above 0 and at most 1, found {max_loss}")
-        return replace(self, limits=replace(self.limits, max_loss=max_loss))
+            raise InputError(f"expected `max_loss` above 0 and at most 1, found {max_loss}")
+        return replace(self, thresholds=replace(self.thresholds, max_loss=max_loss))
 
     def graphs(
         self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None = None

@@ -65,5 +65,5 @@ def pick_torch_device(asked: str, spec: EmbeddingSpec) -> str:
         asked,
         has_cuda=has_cuda,
         without="expected PyTorch with a CUDA device and "
-        f"{room_bytes / 1e9:.1f} GB free on it, found none; use --device cpu",
+        f"{room_bytes / 1e9:.1f} GB free on it, found none; use `device` cpu",
     )

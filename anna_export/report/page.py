@@ -93,7 +93,7 @@ def _overview(facts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
             for m in manifests
         ],
         "kept in high precision": [
-            f"{len(m.quantised.high_precision)} linear inputs" if m.quantised else _NONE
+            f"{len(m.quantised.unquantized)} linear inputs" if m.quantised else _NONE
             for m in manifests
         ],
         "made": [m.created for m in manifests],
@@ -107,7 +107,7 @@ def _vectors(facts: Sequence[Facts]) -> Table:
         if one.proof is None:
             continue
         found = one.proof.vectors
-        alone = found.alone_worst_cosine
+        alone = found.batch1_worst_cosine
         rows.append(
             [
                 one.name,
@@ -179,7 +179,7 @@ def _engines(facts: Sequence[Facts]) -> Table:
             str(stored.record),
             f"{stored.record.size_bytes / 1e6:.1f} MB",
             ", ".join(f"{count} {kind}" for kind, count in stored.record.layers.items()),
-            "; ".join(stored.record.shortcomings) or "passed",
+            "; ".join(stored.record.fusion_report) or "passed",
         ]
         for one in facts
         for stored in one.engines

@@ -31,7 +31,7 @@ class BatchLimits:
     single: int | None = 256
 
     def rows(self, width: int, prefix: int) -> int:
-        """Return the most texts of a width, behind a cached prefix of so many tokens, in a batch."""
+        """Return the most texts of a width in a batch, with so many tokens cached in front."""
         width = max(1, width)
         texts = self.tokens // width
         if prefix and self.single is not None and width > self.single:

@@ -1,7 +1,8 @@
 """Tokenising, in one place: text to token ids to right-padded batches.
 
-What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated at its end
-to fit, the prompt's back, and `</s>` exactly once and last. Special tokens in a text are plain text.
+What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated at its
+end to fit, the prompt's back, and `</s>` exactly once and last. Special tokens written in a text
+are plain text.
 """
 
 from collections.abc import Iterable, Sequence

@@ -61,7 +61,7 @@ class Model:
     shuffled: bool = False
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """Its runtime and what that computes in."""
         return f"{self.encoder.backend.name}: {self.encoder.backend.arithmetic}"
 

@@ -70,7 +70,7 @@ def test_export_of_every_precision_is_close_to_the_reference(
 ) -> None:
     parity = exported(precision).parity
     assert parity is not None and parity.verdict == "pass" and parity.reasons == []
-    assert parity.worst_cosine >= WORST_COSINE[precision] == parity.floor
+    assert parity.worst_cosine >= WORST_COSINE[precision] == parity.thresholds.min_cosine
     assert parity.longest_tokens == TOKENS and parity.nonfinite == 0
 
 
@@ -79,9 +79,9 @@ def test_vector_is_the_same_alone_and_in_a_batch_in_every_precision(
     exported: Exports, precision: Precision
 ) -> None:
     parity = exported(precision).parity
-    assert parity is not None and parity.alone_max_abs is not None
+    assert parity is not None and parity.batch1_max_abs is not None
     # all compute in fp32 on a CPU: only the order of sums differs
-    assert parity.alone_max_abs <= 1e-6
+    assert parity.batch1_max_abs <= 1e-6
 
 
 @pytest.mark.parametrize("precision", WORST_COSINE)

@@ -20,10 +20,10 @@ from anna_export.machine import memory as process_memory
 from anna_export.machine.memory import available_memory_bytes
 from anna_export.quantise.footprint import (
     DEFAULT_TOKENS,
+    ComparisonMethod,
     Forecast,
-    Proof,
     forecast,
-    proof_that_fits,
+    method_that_fits,
 )
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.text.framing import TokenFraming, read_framing
@@ -265,9 +265,9 @@ def test_proof_of_every_text_needs_reference_and_artifact_at_once(
 ) -> None:
     needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 7 * GB)
-    assert proof_that_fits(needed, scheme) is not Proof.EVERY_TEXT
+    assert method_that_fits(needed, scheme) is not ComparisonMethod.EVERY_TEXT
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 8 * GB)
-    assert proof_that_fits(needed, scheme) is Proof.EVERY_TEXT
+    assert method_that_fits(needed, scheme) is ComparisonMethod.EVERY_TEXT
 
 
 @pytest.mark.parametrize("precision", Precision)
@@ -277,6 +277,8 @@ def test_graph_is_compared_with_a_streamed_reference_where_it_is_served_as_store
     needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 4 * GB)
     streamed = precision in (Precision.INT8, Precision.INT4)
-    assert proof_that_fits(needed, scheme) is (Proof.FEW_TEXTS if streamed else Proof.WEIGHTS)
+    assert method_that_fits(needed, scheme) is (
+        ComparisonMethod.FEW_TEXTS if streamed else ComparisonMethod.WEIGHTS
+    )
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 3 * GB)
-    assert proof_that_fits(needed, scheme) is Proof.WEIGHTS
+    assert method_that_fits(needed, scheme) is ComparisonMethod.WEIGHTS

@@ -93,7 +93,10 @@ def test_proof_holds_a_quantised_precision_to_its_mean_loss(
 ) -> None:
     parity = exported(precision).parity
     assert parity is not None and parity.verdict == "pass"
-    assert parity.floor is None and 1e-6 < parity.loss <= 0.5 == parity.max_loss
+    assert (
+        parity.thresholds.min_cosine is None
+        and 1e-6 < parity.loss <= 0.5 == parity.thresholds.max_loss
+    )
     assert parity.loss == 1 - parity.mean_cosine
     # rounded it is: not fp32 in disguise
     assert parity.worst_cosine < 0.99999
@@ -102,8 +105,8 @@ def test_proof_holds_a_quantised_precision_to_its_mean_loss(
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_vector_is_the_same_alone_and_in_a_batch(exported: Exports, precision: Precision) -> None:
     parity = exported(precision).parity
-    assert parity is not None and parity.alone_worst_cosine is not None
-    assert parity.alone_worst_cosine >= 0.9999 == parity.alone_floor
+    assert parity is not None and parity.batch1_worst_cosine is not None
+    assert parity.batch1_worst_cosine >= 0.9999 == parity.thresholds.batch1_min_cosine
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -157,9 +160,9 @@ def test_verify_compares_stored_weights_in_pytorch(
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision) -> None:
-    with pytest.raises(InputError, match="expected --device cpu, found cuda: ") as error:
+    with pytest.raises(InputError, match="expected `device` cpu, found cuda: ") as error:
         open_encoder(exported(precision).artifact.folder, device="cuda")
-    advice = "--high-precision fp16" if precision is Precision.FP8 else "--fp8 or --bf16 for a GPU"
+    advice = "`high_precision` fp16" if precision is Precision.FP8 else "fp8 or bf16 for a GPU"
     assert advice in str(error.value) and "\n" not in str(error.value)
 
 
@@ -187,7 +190,7 @@ def test_artifact_that_alone_fits_is_compared_with_a_streamed_reference(
     # the graph itself, alone and in batches
     assert found.candidate == "ort: int8 products on CPU, fp32 elsewhere"
     assert found.reference.endswith("layer by layer, from base and adapter")
-    assert found.alone_worst_cosine is not None and found.alone_worst_cosine >= 0.9999
+    assert found.batch1_worst_cosine is not None and found.batch1_worst_cosine >= 0.9999
     assert found.reference_sha256 == artifact.manifest.source.sha256
     assert seen == sorted(seen) and seen[-1] == (len(STREAMED_TEXTS), len(STREAMED_TEXTS))
 
@@ -212,7 +215,7 @@ def test_artifact_that_does_not_fit_is_compared_by_its_stored_weights(
     memory_for(artifact, monkeypatch, whole=False)
     found = prove(artifact, model, adapter)
     assert found.method.startswith("weights only, layer by layer") and found.verdict == "pass"
-    assert found.alone_worst_cosine is None
+    assert found.batch1_worst_cosine is None
     # rounded as the graph rounds, inputs too
     proved = exported(Precision.INT8).parity
     assert proved is not None and found.loss == pytest.approx(proved.loss, rel=0.5)
@@ -232,12 +235,12 @@ def test_manifest_tells_how_it_was_quantised(
     assert opened.manifest == artifact.manifest
     told, calibration = opened.manifest.quantised, read_calibration(opened)
     assert told is not None and calibration is not None
-    assert told.arithmetic == quantise.load(precision).arithmetic
+    assert told.compute_dtype == quantise.load(precision).arithmetic
     assert told.calibration_sha256 == calibration.texts_sha256
     assert told.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
     assert told.calibration_tokens == calibration.tokens > told.calibration_texts
-    assert told.ranges == "max" and told.high_precision == calibration.unquantized
-    assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).limits.max_loss
+    assert told.unquantized == calibration.unquantized
+    assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).thresholds.max_loss
     modules = opened.manifest.spec.linear_modules()
     assert calibration.inputs.keys() == set(modules.values())
     assert calibration.snr_db.keys() == {
@@ -352,7 +355,7 @@ def test_high_precision_type_is_refused_with_other_precisions(
 ) -> None:
     out = place / "out"
     line = refused("--model", base, "--out", out, f"--{precision}", "--high-precision", "bf16")
-    assert line.startswith(f"expected --high-precision with --fp8, found it with --{precision}")
+    assert line.startswith(f"expected --high-precision with fp8, found it with {precision}")
 
 
 def test_high_precision_type_that_there_is_not_is_refused_with_those_there_are(

@@ -352,4 +352,4 @@ def test_odd_count_of_blocks_is_refused() -> None:
 def test_scheme_is_that_of_the_precision() -> None:
     scheme = quantise.load(Precision.INT4)
     assert scheme is SCHEME and scheme.precision is Precision.INT4
-    assert (scheme.limits.max_loss, scheme.limits.alone_cosine) == (0.05, 0.9999)
+    assert (scheme.thresholds.max_loss, scheme.thresholds.batch1_min_cosine) == (0.05, 0.9999)

@@ -65,19 +65,19 @@ def test_both_graphs_store_the_same_weights_in_the_same_type(
     assert matrices == {IR_DTYPES[scheme.precision]}
 
 
-def test_limits_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:
+def test_thresholds_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:
     promised = {Precision.FP32: 0.999999, Precision.FP16: 0.9995, Precision.BF16: 0.9995}
-    assert promised[scheme.precision] <= (scheme.limits.worst_cosine or 0) < 1
+    assert promised[scheme.precision] <= (scheme.thresholds.min_cosine or 0) < 1
 
 
 @pytest.mark.parametrize("precision", sorted(set(Precision) - set(IR_DTYPES)))
 def test_quantised_scheme_is_held_to_a_mean_loss(precision: Precision) -> None:
-    limits = quantise.load(precision).limits
-    assert limits.max_loss == (0.05 if precision is Precision.INT4 else 0.01)
-    assert limits.worst_cosine is None
+    thresholds = quantise.load(precision).thresholds
+    assert thresholds.max_loss == (0.05 if precision is Precision.INT4 else 0.01)
+    assert thresholds.min_cosine is None
 
 
 @pytest.mark.parametrize("precision", Precision)
 def test_text_alone_and_in_a_batch_is_held_to_one_vector(precision: Precision) -> None:
     alone = 0.999999 if precision is Precision.FP32 else 0.9999
-    assert alone <= (quantise.load(precision).limits.alone_cosine or 0) < 1
+    assert alone <= (quantise.load(precision).thresholds.batch1_min_cosine or 0) < 1

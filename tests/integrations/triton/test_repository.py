@@ -225,7 +225,7 @@ def test_an_engine_takes_the_place_of_the_graph(
         "refittable": False,
         "profiles": [],
         "layers": {},
-        "shortcomings": [],
+        "fusion_report": [],
         "seconds": 1,
         "sha256": "",
         "size_bytes": 4,
