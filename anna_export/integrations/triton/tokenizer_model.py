@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import triton_python_backend_utils as pb_utils
 
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.text.tokeniser import Tokeniser
 
@@ -27,7 +27,7 @@ class TritonPythonModel:
         """Open the tokenizer and hold it to the artifact's golden token ids."""
         folder = Path(__file__).parent
         config = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        self.tokeniser = Tokeniser.open(folder, TokenContract(**config["contract"]))
+        self.tokeniser = Tokeniser.open(folder, TokenFraming(**config["contract"]))
         for golden in config["golden"]:
             (ids,) = self.tokeniser.ids([golden["text"]])
             if ids != golden["ids"]:

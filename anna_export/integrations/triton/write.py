@@ -140,7 +140,7 @@ def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
     manifest = artifact.manifest
     shutil.copyfile(artifact.folder / TOKENIZER_FILE, version / TOKENIZER_FILE)
     config = {
-        "contract": asdict(manifest.contract),
+        "contract": asdict(manifest.framing),
         "prompt": asdict(prompt),
         "golden": [golden.model_dump() for golden in manifest.golden],
         "tokenizers": manifest.versions.get("tokenizers"),
