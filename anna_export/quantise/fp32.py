@@ -1,4 +1,4 @@
-"""fp32: weights and arithmetic in 32-bit float; the default without a GPU."""
+"""fp32: weights and products in 32-bit float; the default without a GPU."""
 
 from anna_export.quantise.scheme import FUSED, Scheme, Thresholds
 from anna_export.spec import Precision
