@@ -162,7 +162,7 @@ def _export(models: DemoModels, variant: Variant, out: Path) -> tuple[Encoder, d
     artifact = export(recipe, stage).artifact
     quantised = artifact.manifest.quantised
     assert quantised is not None
-    described = {"size_bytes": artifact.size_bytes, "high_precision": quantised.high_precision}
+    described = {"size_bytes": artifact.size_bytes, "high_precision": quantised.unquantized}
     return load_encoder(artifact, device="cpu"), described
 
 

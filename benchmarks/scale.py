@@ -34,7 +34,7 @@ from anna_export.files.disk import disk_free_bytes
 from anna_export.quantise.scheme import Thresholds
 from anna_export.reference.streamed import open_streamed, open_streamed_reference
 from anna_export.spec import Precision
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.prove import STREAMED_TEXTS
 from anna_export.verify.vectors import compare_weights
@@ -207,7 +207,7 @@ def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
         return weight.to(dtype).float()
 
     spec = checkpoint.spec
-    tokeniser = Tokeniser.open(base, read_contract(base, spec, None))
+    tokeniser = Tokeniser.open(base, read_framing(base, spec, None))
     exact = Encoder(open_streamed(spec, read, "exact sums rounded once", {}), tokeniser)
     reference = Encoder(open_streamed_reference(checkpoint), tokeniser)
     return compare_weights(reference, exact, STREAMED_TEXTS, thresholds=Thresholds()).worst_cosine

@@ -34,7 +34,7 @@ except ImportError:
 
 _CUDA: Final = "CUDAExecutionProvider"
 # As many scores as one text of 4,096 tokens has without a prefix; texts together keep a GPU busy.
-_CUDA_LIMITS: Final = BatchLimits(pairs=1 << 24, alone=None)
+_CUDA_LIMITS: Final = BatchLimits(pairs=1 << 24, single=None)
 
 
 class OrtBackend:
@@ -96,7 +96,7 @@ def open_backend(
         limits = _CUDA_LIMITS
     else:
         multiply_exactly(options)
-        needed = forecast(manifest.spec, manifest.contract, scheme)
+        needed = forecast(manifest.spec, manifest.framing, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
         arithmetic, limits = scheme.cpu_arithmetic, BatchLimits()

@@ -19,7 +19,7 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
     """
     manifest, stored = artifact.manifest, stored_model(artifact)
     spec, device = manifest.spec, pick_torch_device(device, manifest.spec)
-    needed = forecast(spec, manifest.contract, quantise.scheme_of(manifest))
+    needed = forecast(spec, manifest.framing, quantise.scheme_of(manifest))
     require_memory(needed.reference_bytes, f"{artifact.folder} in PyTorch")
     with quiet_libraries():
         model = empty_model(spec)

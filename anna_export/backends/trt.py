@@ -35,7 +35,7 @@ from anna_export.text.batching import BatchLimits
 from anna_export.text.prefix import Prefix
 
 # Attention is one kernel and holds no scores.
-LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
+LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, single=None)
 # What stays on the GPU of prefixes, and of buckets: those used longest ago go first.
 MOST_PREFIX_BYTES: Final = 4 << 30
 MOST_LAUNCHES: Final = 256

@@ -32,7 +32,7 @@ class OpenVinoBackend:
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
-        batch = batch.whole()
+        batch = batch.joined()
         found: np.ndarray = self._request.infer({0: batch.ids, 1: batch.mask})[0].copy()
         return found
 

@@ -68,7 +68,7 @@ def calibration_texts(
             raise InputError(f"expected calibration texts, found only blank ones in {source}")
         random.Random(SEED).shuffle(found)
     # a cut text, which is as long as the limit, has its end token where no whole one has it
-    longest = min(tokeniser.contract.max_tokens - 1, MOST_TOKENS)
+    longest = min(tokeniser.framing.max_tokens - 1, MOST_TOKENS)
     kept, rows, tokens = [], [], 0
     for text, row in _prompted_rows(found, tokeniser, prompts):
         if len(row) > longest:

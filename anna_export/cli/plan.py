@@ -46,17 +46,17 @@ def command(
     from anna_export.machine.memory import available_memory_bytes, fits_in_memory
     from anna_export.quantise.footprint import engine_forecast, forecast, method_that_fits
     from anna_export.spec import ENGINE_PRECISIONS, Precision
-    from anna_export.text.framing import find_tokenizer, read_contract
+    from anna_export.text.framing import find_tokenizer, read_framing
     from anna_export.weights.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model, adapter)
-    contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
+    framing = read_framing(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
     free, memory, rate = disk_free_bytes(out), available_memory_bytes(), write_bytes_per_second(out)
     products = products_per_second()
     plans = []
     for precision in Precision:
         scheme = quantise.load(precision)
-        needed = forecast(checkpoint.spec, contract, scheme)
+        needed = forecast(checkpoint.spec, framing, scheme)
         plans.append(
             asdict(needed)
             | {

@@ -137,7 +137,7 @@ def _register_plugins(trt: ModuleType, target: Target, capability: Capability) -
 def _options(artifact: Artifact, request: EngineRequest, capability: Capability) -> Options:
     manifest = artifact.manifest
     prefixes = [len(entry.ids) for entry in manifest.prefixes.values()]
-    profiles = choose_profiles(manifest.contract.max_tokens, prefixes)
+    profiles = choose_profiles(manifest.framing.max_tokens, prefixes)
     return Options(request, capability, tuple(profiles))
 
 

@@ -27,7 +27,7 @@ class AnnaEncoder(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.folder = folder
-        self._longest = encoder.tokeniser.contract.max_tokens
+        self._longest = encoder.tokeniser.framing.max_tokens
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> Self:
@@ -38,14 +38,14 @@ class AnnaEncoder(torch.nn.Module):
     @property
     def max_seq_length(self) -> int:
         """Longest sequence in tokens, prompt and end token included."""
-        return self.encoder.tokeniser.contract.max_tokens
+        return self.encoder.tokeniser.framing.max_tokens
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        contract = self.encoder.tokeniser.contract
+        framing = self.encoder.tokeniser.framing
         if not 8 <= tokens <= self._longest:
             raise InputError(f"expected max_seq_length in 8..{self._longest}, found {tokens}")
-        shorter = replace(contract, max_tokens=tokens)
+        shorter = replace(framing, max_tokens=tokens)
         self.encoder.tokeniser = Tokeniser.open(self.folder, shorter)
 
     def preprocess(

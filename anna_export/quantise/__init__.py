@@ -38,6 +38,6 @@ def scheme_of(manifest: Manifest) -> Scheme:
     quantised = manifest.quantised
     if quantised is None:
         return load(manifest.precision)
-    chosen = quantised.arithmetic if manifest.precision is Precision.FP8 else None
+    chosen = quantised.compute_dtype if manifest.precision is Precision.FP8 else None
     scheme = load(manifest.precision, chosen)
     return scheme.with_max_loss(quantised.max_loss)

@@ -11,7 +11,7 @@ from anna_export.machine.memory import fits_in_memory
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.weights.checkpoint import TORCH_DTYPES
 
 # Measured on 2 cores at two sizes (benchmarks/results, scale).
@@ -61,7 +61,7 @@ class Forecast:
 
 def forecast(
     spec: EmbeddingSpec,
-    contract: TokenContract,
+    framing: TokenFraming,
     scheme: Scheme,
     tokens: int = DEFAULT_TOKENS,
 ) -> Forecast:
@@ -69,11 +69,11 @@ def forecast(
 
     Args:
         spec: The model's numbers.
-        contract: How long a sequence may be.
+        framing: How long a sequence may be.
         scheme: The precision.
         tokens: Those that it is calibrated on, if it is.
     """
-    tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
+    tables = framing.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
     stored = _stored_bytes(spec, scheme)
     weights = sum(stored.values()) + tables
     artifact = weights + len(stored) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES

@@ -32,7 +32,7 @@ class PytorchBackend:
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length; a prefix is computed again."""
-        batch = batch.whole()
+        batch = batch.joined()
         with torch.inference_mode():
             hidden = self.model(
                 input_ids=self._tensor(batch.ids),

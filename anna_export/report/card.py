@@ -34,7 +34,7 @@ def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
 def model_card(artifact: Artifact, proof: ParityReport | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
-    spec, contract, source = manifest.spec, manifest.contract, manifest.source
+    spec, framing, source = manifest.spec, manifest.framing, manifest.source
     made_from = f"`{source.model}`" + (
         f" with the LoRA `{source.adapter}`" if source.adapter else ""
     )
@@ -56,7 +56,7 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 | | |
 |---|---|
 | dimensions | {spec.dim}, unit length (cosine = dot product) |
-| longest text | {contract.max_tokens} tokens, prompt and end token included; longer ones are cut |
+| longest text | {framing.max_tokens} tokens, prompt and end token included; longer ones are cut |
 | model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
 | size | {artifact.size_bytes / 1e6:.1f} MB |
 | artifact | `{manifest.artifact_id}` |
@@ -107,12 +107,12 @@ def _quantised(manifest: Manifest) -> str:
     quantised = manifest.quantised
     if quantised is None:
         return ""
-    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.high_precision.items())
+    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.unquantized.items())
     return f"""
 ## Quantisation
 
 Calibrated on {quantised.calibration_texts} texts of {quantised.calibration_tokens:,} tokens; \
-what is not quantised is {quantised.arithmetic}. Linear layers kept in it, by their input:
+what is not quantised is {quantised.compute_dtype}. Linear layers kept in it, by their input:
 
 {kept or "None."}
 """

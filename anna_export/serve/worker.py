@@ -185,7 +185,7 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
 
 def _tokens_per_second(encoder: Encoder, row: Sequence[int]) -> float:
     """Time one batch of a repeated token."""
-    width = min(_TIMED_TOKENS, encoder.tokeniser.contract.max_tokens)
+    width = min(_TIMED_TOKENS, encoder.tokeniser.framing.max_tokens)
     rows = [[row[0]] * width] * _TIMED_ROWS
     started = time.perf_counter()
     compute(encoder, rows)

@@ -48,7 +48,7 @@ def prove(
     scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
     require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
+    needed = forecast(manifest.spec, manifest.framing, scheme)
     case = _Case(artifact, model, adapter, checkpoint, scheme, needed, progress, backend, device)
     parity = _METHODS[method_that_fits(needed, scheme)](case)
     return replace(parity, reference_sha256=checkpoint.source_hashes())
@@ -74,7 +74,7 @@ class _Case:
     def load_tokeniser(self) -> Tokeniser:
         """Load the reference's own, under the artifact's framing."""
         folder = find_tokenizer(self.model, self.adapter)
-        return Tokeniser.open(folder, self.artifact.manifest.contract)
+        return Tokeniser.open(folder, self.artifact.manifest.framing)
 
     def on_read(self, models: int) -> Callable[[], None]:
         """Return what a streamed model calls for every weight it has read."""
@@ -91,7 +91,7 @@ def _by_graph(case: _Case) -> VectorParity:
     reference = open_reference(
         case.model,
         case.adapter,
-        contract=manifest.contract,
+        framing=manifest.framing,
         prompts=manifest.prompts,
         device="cpu" if case.device == "cpu" else "auto",
     )

@@ -10,7 +10,7 @@ from anna_export.cosine import cosines
 from anna_export.encoder import Encoder
 from anna_export.progress import Progress
 from anna_export.quantise.scheme import Thresholds
-from anna_export.text.batching import Row, batches, by_prefix
+from anna_export.text.batching import TokenSequence, batches, by_prefix
 from anna_export.text.prompts import NO_PROMPT, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.checks import VectorPairs, judge
@@ -29,7 +29,7 @@ def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
     The longest has about 1,024 tokens. Where the model's limit is lower, one text just fits and
     another is cut.
     """
-    limit = tokeniser.contract.max_tokens
+    limit = tokeniser.framing.max_tokens
     tokens = min(limit, LONG_TOKENS)
     words = bisect_left(
         range(tokens), tokens, key=lambda words: len(tokeniser.ids([long_text(words)])[0])
@@ -71,8 +71,8 @@ def compare(
         reference_batches = batches(expected_rows, reference.limits)
     pairs = VectorPairs(
         labels=labels,
-        expected_ids=[row.whole() for row in expected_rows],
-        ids=[row.whole() for row in rows],
+        expected_ids=[row.joined() for row in expected_rows],
+        ids=[row.joined() for row in rows],
         expected=_embed(reference, expected_rows, reference_batches, ticks),
         vectors=_embed(candidate, rows, _mixed_batches(rows), ticks),
         batch1=_embed(candidate, rows, [[index] for index in range(len(rows))], ticks),
@@ -119,16 +119,16 @@ def compare_weights(
 
 def _labelled_rows(
     encoder: Encoder, texts: Sequence[str], prompts: Prompts | None = None
-) -> tuple[list[str], list[Row]]:
+) -> tuple[list[str], list[TokenSequence]]:
     """Return a label and the row of every text, without and with every prompt, once each."""
     names = {NO_PROMPT: "no prompt"}
     for name, prompt in sorted((prompts or encoder.prompts).by_name.items()):
         names.setdefault(prompt, name)
     labels: list[str] = []
-    rows: list[Row] = []
+    rows: list[TokenSequence] = []
     for prompt, name in names.items():
         labels += [f"{name}: {text[:60]!r}" for text in texts]
-        rows += encoder.rows(texts, prompt)
+        rows += encoder.tokenise(texts, prompt)
     return labels, rows
 
 
@@ -145,7 +145,7 @@ class _Ticks:
 
 
 def _embed(
-    encoder: Encoder, rows: Sequence[Row], parts: Sequence[list[int]], ticks: _Ticks
+    encoder: Encoder, rows: Sequence[TokenSequence], parts: Sequence[list[int]], ticks: _Ticks
 ) -> np.ndarray:
     """Embed in these batches of indices; NaN stays NaN."""
     vectors = np.empty((len(rows), encoder.dim), dtype=np.float32)
@@ -156,7 +156,7 @@ def _embed(
     return vectors
 
 
-def _mixed_batches(rows: Sequence[Row]) -> list[list[int]]:
+def _mixed_batches(rows: Sequence[TokenSequence]) -> list[list[int]]:
     """Split into batches of one prefix and unlike lengths, so that padding is put to the test."""
     parts = []
     for members in by_prefix(rows):

@@ -86,7 +86,7 @@ def test_padding_is_never_seen(backend: Backend, batch: TokenBatch) -> None:
 
 
 def test_shortest_batch_there_can_be(backend: Backend, artifact: Artifact) -> None:
-    eos = artifact.manifest.contract.eos_id
+    eos = artifact.manifest.framing.eos_id
     found = backend.run(TokenBatch(np.array([[eos]]), np.array([1])))
     assert found.shape == (1, backend.spec.dim) and np.isfinite(found).all()
 

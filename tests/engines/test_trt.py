@@ -118,7 +118,7 @@ class Opened:
             artifact.tokeniser(),
             artifact.manifest.prompts,
             StoredPrefixes(artifact),
-            BatchLimits(BUDGET, pairs=None, alone=None),
+            BatchLimits(BUDGET, pairs=None, single=None),
         )
 
 
@@ -384,7 +384,7 @@ def test_auto_takes_the_engine_that_is_for_this_gpu(
     encoder = open_encoder(artifact.folder, device=device)
     assert encoder.backend.name == chosen
     if chosen == "trt":
-        assert encoder.limits == BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
+        assert encoder.limits == BatchLimits(TOKEN_BUDGET, pairs=None, single=None)
 
 
 def test_an_engine_runs_without_pytorch_and_onnx(tmp_path: Path) -> None:

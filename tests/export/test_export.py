@@ -141,7 +141,7 @@ def test_export_without_adapter_is_the_base(base: Path, encoder: Encoder, tmp_pa
 
 def test_max_tokens_cuts_longer_texts(exported: Exports, reference: Encoder) -> None:
     artifact = exported(Precision.FP32).artifact
-    assert artifact.manifest.contract.max_tokens == TOKENS
+    assert artifact.manifest.framing.max_tokens == TOKENS
     text = long_text(3 * TOKENS)
     (ids,), (whole,) = artifact.tokeniser().ids([text]), reference.tokeniser.ids([text])
     assert len(ids) == TOKENS < len(whole)

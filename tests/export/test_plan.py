@@ -26,13 +26,13 @@ from anna_export.quantise.footprint import (
     method_that_fits,
 )
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.text.framing import TokenContract, read_contract
+from anna_export.text.framing import TokenFraming, read_framing
 from anna_export.verify import prove
 from anna_export.weights.checkpoint import Checkpoint
 
 GB = 10**9
 MISTRAL_7B = EmbeddingSpec(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 10000.0, 32768, 4096)
-CONTRACT = TokenContract(1, 2, 2, 4096)
+CONTRACT = TokenFraming(1, 2, 2, 4096)
 
 
 @pytest.fixture(
@@ -66,7 +66,7 @@ def test_forecast_size_is_what_an_export_writes(
     max_loss = None if scheme.linear is None else 1.0
     recipe = Recipe(wide, None, tmp_path / "out", precision, 64, verify=False, max_loss=max_loss)
     export(recipe, stage)
-    needed = forecast(spec, read_contract(wide, spec, 64), scheme)
+    needed = forecast(spec, read_framing(wide, spec, 64), scheme)
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     # what is not weights is only estimated, as a tokenizer of usual size
     assert needed.artifact_bytes == pytest.approx(written, rel=0.02)
@@ -223,7 +223,7 @@ def test_plan_says_how_an_export_will_prove(
     spare: float,
 ) -> None:
     manifest = open_artifact(artifact.folder).manifest
-    needed = forecast(manifest.spec, manifest.contract, quantise.load(Precision.FP32))
+    needed = forecast(manifest.spec, manifest.framing, quantise.load(Precision.FP32))
     memory = int(spare * (needed.reference_bytes + needed.serve_bytes))
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: memory)
     said = plans(capsys, "--model", base)["plans"][0]["proof"]

@@ -173,7 +173,7 @@ def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, whole: bo
     """Let memory hold the artifact and, if whole, no more than a little short of both."""
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
+    needed = forecast(manifest.spec, manifest.framing, scheme)
     held = needed.serve_bytes + needed.reference_bytes - (1 << 20) if whole else needed.serve_bytes
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: held)
 
@@ -201,7 +201,7 @@ def test_few_texts_give_the_figures_that_all_models_in_memory_give(
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=True)
     found = prove(artifact, model, adapter)
-    reference = load.open_reference(model, adapter, contract=artifact.manifest.contract)
+    reference = load.open_reference(model, adapter, framing=artifact.manifest.framing)
     expected = reference.encode(STREAMED_TEXTS).astype(np.float64)
     vectors = open_encoder(artifact.folder).encode(STREAMED_TEXTS)
     # fp32 on both sides, in other batches
@@ -235,11 +235,11 @@ def test_manifest_tells_how_it_was_quantised(
     assert opened.manifest == artifact.manifest
     told, calibration = opened.manifest.quantised, read_calibration(opened)
     assert told is not None and calibration is not None
-    assert told.arithmetic == quantise.load(precision).arithmetic
+    assert told.compute_dtype == quantise.load(precision).arithmetic
     assert told.calibration_sha256 == calibration.texts_sha256
     assert told.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
     assert told.calibration_tokens == calibration.tokens > told.calibration_texts
-    assert told.ranges == "max" and told.high_precision == calibration.unquantized
+    assert told.unquantized == calibration.unquantized
     assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).thresholds.max_loss
     modules = opened.manifest.spec.linear_modules()
     assert calibration.inputs.keys() == set(modules.values())
@@ -280,10 +280,10 @@ def test_changed_calibration_is_damage(copy: Path) -> None:
 def test_calibration_is_part_of_the_identity(copy: Path) -> None:
     manifest = open_artifact(copy).manifest
     found = dict(manifest.files)
-    assert identity(found, manifest.spec, manifest.contract) == manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) == manifest.artifact_id
     entry = found[CALIBRATION_FILE]
     found[CALIBRATION_FILE] = FileEntry(sha256="0" * 64, size_bytes=entry.size_bytes)
-    assert identity(found, manifest.spec, manifest.contract) != manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) != manifest.artifact_id
 
 
 @pytest.mark.parametrize(

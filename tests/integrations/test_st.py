@@ -111,10 +111,10 @@ def test_no_texts_give_no_vectors(model: SentenceTransformer) -> None:
 
 def test_shorter_max_seq_length_cuts_and_keeps_eos(folder: Path, encoder: Encoder) -> None:
     model = anna_export.sentence_transformer(folder)
-    assert model.max_seq_length == encoder.tokeniser.contract.max_tokens
+    assert model.max_seq_length == encoder.tokeniser.framing.max_tokens
     model.max_seq_length = 24
     ids = model.preprocess([long_text(120)], prompt="")["input_ids"][0].tolist()
-    assert len(ids) == 24 and ids[-1] == encoder.tokeniser.contract.eos_id
+    assert len(ids) == 24 and ids[-1] == encoder.tokeniser.framing.eos_id
     assert ids[:-1] == encoder.tokeniser.ids([long_text(120)])[0][:23]
 
 

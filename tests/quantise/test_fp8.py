@@ -228,7 +228,7 @@ def test_massive_activation_is_found_and_its_figures_are_named(massive: Artifact
     calibration, manifest = read_calibration(massive), massive.manifest.quantised
     assert calibration is not None and manifest is not None
     assert list(calibration.unquantized) == ["layers.1.mlp_inner"]
-    assert manifest.high_precision == calibration.unquantized
+    assert manifest.unquantized == calibration.unquantized
     stats, why = (
         calibration.inputs["layers.1.mlp_inner"],
         calibration.unquantized["layers.1.mlp_inner"],

@@ -70,7 +70,7 @@ def run_probed(probe: Probe, artifact: Artifact, target: str, batch: TokenBatch)
     made = artifact.manifest.quantised
     assert made is not None and len(layers) == 3 * 7
     values = [value for three in layers.values() for value in three]
-    dtype = IR_DTYPES[made.arithmetic if target == CANONICAL else Precision.FP32]
+    dtype = IR_DTYPES[made.compute_dtype if target == CANONICAL else Precision.FP32]
     found = probe(artifact, model, values, batch, dtype)
     return [Layer(name, *(found[v] for v in values)) for name, values in layers.items()]
 

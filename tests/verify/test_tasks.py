@@ -100,7 +100,7 @@ def broken(artifact: Artifact, folder: Path) -> Artifact:
     assert content != path.read_bytes()
     path.write_bytes(bytes(content))
     files = {**manifest.files, path.name: hash_file(path)}
-    changed = identity(files, manifest.spec, manifest.contract)
+    changed = identity(files, manifest.spec, manifest.framing)
     write_manifest(folder, manifest.model_copy(update={"files": files, "artifact_id": changed}))
     return open_artifact(folder, check=True)
 
@@ -229,7 +229,7 @@ def test_an_artifact_that_changes_meanwhile_is_refused(
             told = {
                 "spec": changed,
                 "prompts": prompts,
-                "artifact_id": identity(manifest.files, changed, manifest.contract),
+                "artifact_id": identity(manifest.files, changed, manifest.framing),
             }
             write_manifest(copy, manifest.model_copy(update=told))
         return nullcontext()

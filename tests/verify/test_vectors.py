@@ -16,7 +16,7 @@ from anna_export.quantise.scheme import Thresholds
 from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.parity_report import VectorParity
@@ -53,7 +53,7 @@ def spec(base: Path) -> EmbeddingSpec:
 
 @pytest.fixture(scope="module")
 def tokeniser(base: Path, spec: EmbeddingSpec) -> Tokeniser:
-    return Tokeniser.open(base, read_contract(base, spec, 200))
+    return Tokeniser.open(base, read_framing(base, spec, 200))
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_padding_that_leaks_into_vectors_fails(parity: Callable[..., VectorParit
 
 
 def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeniser) -> None:
-    shorter = Tokeniser.open(base, replace(tokeniser.contract, max_tokens=9))
+    shorter = Tokeniser.open(base, replace(tokeniser.framing, max_tokens=9))
     # the very same vector for everything, so that ids alone can fail
     constant: Spoil = lambda _, vectors: vectors * 0 + np.eye(3, dtype=np.float32)[0]  # noqa: E731
     found = compare(
@@ -252,7 +252,7 @@ def test_parity_texts_hold_every_kind_that_breaks_exporters(tokeniser: Tokeniser
 def test_one_text_fits_the_limit_just_and_another_is_cut(
     base: Path, spec: EmbeddingSpec, tokeniser: Tokeniser
 ) -> None:
-    roomy = Tokeniser.open(base, read_contract(base, spec, 4096))
+    roomy = Tokeniser.open(base, read_framing(base, spec, 4096))
     fitting, long = (len(row) for row in roomy.ids(parity_texts(tokeniser)[-2:]))
     assert fitting <= 200 < long
     # a word is at most a few tokens, so the fitting one ends near the limit
@@ -262,7 +262,7 @@ def test_one_text_fits_the_limit_just_and_another_is_cut(
 def test_longest_text_has_about_a_thousand_tokens_where_more_would_fit(
     base: Path, spec: EmbeddingSpec
 ) -> None:
-    roomy = Tokeniser.open(base, read_contract(base, spec, 4096))
+    roomy = Tokeniser.open(base, read_framing(base, spec, 4096))
     lengths = sorted(len(row) for row in roomy.ids(parity_texts(roomy)))
     assert 1000 < lengths[-1] <= 1024 and lengths[-2] < 1000
 
@@ -290,8 +290,8 @@ def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> No
 def test_streamed_weights_under_another_tokenizer_fail(
     artifact: Artifact, checkpoint: Checkpoint
 ) -> None:
-    contract = replace(artifact.manifest.contract, bos_id=None)
-    other = Tokeniser.open(artifact.folder, contract)
+    framing = replace(artifact.manifest.framing, bos_id=None)
+    other = Tokeniser.open(artifact.folder, framing)
     found = compare_weights(
         Encoder(open_streamed_reference(checkpoint), other),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
