@@ -10,7 +10,7 @@ from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
-from anna_export.text.batching import BatchLimits, Row, batches
+from anna_export.text.batching import BatchLimits, TokenSequence, batches
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser, require_text
@@ -26,7 +26,7 @@ class Backend(Protocol):
     """One runtime with one model loaded."""
 
     name: str  # such as "ort"
-    arithmetic: str  # what it computes in, for verdicts: "fp32 on CPU"
+    compute_label: str  # what it computes in, for verdicts: "fp32 on CPU"
     spec: EmbeddingSpec
 
     def run(self, batch: TokenBatch) -> np.ndarray:
@@ -52,10 +52,10 @@ class Encoder:
 
     Args:
         backend: What computes.
-        tokeniser: The model's tokenizer under its contract.
+        tokeniser: The model's tokenizer and framing.
         prompts: The model's named prompts.
-        prefixes: What is computed of prompts already; without, each is computed with every text.
-        limits: What is computed at once; None for what suits a CPU.
+        prefixes: Cached prefixes of prompts; without, a prompt is computed with every text.
+        limits: The most that is computed at once; None for what suits a CPU.
     """
 
     def __init__(
@@ -102,30 +102,30 @@ class Encoder:
         if isinstance(texts, str):
             return self.encode([texts], prompt, progress=progress)[0]
         require_text(texts)
-        first: dict[tuple[str, Prompt], int] = {}
         pairs = list(zip(texts, self._prompt_of_each(len(texts), prompt), strict=True))
+        first_index: dict[tuple[str, Prompt], int] = {}
         for index, pair in enumerate(pairs):
-            first.setdefault(pair, index)
-        distinct = list(first.items())
+            first_index.setdefault(pair, index)
+        distinct = list(first_index)
 
-        def name(place: int) -> str:
-            (text, _), index = distinct[place]
-            return f"{index} ({text[:40]!r})"
+        def name(index: int) -> str:
+            pair = distinct[index]
+            return f"{first_index[pair]} ({pair[0][:40]!r})"
 
-        vectors = self._encode(self._rows(list(first)), name, progress)
-        if len(first) == len(texts):
+        vectors = self._forward(self._tokenise_pairs(distinct), name, progress)
+        if len(distinct) == len(texts):
             return vectors
-        place = {pair: index for index, pair in enumerate(first)}
-        return vectors[[place[pair] for pair in pairs]]
+        row_of = {pair: row for row, pair in enumerate(distinct)}
+        return vectors[[row_of[pair] for pair in pairs]]
 
-    def rows(self, texts: Sequence[str], prompt: Prompt) -> list[Row]:
-        """Return the token ids of texts with a prompt, behind its prefix where there is one."""
-        return self.behind_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
+    def tokenise(self, texts: Sequence[str], prompt: Prompt) -> list[TokenSequence]:
+        """Return the token ids of texts with a prompt, its cached prefix split off, if any."""
+        return self.split_cached_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
 
-    def batch(self, rows: Sequence[Row]) -> TokenBatch:
-        """Pad rows behind one prefix, or behind none."""
-        (prefix,) = {id(row.prefix): row.prefix for row in rows}.values()
-        return self.tokeniser.batch([row.ids for row in rows], prefix)
+    def batch(self, sequences: Sequence[TokenSequence]) -> TokenBatch:
+        """Pad sequences of one cached prefix, or of none."""
+        (prefix,) = {id(sequence.prefix): sequence.prefix for sequence in sequences}.values()
+        return self.tokeniser.batch([sequence.ids for sequence in sequences], prefix)
 
     def encode_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Embed token id rows as they are; (N, D) float32 in the order given.
@@ -134,13 +134,13 @@ class Encoder:
             InputError: If a row is longer than the model's longest sequence.
         """
         longest = max(map(len, rows), default=0)
-        if longest > self.tokeniser.contract.max_tokens:
+        if longest > self.tokeniser.framing.max_tokens:
             raise InputError(
-                f"expected at most {self.tokeniser.contract.max_tokens} tokens a row, found "
-                f"{longest}; cut them, or export with a larger --max-tokens"
+                f"expected at most {self.tokeniser.framing.max_tokens} tokens a row, found "
+                f"{longest}; truncate them, or export with larger `max_tokens`"
             )
-        known = list(self.prefixes.ids) if self.prefixes is not None else []
-        return self._encode(self.behind_prefixes(rows, known), str, None)
+        prompts = list(self.prefixes.ids) if self.prefixes is not None else []
+        return self._forward(self.split_cached_prefixes(rows, prompts), str, None)
 
     def _prompt_of_each(
         self, texts: int, prompt: str | Prompt | Sequence[str | Prompt | None] | None
@@ -151,93 +151,100 @@ class Encoder:
             raise InputError(
                 f"expected one prompt, or one for each of {texts} texts, found {len(prompt)}"
             )
-        return [self._find(one) for one in prompt]
+        return [self._find(name) for name in prompt]
 
     def _find(self, prompt: str | Prompt | None) -> Prompt:
         return prompt if isinstance(prompt, Prompt) else self.prompts.find(prompt)
 
-    def _rows(self, pairs: Sequence[tuple[str, Prompt]]) -> list[Row]:
-        """Return the rows of texts with prompts, in their order."""
-        places: dict[Prompt, list[int]] = {}
-        for place, (_, prompt) in enumerate(pairs):
-            places.setdefault(prompt, []).append(place)
-        rows = [Row(())] * len(pairs)
-        for prompt, members in places.items():
-            for place, row in zip(
-                members, self.rows([pairs[place][0] for place in members], prompt), strict=True
-            ):
-                rows[place] = row
-        return rows
+    def _tokenise_pairs(self, pairs: Sequence[tuple[str, Prompt]]) -> list[TokenSequence]:
+        """Return the sequences of texts with prompts, in their order."""
+        by_prompt: dict[Prompt, list[int]] = {}
+        for index, (_, prompt) in enumerate(pairs):
+            by_prompt.setdefault(prompt, []).append(index)
+        sequences = [TokenSequence(())] * len(pairs)
+        for prompt, members in by_prompt.items():
+            tokenised = self.tokenise([pairs[index][0] for index in members], prompt)
+            for index, sequence in zip(members, tokenised, strict=True):
+                sequences[index] = sequence
+        return sequences
 
-    def behind_prefixes(
+    def split_cached_prefixes(
         self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]
-    ) -> list[Row]:
-        """Put each row behind the prefix of one of these prompts that it shares most with."""
-        if self.prefixes is None:
-            return [Row(ids) for ids in rows]
-        ids_of = self.prefixes.ids
-        known = {prompt: ids_of[prompt] for prompt in prompts if prompt in ids_of}
-        cuts: dict[tuple[Prompt, int], Prefix] = {}
-        placed = []
-        for ids in rows:
-            prompt, shared = best_prefix(ids, known)
-            if prompt is None:
-                placed.append(Row(ids))
-                continue
-            if (prompt, shared) not in cuts:
-                loaded = self.prefixes.load(prompt)
-                cuts[prompt, shared] = loaded if shared == len(loaded) else loaded.first(shared)
-            placed.append(Row(ids[shared:], cuts[prompt, shared]))
-        return placed
+    ) -> list[TokenSequence]:
+        """Split off each row the longest cached prefix of one of these prompts.
 
-    def _encode(
-        self, rows: Sequence[Row], name: Callable[[int], str], progress: Progress | None
+        Args:
+            rows: Token ids, framed.
+            prompts: Those whose prefixes are looked for.
+        """
+        if self.prefixes is None:
+            return [TokenSequence(ids) for ids in rows]
+        cached_ids = self.prefixes.ids
+        candidates = {prompt: cached_ids[prompt] for prompt in prompts if prompt in cached_ids}
+        prefixes: dict[tuple[Prompt, int], Prefix] = {}
+        sequences = []
+        for ids in rows:
+            prompt, length = longest_cached_prefix(ids, candidates)
+            if prompt is None:
+                sequences.append(TokenSequence(ids))
+                continue
+            if (prompt, length) not in prefixes:
+                loaded = self.prefixes.load(prompt)
+                prefixes[prompt, length] = loaded if length == len(loaded) else loaded.first(length)
+            sequences.append(TokenSequence(ids[length:], prefixes[prompt, length]))
+        return sequences
+
+    def _forward(
+        self,
+        sequences: Sequence[TokenSequence],
+        name: Callable[[int], str],
+        progress: Progress | None,
     ) -> np.ndarray:
-        """Embed rows; `name` is what the caller calls the one at an index."""
-        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        """Embed sequences; `name` is what the caller calls the text at an index."""
+        vectors = np.empty((len(sequences), self.dim), dtype=np.float32)
         done = 0
-        for members in batches(rows, self.limits):
-            found = self.backend.run(self.batch([rows[index] for index in members]))
-            finite = np.isfinite(found).all(axis=1)
+        for members in batches(sequences, self.limits):
+            rows = self.backend.run(self.batch([sequences[index] for index in members]))
+            finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
                 raise DamagedError(
                     f"expected finite vectors, found NaN or infinity for text "
-                    f"{name(members[int(np.argmin(finite))])} in {self.backend.arithmetic}; "
+                    f"{name(members[int(np.argmin(finite))])} in {self.backend.compute_label}; "
                     "export in a wider precision"
                 )
-            vectors[members] = found
+            vectors[members] = rows
             done += len(members)
             if progress is not None:
-                progress(done, len(rows))
+                progress(done, len(sequences))
         return vectors
 
 
-def best_prefix(
-    ids: Sequence[int], fronts: Mapping[Prompt, list[int]]
+def longest_cached_prefix(
+    ids: Sequence[int], prefix_ids: Mapping[Prompt, list[int]]
 ) -> tuple[Prompt | None, int]:
-    """Find what a row is to stand behind.
+    """Find the prompt whose cached prefix a text starts with.
 
     Args:
-        ids: The row's token ids.
-        fronts: The token ids of each prefix there is.
+        ids: The text's token ids, framed.
+        prefix_ids: The token ids of each cached prefix.
 
     Returns:
-        The prompt that it shares most with, and how many tokens; None and 0 where there is none, or
-        not enough of it.
+        The prompt with the most tokens in common, and how many; None and 0 where no prefix shares
+        enough of them.
     """
-    shared, prompt = 0, None
-    for candidate, front in fronts.items():
-        found = _shared(ids, front)
+    length, prompt = 0, None
+    for candidate, front in prefix_ids.items():
+        shared = _shared_tokens(ids, front)
         least = max(len(front) - _BORDER_TOKENS, len(front) // 2 + 1)
-        if found >= least and found > shared:
-            shared, prompt = found, candidate
-    if prompt is None or shared * _WORTH < len(ids) - shared:
+        if shared >= least and shared > length:
+            length, prompt = shared, candidate
+    if prompt is None or length * _WORTH < len(ids) - length:
         return None, 0
-    return prompt, shared
+    return prompt, length
 
 
-def _shared(ids: Sequence[int], front: list[int]) -> int:
-    """Count the tokens that a row starts with as a prefix does; one of the row's is left over."""
+def _shared_tokens(ids: Sequence[int], front: list[int]) -> int:
+    """Count the tokens that a text and a prefix start with; one of the text's is left over."""
     if list(ids[: len(front)]) == front and len(ids) > len(front):
         return len(front)
     pairs = zip(ids[:-1], front, strict=False)

@@ -109,11 +109,11 @@ def _measure(
         (engine,) = json.loads(built.stdout)["engines"].values()
         found.figures.append(
             Figure(
-                f"{name}: what the engine is not as meant",
-                len(engine["shortcomings"]),
+                f"{name}: entries of the fusion report",
+                len(engine["fusion_report"]),
                 "",
                 "0",
-                not engine["shortcomings"],
+                not engine["fusion_report"],
             )
         )
     backend = ["--backend", runtime.backend, "--device", "cuda"]

@@ -36,7 +36,7 @@ from anna_export.quantise.linear import Stored
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import BatchLimits, batches_by_length
-from anna_export.text.framing import find_tokenizer, read_contract
+from anna_export.text.framing import find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.checkpoint import Checkpoint
@@ -150,7 +150,7 @@ def main() -> int:
 def _task(model: Path, adapter: Path) -> Task:
     checkpoint = Checkpoint.open(model, adapter)
     tokenizer = find_tokenizer(model, adapter)
-    tokeniser = Tokeniser.open(tokenizer, read_contract(tokenizer, checkpoint.spec, None, model))
+    tokeniser = Tokeniser.open(tokenizer, read_framing(tokenizer, checkpoint.spec, None, model))
     rows = calibration_texts(None, tokeniser, find_prompts(model, adapter)).rows
     seen_rows = [row for place, row in enumerate(rows) if place % OTHERS_SHARE]
     batches, heldout = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))

@@ -32,7 +32,7 @@ from rivals.job import Job, Rows
 from small_model import write_small_model
 
 from anna_export.spec import EmbeddingSpec
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.checkpoint import Checkpoint
 
@@ -116,7 +116,7 @@ def _compare(folder: Path, quick: bool, results: Path | None) -> int:
 def _draw_job(folder: Path, spec: EmbeddingSpec, quick: bool) -> Job:
     """Draw every row of ids: docstrings, except where a shape asks for one length."""
     base = folder / "base"
-    tokeniser = Tokeniser.open(base, read_contract(base, spec, MIX_TOKENS))
+    tokeniser = Tokeniser.open(base, read_framing(base, spec, MIX_TOKENS))
     pairs = collect_pairs(source_files(source_folders()), PAIRS)
     count = MIX_TEXTS + PARITY_TEXTS + CALIBRATION_TEXTS
     drawn = random.Random(0).sample([pair.document for pair in pairs], count)

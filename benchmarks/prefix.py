@@ -272,7 +272,7 @@ def _exactness(folder: Path, models: Path, quick: bool, samples: dict[str, Any])
     add_prompts(out, prompts, overwrite=False, checkpoint=Checkpoint.open(made.base, made.adapter))
     encoder = open_encoder(out)
     reference = open_reference(
-        made.base, made.adapter, contract=tokeniser.contract, prompts=encoder.prompts
+        made.base, made.adapter, framing=tokeniser.framing, prompts=encoder.prompts
     )
     heldout = read_corpus(sys.maxsize).heldout
     drawn = [text for pair in heldout for text in (pair.query, pair.document)]

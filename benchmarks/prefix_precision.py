@@ -42,7 +42,7 @@ from anna_export.reference.streamed import (
     open_streamed_reference,
 )
 from anna_export.spec import Precision
-from anna_export.text.batching import Row, batches
+from anna_export.text.batching import TokenSequence, batches
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
@@ -91,7 +91,7 @@ def main() -> int:
                     base, adapter, out, precision, MAX_TOKENS, verify=False, max_loss=loss
                 )
                 artifact = export(recipe, stage).artifact
-                reference = open_reference(base, adapter, contract=artifact.manifest.contract)
+                reference = open_reference(base, adapter, framing=artifact.manifest.framing)
                 checkpoint = Checkpoint.open(base, adapter)
                 samples[f"{label}, {precision}"] = _losses(
                     artifact, checkpoint, reference, prompts, texts
@@ -160,7 +160,7 @@ def _losses(
         FP32: open_streamed_reference(checkpoint),
     }
     opened = load_encoder(artifact)
-    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]
 
     def prefix(prompt: Prompt, way: str) -> Prefix | None:
         if way == WHOLE:
@@ -185,9 +185,9 @@ def _embed(
 ) -> np.ndarray:
     """Embed texts behind a prefix, however short it is."""
     rows = [
-        Row(ids)
+        TokenSequence(ids)
         if prefix is None or tuple(ids[: len(prefix)]) != prefix.ids
-        else Row(ids[len(prefix) :], prefix)
+        else TokenSequence(ids[len(prefix) :], prefix)
         for ids in encoder.tokeniser.ids(texts, prompt)
     ]
     vectors = np.empty((len(rows), encoder.dim))

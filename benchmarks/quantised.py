@@ -118,7 +118,7 @@ def _measure(
         ]
         samples["embed_seconds"] = embedded.seconds
     else:
-        why = "its fp32 twin does not fit in this memory"
+        why = "its fp32 fallback graph does not fit in this memory"
         not_run.append({"name": f"{precision}: loaded and embedding", "why": why})
     say(f"{precision}: proving")
     verify = [str(TOOL), "verify", str(out), "--reference", *source[1:], "--json"]
@@ -126,8 +126,8 @@ def _measure(
     parity = json.loads(proof.output)
     loss = 1 - parity["mean_cosine"]
     figures.append(Figure(f"{precision}: mean loss, random weights", loss, "", "finite", loss < 1))
-    if parity["alone_worst_cosine"] is not None:
-        alone = parity["alone_worst_cosine"]
+    if parity["batch1_worst_cosine"] is not None:
+        alone = parity["batch1_worst_cosine"]
         figures.append(
             Figure(
                 f"{precision}: a text alone and in a batch, worst cosine",

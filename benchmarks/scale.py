@@ -31,10 +31,10 @@ from watched import Run, run_watched
 from anna_export import quantise
 from anna_export.encoder import Encoder
 from anna_export.files.disk import disk_free_bytes
-from anna_export.quantise.scheme import Limits
+from anna_export.quantise.scheme import Thresholds
 from anna_export.reference.streamed import open_streamed, open_streamed_reference
 from anna_export.spec import Precision
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.prove import STREAMED_TEXTS
 from anna_export.verify.vectors import compare_weights
@@ -106,7 +106,7 @@ def _measure(
     ratios = [made.seconds / copied.seconds for made, copied in zip(exports, copies, strict=True)]
     peak = max(run.peak_anon_bytes for run in exports) / GIB
     parity = json.loads(proof.output) if proof.code in (0, 1) else {}
-    worst, floor = parity.get("worst_cosine", -1.0), quantise.load(precision).limits.worst_cosine
+    worst, floor = parity.get("worst_cosine", -1.0), quantise.load(precision).thresholds.min_cosine
     loss = (1 - worst) / (1 - bound)
     figures = [
         Figure("export: peak anonymous memory", peak, "GiB", "<= 1.5", peak <= 1.5),
@@ -207,10 +207,10 @@ def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
         return weight.to(dtype).float()
 
     spec = checkpoint.spec
-    tokeniser = Tokeniser.open(base, read_contract(base, spec, None))
+    tokeniser = Tokeniser.open(base, read_framing(base, spec, None))
     exact = Encoder(open_streamed(spec, read, "exact sums rounded once", {}), tokeniser)
     reference = Encoder(open_streamed_reference(checkpoint), tokeniser)
-    return compare_weights(reference, exact, STREAMED_TEXTS, limits=Limits()).worst_cosine
+    return compare_weights(reference, exact, STREAMED_TEXTS, thresholds=Thresholds()).worst_cosine
 
 
 def _spot_check(

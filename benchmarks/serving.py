@@ -84,7 +84,7 @@ def _texts(artifact: Path) -> list[str]:
     """Return docstrings, cut at MOST_TOKENS, of a mean of LEAST_MEAN tokens or more."""
     tokeniser = open_artifact(artifact).tokeniser()
     pairs = collect_pairs(source_files(source_folders()), TEXTS)
-    documents = tokeniser.cut([pair.document for pair in pairs], MOST_TOKENS)
+    documents = tokeniser.truncate([pair.document for pair in pairs], MOST_TOKENS)
     random.Random(0).shuffle(documents)
     lengths = [len(ids) for ids in tokeniser.ids(documents)]
     mean = statistics.fmean(lengths)

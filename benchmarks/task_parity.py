@@ -103,7 +103,7 @@ def break_layer(source: Path, folder: Path) -> Path:
             content[start : start + length] = noise.bytes(length)
     path.write_bytes(bytes(content))
     files = {**manifest.files, path.name: hash_file(path)}
-    told = {"files": files, "artifact_id": identity(files, manifest.spec, manifest.contract)}
+    told = {"files": files, "artifact_id": identity(files, manifest.spec, manifest.framing)}
     write_manifest(folder, manifest.model_copy(update=told))
     return folder
 

@@ -22,7 +22,6 @@ from anna_train.gradient import Settings, compute_gradient, mini_batches
 from anna_train.loss import Losses, compute_loss
 from anna_train.prepare import Prepared, prepare
 from anna_train.processes import Processes
-from anna_train.progress import quiet_libraries
 from anna_train.step import take_step
 from anna_train.trained_model import load_model, lora_config
 from anna_train.tune_recipe import TuneRecipe, read_tune_recipe
@@ -34,6 +33,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor
 
 from anna_export.console.output import stage
+from anna_export.console.quiet import quiet_libraries
 from anna_export.spec import EmbeddingSpec
 
 THREADS = 1
@@ -192,7 +192,7 @@ def _their_model(prepared: Prepared, recipe: TuneRecipe) -> SentenceTransformer:
         model_kwargs={"dtype": torch.float32},
         local_files_only=True,
     )
-    model.max_seq_length = prepared.base.tokeniser.contract.max_tokens
+    model.max_seq_length = prepared.base.tokeniser.framing.max_tokens
     torch.manual_seed(recipe.seed)
     model[0].model = get_peft_model(model[0].model, lora_config(recipe.lora))
     return model.train()
@@ -213,7 +213,7 @@ def _their_loss(
 def _columns(prepared: Prepared, planned: PlannedStep) -> Columns:
     """Return what a data set for sentence-transformers holds: prompted queries, and documents."""
     data, assembler = prepared.sets[planned.data], prepared.assembler
-    cut, limits = assembler.tokeniser.cut, assembler.limits
+    cut, limits = assembler.tokeniser.truncate, assembler.limits
     queries, documents = [], []
     for one in planned.rows:
         row = data.rows[one.row]

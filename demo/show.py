@@ -77,7 +77,7 @@ def result(
             "size": size(artifact.size_bytes),
             "mean loss": f"{1 - parities[precision]['mean_cosine']:.1e}",
             "worst cosine": f"{parities[precision]['worst_cosine']:.7f}",
-            "alone": f"{parities[precision]['alone_worst_cosine']:.7f}",
+            "alone": f"{parities[precision]['batch1_worst_cosine']:.7f}",
             "nDCG@10": f"{ndcg[precision]:.4f}",
             "change": f"{100 * (ndcg[precision] / tuned - 1):+.2f} %",
             "texts/s": f"{speed[precision]['texts_per_second']:,.0f}",
@@ -146,9 +146,9 @@ def _change(task: Mapping[str, Any] | None) -> str:
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:
-    if parity["floor"] is not None:
-        return f"{parity['verdict']}: worst >= {parity['floor']}"
-    return f"{parity['verdict']}: loss <= {parity['max_loss']}"
+    if parity["thresholds"]["min_cosine"] is not None:
+        return f"{parity['verdict']}: worst >= {parity['thresholds']['min_cosine']}"
+    return f"{parity['verdict']}: loss <= {parity['thresholds']['max_loss']}"
 
 
 def times(

@@ -55,7 +55,7 @@ class Artifact:
         Raises:
             DamagedError: If this machine's tokenizer library gives other ids.
         """
-        tokeniser = Tokeniser.open(self.folder, self.manifest.contract)
+        tokeniser = Tokeniser.open(self.folder, self.manifest.framing)
         golden = self.manifest.golden
         for entry, ids in zip(golden, tokeniser.ids([g.text for g in golden]), strict=True):
             if ids != entry.ids:
@@ -110,7 +110,7 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
     """Say whether what the manifest says twice, and sentence-transformers reads, agrees."""
     hashes = manifest.prompts.hashes()
     return (
-        identity(manifest.files, manifest.spec, manifest.contract) == manifest.artifact_id
+        identity(manifest.files, manifest.spec, manifest.framing) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
         and (told := read_prompts(folder)).fronts() == manifest.prompts.fronts()
         and told.default == manifest.prompts.default

@@ -6,15 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from anna_export.errors import DamagedError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.files.json_file import read_json
+from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.text.framing import TOKENIZER_FILES, TokenContract
+from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
 
 MANIFEST_FILE = "manifest.json"
@@ -23,7 +24,7 @@ CARD_FILE = "README.md"
 CALIBRATION_FILE = "calibration.json"
 PREFIX_FOLDER: Final = "prefixes"
 ENGINE_FOLDER: Final = "engines"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 
 class _Model(BaseModel):
@@ -71,24 +72,23 @@ class Source(_Model):
 class Quantised(_Model):
     """How a quantised artifact came to its numbers; the rest is in calibration.json."""
 
-    arithmetic: Precision  # of what is not quantised
-    ranges: str = "max"  # earlier versions could choose "percentile" or "mse"
+    compute_dtype: Precision  # of what is not quantised
     calibration_sha256: str  # of the token ids calibrated on
     calibration_texts: int
     calibration_tokens: int
-    high_precision: dict[str, str]  # linear input whose layers are not quantised → why
+    unquantized: dict[str, str]  # linear input whose layers are not quantised → why
     max_loss: float | None  # what its proof is held to
 
 
 class Manifest(_Model):
     """What manifest.json holds."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     artifact_id: str
     precision: Precision
     quantised: Quantised | None = None
     spec: EmbeddingSpec
-    contract: TokenContract
+    framing: TokenFraming
     prompts: Prompts
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
@@ -100,12 +100,12 @@ class Manifest(_Model):
     created: str
 
 
-def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, contract: TokenContract) -> str:
+def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, framing: TokenFraming) -> str:
     """Return the artifact_id: sha256 over the sorted hashes of what decides a vector."""
     deciding = (*TOKENIZER_FILES, CALIBRATION_FILE)
     names = [name for name in files if name in deciding or name.startswith("model.")]
     lines = [f"{name} {files[name].sha256}" for name in sorted(names)]
-    lines.append(json.dumps([asdict(spec), asdict(contract)], sort_keys=True))
+    lines.append(json.dumps([asdict(spec), asdict(framing)], sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -131,22 +131,29 @@ def read_manifest(folder: Path) -> Manifest:
             f"expected an artifact, found no {MANIFEST_FILE} in {folder}; name a folder that "
             "anna-export made"
         )
-    found = read_json(path)
-    version = found.get("schema_version")
+    content = read_json(path)
+    if content.get("schema_version") == 2:
+        content = _from_schema_2(content)
+    version = content.get("schema_version")
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise DamagedError(
             f"expected manifest schema {SCHEMA_VERSION}, found {version} in {folder}; "
             + ("update anna-export" if version > SCHEMA_VERSION else "export it again")
         )
-    try:
-        return Manifest.model_validate_json(json.dumps(found))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DamagedError(
-            f"expected a manifest in {path}, found {place}: {first['msg']}; copy or export the "
-            "artifact again"
-        ) from None
+    return validated(
+        Manifest, content, path, error=DamagedError, remedy="copy or export the artifact again"
+    )
+
+
+def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of the schema before this one by today's names; its identity stays."""
+    names = {"contract": "framing", "arithmetic": "compute_dtype", "high_precision": "unquantized"}
+    content = {names.get(name, name): value for name, value in content.items()}
+    if isinstance(quantised := content.get("quantised"), dict):
+        content["quantised"] = {
+            names.get(name, name): value for name, value in quantised.items() if name != "ranges"
+        }
+    return content | {"schema_version": SCHEMA_VERSION}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

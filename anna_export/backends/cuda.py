@@ -28,7 +28,7 @@ def load_cuda() -> ModuleType:
         from cuda.bindings import runtime
     except ImportError:
         raise ExtraError(
-            "expected cuda-bindings for --backend trt, found none; install anna-export[tensorrt] "
+            "expected cuda-bindings for `backend` trt, found none; install anna-export[tensorrt] "
             "or anna-export[rtx]"
         ) from None
     return runtime

@@ -35,7 +35,7 @@ from anna_export.text.batching import BatchLimits
 from anna_export.text.prefix import Prefix
 
 # Attention is one kernel and holds no scores.
-LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
+LIMITS: Final = BatchLimits(TOKEN_BUDGET, pairs=None, single=None)
 # What stays on the GPU of prefixes, and of buckets: those used longest ago go first.
 MOST_PREFIX_BYTES: Final = 4 << 30
 MOST_LAUNCHES: Final = 256
@@ -60,7 +60,7 @@ class TrtBackend:
         gpu: Where it runs.
         spec: The model's numbers.
         record: What is stored about the engine.
-        arithmetic: What it computes in, for verdicts.
+        compute_label: What it computes in, for verdicts.
     """
 
     name = "trt"
@@ -72,10 +72,10 @@ class TrtBackend:
         gpu: Gpu,
         spec: EmbeddingSpec,
         record: EngineRecord,
-        arithmetic: str,
+        compute_label: str,
     ) -> None:
         self.spec = spec
-        self.arithmetic = arithmetic
+        self.compute_label = compute_label
         self._trt, self._engine, self._gpu, self._record = trt, engine, gpu, record
         profiles = record.profiles
         most_rows = max(profile.batch for profile in profiles)
@@ -230,13 +230,13 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> TrtBackend:
     """
     if device == "cpu":
         raise InputError(
-            "expected --device cuda for --backend trt, found cpu; choose --backend ort"
+            "expected `device` cuda for `backend` trt, found cpu; choose `backend` ort"
         )
     # without a driver, TensorRT ends the process
     gpu = find_device()
     if gpu is None:
         raise InputError(
-            "expected a CUDA device and driver for --backend trt, found none; choose --backend ort"
+            "expected a CUDA device and driver for `backend` trt, found none; choose `backend` ort"
         )
     stored = require_engine(artifact, gpu)
     trt = load_library(stored.record.target)
@@ -248,6 +248,6 @@ def load_stored(
 ) -> TrtBackend:
     """Load an engine by these libraries; the rest as `open_backend`."""
     record, manifest = stored.record, artifact.manifest
-    arithmetic = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
+    compute_label = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
     engine = load_engine(trt, stored, logger_of(trt))
-    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, arithmetic)
+    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, compute_label)

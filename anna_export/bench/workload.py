@@ -36,7 +36,7 @@ def texts_of(tokeniser: Tokeniser, prompt: Prompt, shape: Shape, calls: int) -> 
         InputError: If texts of that length do not fit behind the prompt.
     """
     framing = len(tokeniser.ids([""])[0])
-    room = tokeniser.contract.max_tokens - len(tokeniser.ids([""], prompt)[0])
+    room = tokeniser.framing.max_tokens - len(tokeniser.ids([""], prompt)[0])
     body = max(1, shape.tokens - framing)
     if body > room:
         raise InputError(
@@ -50,7 +50,7 @@ def texts_of(tokeniser: Tokeniser, prompt: Prompt, shape: Shape, calls: int) -> 
         text = str(next(numbers))
         while len(tokeniser.ids([text])[0]) < shape.tokens:
             text += "".join(f" {next(words)}" for _ in range(max(1, body // 4)))
-        return tokeniser.cut([text], body)[0]
+        return tokeniser.truncate([text], body)[0]
 
     return [[one() for _ in range(shape.batch)] for _ in range(calls)]
 

@@ -68,7 +68,7 @@ def calibration_texts(
             raise InputError(f"expected calibration texts, found only blank ones in {source}")
         random.Random(SEED).shuffle(found)
     # a cut text, which is as long as the limit, has its end token where no whole one has it
-    longest = min(tokeniser.contract.max_tokens - 1, MOST_TOKENS)
+    longest = min(tokeniser.framing.max_tokens - 1, MOST_TOKENS)
     kept, rows, tokens = [], [], 0
     for text, row in _prompted_rows(found, tokeniser, prompts):
         if len(row) > longest:
@@ -82,7 +82,7 @@ def calibration_texts(
         raise InputError(
             f"expected calibration texts of at most {longest} tokens with their prompt, found "
             f"{len(found)} longer ones in {source or 'the standard library'}; give shorter texts "
-            "(--calibration), or a larger --max-tokens"
+            "(`calibration`), or a larger `max_tokens`"
         )
     return CalibrationTexts(kept, rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 
@@ -109,7 +109,7 @@ def _docstrings(count: int) -> list[str]:
             return texts[:count]
     raise MissingError(
         f"expected the standard library's sources in {folder} to calibrate with, found too few; "
-        "give texts of your own (--calibration)"
+        "give texts of your own (`calibration`)"
     )
 
 

@@ -97,7 +97,7 @@ def command(
     opening = None
     if against is not None:
         found = manifest.prompts.find(prompt)
-        opening = rival(against, own, found, manifest.contract.max_tokens, model)
+        opening = rival(against, own, found, manifest.framing.max_tokens, model)
     run = bench(opened, own, plan, opening, output.stage)
     add_card(add_run(opened, run))
     if as_json:

@@ -80,7 +80,7 @@ def command(
                 "by": str(record),
                 "size": output.size(record.size_bytes),
                 "layers": ", ".join(f"{count} {kind}" for kind, count in record.layers.items()),
-                "fusion check": "; ".join(record.shortcomings) or "passed",
+                "fusion check": "; ".join(record.fusion_report) or "passed",
                 "time": f"{record.seconds} s",
             }
         )

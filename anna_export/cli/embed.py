@@ -1,14 +1,20 @@
 """anna-export embed."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from anna_export.choices import LOCAL
 from anna_export.cli import options
 from anna_export.console import commands, output
+
+if TYPE_CHECKING:
+    from anna_export.artifact.folder import Artifact
+    from anna_export.embed.file import Embedder
 
 
 @click.command(
@@ -36,6 +42,7 @@ from anna_export.console import commands, output
 @options.device_option
 @click.option(
     "--ray",
+    "address",
     is_flag=False,
     flag_value=LOCAL,
     metavar="[ADDRESS]",
@@ -43,10 +50,14 @@ from anna_export.console import commands, output
     "this machine. The artifact must be in the same folder on every node.",
 )
 @click.option(
-    "--ray-actors", type=click.IntRange(min=1), help="Encoders in the cluster. Default: one a node."
+    "--ray-actors",
+    "actors",
+    type=click.IntRange(min=1),
+    help="Encoders in the cluster. Default: one a node.",
 )
 @click.option(
     "--ray-gpus",
+    "gpus",
     type=click.FloatRange(min=0),
     default=0,
     show_default=True,
@@ -62,9 +73,9 @@ def command(
     field: str,
     backend: str,
     device: str,
-    ray: str | None,
-    ray_actors: int | None,
-    ray_gpus: float,
+    address: str | None,
+    actors: int | None,
+    gpus: float,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -74,25 +85,17 @@ def command(
     "id" is kept. To resume, give the same command again.
     """
     from anna_export.artifact.folder import open_artifact
-    from anna_export.backends import load_encoder, open_encoder
-    from anna_export.embed.file import Embedder, Here, embed_file, require_output
+    from anna_export.embed.file import embed_file, require_output
     from anna_export.files.text_file import read_texts
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)
     opened.manifest.prompts.find(prompt)
     source = read_texts(texts, field)
-    with ExitStack() as stack:
-        embedder: Embedder
-        if ray is None:
-            embedder = Here(load_encoder(opened, backend=backend, device=device))
-        else:
-            from anna_export.embed.on_ray import Spread
-
-            opening = partial(open_encoder, artifact.resolve(), backend=backend, device=device)
-            prompts = opened.manifest.prompts
-            embedder = stack.enter_context(Spread(opening, prompts, ray, ray_actors, ray_gpus))
-        progress = stack.enter_context(output.stage("embed", "texts"))
+    with (
+        _open_embedder(opened, backend, device, address, actors, gpus) as embedder,
+        output.stage("embed", "texts") as progress,
+    ):
         embedded = embed_file(
             embedder,
             opened.manifest.artifact_id,
@@ -102,20 +105,33 @@ def command(
             overwrite=overwrite,
             progress=progress,
         )
+    count, resumed, dim = embedded.texts, embedded.resumed, embedder.dim
     if as_json:
-        output.print_json(
-            {
-                "out": str(out),
-                "texts": embedded.texts,
-                "resumed": embedded.resumed,
-                "dim": embedder.dim,
-            }
-        )
+        output.print_json({"out": str(out), "texts": count, "resumed": resumed, "dim": dim})
         return
-    rows = {
-        "vectors": str(out),
-        "shape": f"{embedded.texts:,} texts x {embedder.dim} dimensions, float32",
-    }
-    if embedded.resumed:
-        rows["resumed"] = f"{embedded.resumed:,} texts were done by an earlier run"
+    rows = {"vectors": str(out), "shape": f"{count:,} texts x {dim} dimensions, float32"}
+    if resumed:
+        rows["resumed"] = f"{resumed:,} texts were done by an earlier run"
     output.print_rows(rows)
+
+
+@contextmanager
+def _open_embedder(
+    artifact: "Artifact",
+    backend: str,
+    device: str,
+    address: str | None,
+    actors: int | None,
+    gpus: float,
+) -> Iterator["Embedder"]:
+    """Give this process as an embedder, or actors on a Ray cluster where an address is named."""
+    from anna_export.backends import load_encoder, open_encoder
+    from anna_export.embed.file import LocalEmbedder
+    from anna_export.embed.on_ray import connect_ray
+
+    if address is None:
+        yield LocalEmbedder(load_encoder(artifact, backend=backend, device=device))
+        return
+    opening = partial(open_encoder, artifact.folder.resolve(), backend=backend, device=device)
+    with connect_ray(opening, artifact.manifest.prompts, address, actors, gpus) as embedder:
+        yield embedder

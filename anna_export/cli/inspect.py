@@ -32,19 +32,19 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what an artifact is, how it was made and what is proved."""
     from anna_export.artifact.folder import open_artifact
     from anna_export.artifact.manifest import PARITY_FILE
-    from anna_export.verify.proof import read_proof
+    from anna_export.verify.parity_file import read_parity
 
     opened = open_artifact(artifact, check=check)
     if layers:
         _show_layers(opened, as_json)
         return
-    manifest, proof = opened.manifest, read_proof(opened)
+    manifest, proof = opened.manifest, read_parity(opened)
     if as_json:
         output.print_json(
             json.loads(manifest.model_dump_json()) | {"parity": proof.to_json() if proof else None}
         )
         return
-    spec, contract, source = manifest.spec, manifest.contract, manifest.source
+    spec, framing, source = manifest.spec, manifest.framing, manifest.source
     rows = {
         "artifact": str(artifact),
         "artifact_id": manifest.artifact_id,
@@ -55,7 +55,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
         "model": f"{spec.parameters:,} parameters, {spec.layers} layers, {spec.heads} query and "
         f"{spec.kv_heads} key/value heads of {spec.head_dim}",
         "vectors": f"{spec.dim} dimensions, unit length",
-        "longest text": f"{contract.max_tokens} tokens, prompt and end token included",
+        "longest text": f"{framing.max_tokens} tokens, prompt and end token included",
         "prompts": shown.baked(opened),
         "graphs": ", ".join(f"{target}: {name}" for target, name in manifest.graphs.items()),
         "files": "every hash holds"
@@ -65,7 +65,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     if quantised := manifest.quantised:
         rows["calibration"] = (
             f"{quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens; "
-            f"{len(quantised.high_precision)} linear inputs kept in {quantised.arithmetic} "
+            f"{len(quantised.unquantized)} linear inputs kept in {quantised.compute_dtype} "
             "(--layers: which and why)"
         )
     if proof is None:

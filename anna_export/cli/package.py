@@ -53,7 +53,9 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write an artifact as a model repository: tokenizer, model, and an ensemble of both.
+    """Write an artifact as a model repository of Triton: tokenizer, model, an ensemble of both.
+
+    Experimental: no Triton server has run such a repository yet.
 
     The repository holds one ensemble for each prompt, NAME.PROMPT, and NAME for no prompt; each
     takes `text` and returns `sentence_embedding`. Triton computes the whole prompt with every text.
@@ -72,5 +74,5 @@ def command(
         return
     output.print_rows({"repository": str(triton)})
     output.print_table(
-        ["model", "prompt"], [[told, prompt or "none"] for told, prompt in names.items()]
+        ["model", "prompt"], [[model, prompt or "none"] for model, prompt in names.items()]
     )

@@ -44,19 +44,19 @@ def command(
     )
     from anna_export.files.disk import disk_free_bytes
     from anna_export.machine.memory import available_memory_bytes, fits_in_memory
-    from anna_export.quantise.footprint import engine_forecast, forecast, proof_that_fits
+    from anna_export.quantise.footprint import engine_forecast, forecast, method_that_fits
     from anna_export.spec import ENGINE_PRECISIONS, Precision
-    from anna_export.text.framing import find_tokenizer, read_contract
+    from anna_export.text.framing import find_tokenizer, read_framing
     from anna_export.weights.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model, adapter)
-    contract = read_contract(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
+    framing = read_framing(find_tokenizer(model, adapter), checkpoint.spec, max_tokens, model)
     free, memory, rate = disk_free_bytes(out), available_memory_bytes(), write_bytes_per_second(out)
     products = products_per_second()
     plans = []
     for precision in Precision:
         scheme = quantise.load(precision)
-        needed = forecast(checkpoint.spec, contract, scheme)
+        needed = forecast(checkpoint.spec, framing, scheme)
         plans.append(
             asdict(needed)
             | {
@@ -68,7 +68,7 @@ def command(
                 "fits_disk": needed.disk_bytes <= free,
                 "fits_export": fits_in_memory(needed.export_bytes),
                 "fits_serve": fits_in_memory(needed.serve_bytes),
-                "proof": proof_that_fits(needed, scheme),
+                "proof": method_that_fits(needed, scheme),
                 "engine": asdict(engine_forecast(checkpoint.spec, scheme))
                 if precision in ENGINE_PRECISIONS
                 else None,

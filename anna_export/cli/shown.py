@@ -1,14 +1,13 @@
-"""How proofs and verdicts are printed."""
+"""How figures and verdicts of a comparison are printed."""
 
 from typing import TYPE_CHECKING
 
+from anna_export.console.output import print_line, print_table, size
+
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
-    from anna_export.verify.difference import Difference
+    from anna_export.verify.parity_report import Difference, TaskParity, VectorParity
     from anna_export.verify.published import Summary
-    from anna_export.verify.task_parity import TaskParity
-    from anna_export.verify.vectors import Parity
-from anna_export.console.output import print_line, print_table, size
 
 
 def baked(artifact: "Artifact") -> str:
@@ -21,25 +20,26 @@ def baked(artifact: "Artifact") -> str:
     return names + (f"; {tokens:,} tokens baked in {size(size_bytes)}" if entries else "")
 
 
-def parity_rows(parity: "Parity") -> dict[str, str]:
-    """Return a proof's figures by name."""
+def parity_rows(parity: "VectorParity") -> dict[str, str]:
+    """Return the figures of a comparison of vectors by name."""
+    thresholds = parity.thresholds
     rows = {
         "proof": parity.verdict,
-        "worst cosine": f"{parity.worst_cosine:.7f}{_needed('at least', parity.floor)}; it is of "
-        f"{parity.worst_text}",
+        "worst cosine": f"{parity.worst_cosine:.7f}{_needed('at least', thresholds.min_cosine)}; "
+        f"it is of {parity.worst_text}",
         "mean cosine": f"{parity.mean_cosine:.7f}",
-        "mean loss": f"{parity.loss:.2e} (1 - cosine){_needed('at most', parity.max_loss)}",
+        "mean loss": f"{parity.loss:.2e} (1 - cosine){_needed('at most', thresholds.max_loss)}",
         "largest difference": f"{parity.max_abs:.1e}",
     }
-    if parity.alone_worst_cosine is not None:
-        rows["alone or in a batch"] = (
-            f"worst cosine {parity.alone_worst_cosine:.7f}"
-            f"{_needed('at least', parity.alone_floor)}; largest difference "
-            f"{parity.alone_max_abs:.1e}"
+    if parity.batch1_worst_cosine is not None:
+        rows["batch size 1"] = (
+            f"worst cosine to the same text in a padded batch {parity.batch1_worst_cosine:.7f}"
+            f"{_needed('at least', thresholds.batch1_min_cosine)}; largest difference "
+            f"{parity.batch1_max_abs:.1e}{_needed('at most', thresholds.batch1_max_abs)}"
         )
     return rows | {
-        "texts": f"{parity.texts}, the longest of {parity.longest_tokens:,} tokens, "
-        f"with no prompt and {len(parity.prompts)} prompts",
+        "texts": f"{parity.texts}, the longest of {parity.longest_tokens:,} tokens, without a "
+        f"prompt and with each of {len(parity.prompts)} prompts",
         "method": parity.method,
         "reference": parity.reference,
         "candidate": parity.candidate,
@@ -64,15 +64,15 @@ def print_tasks(parity: "TaskParity") -> None:
         print_line("* the model was trained on data of this task")
 
 
-def _difference(metric: str, found: "Difference") -> tuple[str, ...]:
+def _difference(metric: str, difference: "Difference") -> tuple[str, ...]:
     return (
         metric,
-        f"{found.reference:.4f}",
-        f"{found.candidate:.4f}",
-        f"{found.difference:+.4f}",
-        f"{found.low:+.4f} to {found.high:+.4f}",
-        f"{found.margin:.4f}",
-        f"{found.noise_floor:.4f}",
+        f"{difference.reference:.4f}",
+        f"{difference.candidate:.4f}",
+        f"{difference.difference:+.4f}",
+        f"{difference.low:+.4f} to {difference.high:+.4f}",
+        f"{difference.margin:.4f}",
+        f"{difference.noise_floor:.4f}",
     )
 
 
@@ -83,17 +83,21 @@ def print_standings(summary: "Summary") -> None:
         ("model", "Borda", "over tasks", "over types", *kinds, ""),
         [
             (
-                one.model,
-                "-" if one.borda_rank is None else str(one.borda_rank),
-                f"{one.mean_over_tasks:.4f}",
-                f"{one.mean_over_types:.4f}",
-                *(f"{one.by_type[kind]:.4f}" if kind in one.by_type else "-" for kind in kinds),
+                standing.model,
+                "-" if standing.borda_rank is None else str(standing.borda_rank),
+                f"{standing.mean_over_tasks:.4f}",
+                f"{standing.mean_over_types:.4f}",
+                *(_score(standing.by_type.get(kind)) for kind in kinds),
                 "",
             )
-            for one in summary.standings
+            for standing in summary.standings
         ],
     )
     print_line(summary.note)
+
+
+def _score(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
 
 
 def task_rows(parity: "TaskParity") -> dict[str, str]:

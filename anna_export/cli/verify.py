@@ -13,8 +13,8 @@ from anna_export.errors import ExtraError, InconclusiveError, InputError, Parity
 
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
-    from anna_export.verify.flow import Verified
-    from anna_export.verify.proof import Proof
+    from anna_export.verify.flow import Verification
+    from anna_export.verify.parity_report import ParityReport
     from anna_export.verify.tasks import TaskRun
 
 _TIERS: Final = ("vectors", "quick", "full")
@@ -118,12 +118,12 @@ def command(
         tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
     verified = verify(opened, model, adapter, tasks, output.stage, backend=backend, device=device)
     stored = _store(opened, verified)
-    proof = verified.proof
+    report = verified.report
     if as_json:
-        output.print_json({**proof.to_json(), "stored": stored})
+        output.print_json({**report.to_json(), "stored": stored})
     else:
-        _print(proof, stored)
-    _answer(proof)
+        _print(report, stored)
+    _require_pass(report)
 
 
 def _task_run(
@@ -160,30 +160,30 @@ def _task_run(
     )
 
 
-def _print(proof: "Proof", stored: str) -> None:
-    rows = shown.parity_rows(proof.vectors)
-    if proof.tasks is None:
+def _print(report: "ParityReport", stored: str) -> None:
+    rows = shown.parity_rows(report.vectors)
+    if report.tasks is None:
         output.print_rows(rows | {"stored": stored})
         return
     output.print_rows(rows)
     output.print_line("")
-    shown.print_tasks(proof.tasks)
+    shown.print_tasks(report.tasks)
     output.print_line("")
-    shown.print_standings(proof.tasks.summary)
+    shown.print_standings(report.tasks.summary)
     output.print_line("")
-    output.print_rows(shown.task_rows(proof.tasks) | {"stored": stored})
+    output.print_rows(shown.task_rows(report.tasks) | {"stored": stored})
 
 
-def _answer(proof: "Proof") -> None:
+def _require_pass(report: "ParityReport") -> None:
     """Turn a verdict into an exit code."""
-    if proof.verdict == "pass":
+    if report.verdict == "pass":
         return
-    found = "; ".join(proof.reasons)
-    if proof.tasks is None:
-        raise ParityError(f"expected the reference's vectors, found: {found}")
-    if proof.verdict == "fail":
-        raise ParityError(f"expected the reference's scores, found: {found}")
-    mean = proof.tasks.mean
+    reasons = "; ".join(report.reasons)
+    if report.tasks is None:
+        raise ParityError(f"expected the reference's vectors, found: {reasons}")
+    if report.verdict == "fail":
+        raise ParityError(f"expected the reference's scores, found: {reasons}")
+    mean = report.tasks.mean
     raise InconclusiveError(
         f"expected enough texts to tell, found a mean over tasks that differs by "
         f"{mean.difference:+.4f} ({mean.low:+.4f} to {mean.high:+.4f}), against a margin of "
@@ -191,17 +191,17 @@ def _answer(proof: "Proof") -> None:
     )
 
 
-def _store(artifact: "Artifact", verified: "Verified") -> str:
-    """Keep a proof of what the artifact was made from, in the artifact; say where, or why not."""
+def _store(artifact: "Artifact", verified: "Verification") -> str:
+    """Store the report in the artifact, if the reference is its own; say where, or why not."""
     from anna_export.artifact.manifest import PARITY_FILE
-    from anna_export.report.card import add_proof, add_results
-    from anna_export.verify.proof import with_tasks_of
+    from anna_export.report.card import add_parity, add_results
+    from anna_export.verify.parity_file import with_earlier_tasks
 
-    proof = with_tasks_of(verified.proof, artifact)
-    if proof.vectors.reference_sha256 != artifact.manifest.source.sha256:
+    report = with_earlier_tasks(verified.report, artifact)
+    if report.vectors.reference_sha256 != artifact.manifest.source.sha256:
         return "nowhere: this reference is not what the artifact was made from"
     try:
-        add_results(add_proof(artifact, proof), verified.results)
+        add_results(add_parity(artifact, report), verified.results)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -1,4 +1,4 @@
-"""Embed a file of texts, shard by shard, so that an interrupted run goes on where it was."""
+"""Embed a file of texts, shard by shard, so that an interrupted run can be resumed."""
 
 import hashlib
 import json
@@ -28,8 +28,7 @@ OUTPUTS: Final = (".parquet", ".npy")
 _SHARD: Final = ".float32"
 _ITEM_BYTES: Final = 4
 
-
-# a shard's number → what is told of how far it is
+# a shard's number → the progress of its texts
 Report = Callable[[int], Progress | None]
 
 
@@ -42,10 +41,10 @@ class BadShard(Exception):
 
 
 class Embedder(Protocol):
-    """Who embeds shards: this process, or a cluster."""
+    """What embeds shards: this process, or a cluster."""
 
     dim: int
-    arithmetic: str
+    compute_label: str
     prompts: Prompts
 
     def encode(
@@ -59,17 +58,13 @@ class Embedder(Protocol):
         ...
 
 
-class Here:
-    """This process, one shard after the other.
-
-    Args:
-        encoder: What embeds.
-    """
+class LocalEmbedder:
+    """Embeds shards in this process, one after the other."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.dim, self.prompts = encoder.dim, encoder.prompts
-        self.arithmetic = encoder.backend.arithmetic
+        self.compute_label = encoder.backend.compute_label
 
     def encode(
         self, shards: Iterator[tuple[int, list[str]]], prompt: str | None, report: Report
@@ -85,7 +80,7 @@ class Here:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What was written: rows, and how many of them an earlier run had done."""
+    """The file written, its rows, and how many of them an earlier run had embedded."""
 
     path: Path
     texts: int
@@ -117,14 +112,14 @@ def embed_file(
     """Embed every text of a file, in its order.
 
     Args:
-        embedder: Who embeds.
-        artifact_id: Its artifact; a run is only resumed with the same one.
+        embedder: What embeds them.
+        artifact_id: Of its artifact; a run is only resumed with the same one.
         source: The texts.
         out: A .parquet file (columns `id` and `embedding`) or a .npy file of (N, D) float32.
         prompt: Name of a prompt of the model; None for its default, if it has one, "" for none.
         overwrite: Replace `out` if it exists.
-        progress: Told how many texts are done.
-        shard_texts: Texts embedded and kept at once.
+        progress: Called with the number of texts embedded.
+        shard_texts: Texts in memory at once, and in a shard.
 
     Raises:
         InputError: If there is no such prompt, or the file changed since it was read.
@@ -135,7 +130,7 @@ def embed_file(
     require_output(out, overwrite=overwrite)
     state = {
         "artifact_id": artifact_id,
-        "arithmetic": embedder.arithmetic,
+        "compute": embedder.compute_label,
         "source_sha256": source.sha256,
         "prompt": asdict(embedder.prompts.find(prompt)),
         "field": source.field,
@@ -143,11 +138,11 @@ def embed_file(
     }
     with room_for(out), _shards(out, state) as shards:
         size_bytes = len(source.ids) * embedder.dim * _ITEM_BYTES
-        # the shards, as far as they are not there yet, and what they are joined into
-        held = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))
-        require_disk(out, 2 * size_bytes - held)
-        work = _Work(shards, source, embedder.dim, shard_texts, progress)
-        paths, resumed = work.fill(embedder, prompt)
+        # the shards that are missing, and the file they are joined into
+        stored_bytes = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))
+        require_disk(out, 2 * size_bytes - stored_bytes)
+        run = _ShardRun(shards, source, embedder.dim, shard_texts, progress)
+        paths, resumed = run.embed(embedder, prompt)
         if not source.is_unchanged():
             raise InputError(
                 f"expected {source.path} to stay as it is, found it changed meanwhile; run it again"
@@ -159,8 +154,8 @@ def embed_file(
     return Embedded(out, len(source.ids), resumed)
 
 
-class _Work:
-    """The shards of one file: those that are there, and those that are to be made."""
+class _ShardRun:
+    """The shards of one file: those an earlier run stored, and those this run embeds."""
 
     def __init__(
         self,
@@ -176,8 +171,8 @@ class _Work:
         self._sizes: list[int] = []
         self._done = self._resumed = 0
 
-    def fill(self, embedder: Embedder, prompt: str | None) -> tuple[list[Path], int]:
-        """Make every shard that is not there; return all, and the texts of those that were."""
+    def embed(self, embedder: Embedder, prompt: str | None) -> tuple[list[Path], int]:
+        """Embed every missing shard; return all shards, and how many texts were stored already."""
         try:
             for number, vectors in embedder.encode(self._missing(), prompt, self._report):
                 with staged_file(self._paths[number]) as aside:
@@ -226,13 +221,13 @@ def _shards(out: Path, state: Mapping[str, object]) -> Iterator[Path]:
     shards = out.with_name(f".{out.name}.shards")
     shards.mkdir(exist_ok=True)
     with sole_writer(shards, out):
-        known, text = shards / "state.json", json.dumps(state)
-        if not (known.exists() and known.read_bytes() == text.encode()):
+        stored, text = shards / "state.json", json.dumps(state)
+        if not (stored.exists() and stored.read_bytes() == text.encode()):
             for path in shards.iterdir():
                 path.unlink()
         try:
-            if not known.exists():
-                write_text(known, text)
+            if not stored.exists():
+                write_text(stored, text)
             yield shards
         except BaseException:
             if not any(shards.glob(f"*{_SHARD}")):

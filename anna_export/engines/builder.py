@@ -12,7 +12,7 @@ from anna_export.engines.layers import Layer, read_layers
 from anna_export.engines.loading import logger_of
 from anna_export.engines.profiles import Profile
 from anna_export.engines.request import EngineRequest
-from anna_export.engines.timing import Timings
+from anna_export.engines.timing_cache import TimingCache
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
@@ -49,7 +49,7 @@ def build_plan(
         graph: The ONNX file, its weights beside it.
         spec: The model's numbers.
         options: How.
-        progress: Told how many of its own steps the library has done.
+        progress: Called with the number of its own steps that the library has done.
 
     Raises:
         DamagedError: If the library does not take the graph; with the node's name.
@@ -61,9 +61,10 @@ def build_plan(
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        found = "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
+        reasons = "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
         raise DamagedError(
-            f"expected a graph that {options.request.target} {trt.__version__} takes, found {found}"
+            f"expected a graph that {options.request.target} {trt.__version__} takes, found "
+            f"{reasons}"
         )
     config = _configure(trt, builder, options)
     inputs = frozenset(network.get_input(index).name for index in range(network.num_inputs))
@@ -73,7 +74,7 @@ def build_plan(
     config.progress_monitor = monitor
     timings = None
     if options.request.target is Target.TENSORRT:
-        timings = Timings(trt, options.capability)
+        timings = TimingCache(trt, options.capability)
         timings.load(config)
     content = builder.build_serialized_network(network, config)
     if stopped():
@@ -115,7 +116,7 @@ def _profile(builder: Any, profile: Profile, spec: EmbeddingSpec, inputs: frozen
 
 
 def _monitor(trt: ModuleType, progress: Progress | None) -> tuple[Any, Callable[[], bool]]:
-    """Return what the library tells of its steps, and what says whether Ctrl-C stopped it."""
+    """Return the monitor of the library's steps, and a function: whether Ctrl-C stopped it."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -158,10 +159,10 @@ def require_kernels(capability: Capability, first_fp8: str | None, computes_in_b
     if first_fp8 is not None and capability < FP8:
         raise InputError(
             f"expected compute capability {FP8} or newer for FP8 ({first_fp8}), found "
-            f"{capability}; export with --bf16 or --fp16 for that GPU"
+            f"{capability}; export it in bf16 or fp16 for that GPU"
         )
     if computes_in_bf16 and capability < BF16:
         raise InputError(
             f"expected compute capability {BF16} or newer for bf16, found {capability}; "
-            "export with --fp16 for that GPU"
+            "export it in fp16 for that GPU"
         )

@@ -49,27 +49,28 @@ def read_capability(text: str) -> Capability:
 
 
 def choose(
-    asked: Sequence[Capability], target: Target, device: Device | None
+    requested: Sequence[Capability], target: Target, device: Device | None
 ) -> tuple[Capability, ...]:
-    """Return what to build for: what was asked, else this machine's GPU, else 8.9 and 12.0.
+    """Return what to build for: those requested, else this machine's GPU, else 8.9 and 12.0.
 
     Raises:
         InputError: If the target cannot build for it here.
     """
-    own = Capability(*device.capability) if device is not None else None
+    local = Capability(*device.capability) if device is not None else None
     if target is Target.TENSORRT:
-        if own is None or any(capability != own for capability in asked):
+        if local is None or any(capability != local for capability in requested):
+            names = ", ".join(map(str, requested)) or "no GPU"
             raise InputError(
-                f"expected --compute-capability {own or 'of a GPU'}: TensorRT builds for the GPU "
-                f"at hand; found {', '.join(map(str, asked)) or 'no GPU'}; build there, or with "
-                "--target tensorrt-rtx"
+                f"expected `capabilities` {local or 'of a GPU'}: TensorRT builds for the GPU at "
+                f"hand; found {names}; build there, or with `target` tensorrt-rtx"
             )
-        return (own,)
-    chosen = tuple(dict.fromkeys(asked)) or ((own,) if own is not None else WITHOUT_DEVICE)
+        return (local,)
+    default = WITHOUT_DEVICE if local is None else (local,)
+    chosen = tuple(dict.fromkeys(requested)) or default
     for capability in chosen:
         if capability not in RTX:
             raise InputError(
                 f"expected a compute capability of {', '.join(map(str, RTX))}, which TensorRT-RTX "
-                f"compiles for, found {capability}; use --target tensorrt for a data-centre GPU"
+                f"compiles for, found {capability}; use `target` tensorrt for a data-centre GPU"
             )
     return chosen

@@ -1,4 +1,4 @@
-"""What TensorRT made of a graph: its table of fused layers, and whether that is what was meant."""
+"""What TensorRT made of a graph: its table of fused layers, and the check of its fusions."""
 
 import re
 from collections import Counter
@@ -41,8 +41,8 @@ def read_layers(messages: Sequence[str]) -> list[Layer]:
 
 def _read(row: str) -> Layer:
     def field(name: str) -> str:
-        found = re.search(rf"{name}: ([^,]*)", row)
-        return found[1].strip() if found else ""
+        match = re.search(rf"{name}: ([^,]*)", row)
+        return match[1].strip() if match else ""
 
     inputs = row.partition("Inputs: ")[2].partition("Outputs: ")[0]
     types = tuple(re.findall(r"Datatype: (\w+)", inputs))
@@ -65,31 +65,31 @@ def summary(layers: Sequence[Layer]) -> dict[str, int]:
     }
 
 
-def shortcomings(
+def fusion_report(
     layers: Sequence[Layer], spec: EmbeddingSpec, fp8_modules: Collection[str]
 ) -> list[str]:
-    """Say what is not as it was meant; nothing is the good answer.
+    """Name what is not fused, or not in FP8, though it should be; empty where the check passed.
 
     Args:
         layers: What was built.
         spec: The model's numbers.
         fp8_modules: Linear modules that are to multiply in FP8.
     """
-    found = []
+    report = []
     for profile in sorted({layer.profile for layer in layers}):
-        own = [layer for layer in layers if layer.profile == profile]
-        multiplied = {module for layer in own if _is_fp8(layer) for module in layer.modules}
+        used = [layer for layer in layers if layer.profile == profile]
+        multiplied = {module for layer in used if _is_fp8(layer) for module in layer.modules}
         if missing := sorted(set(fp8_modules) - multiplied):
-            found.append(
+            report.append(
                 f"profile {profile}: {len(missing)} layers do not multiply in FP8, the first "
                 f"{missing[0]}"
             )
-        attention = sum(layer.is_attention for layer in own)
+        attention = sum(layer.is_attention for layer in used)
         if attention != spec.layers:
-            found.append(
+            report.append(
                 f"profile {profile}: attention is fused in {attention} of {spec.layers} layers"
             )
-    return found
+    return report
 
 
 def _is_fp8(layer: Layer) -> bool:

@@ -25,14 +25,14 @@ def load_library(target: Target) -> ModuleType:
     """
     if target is Target.TENSORRT and find_device() is None:
         raise InputError(
-            "expected a CUDA device and driver for --target tensorrt, found none; build there, or "
-            "with --target tensorrt-rtx, which needs none"
+            "expected a CUDA device and driver for `target` tensorrt, found none; build there, or "
+            "with `target` tensorrt-rtx, which needs none"
         )
     try:
         library = importlib.import_module(_MODULES[target])
     except ImportError:
         raise ExtraError(
-            f"expected {_MODULES[target]} for --target {target}, found none; install "
+            f"expected {_MODULES[target]} for `target` {target}, found none; install "
             f"anna-export[{_EXTRAS[target]}]"
         ) from None
     if target is Target.TENSORRT and int(library.__version__.split(".")[0]) < _TENSORRT_MAJOR:
@@ -66,7 +66,7 @@ def load_engine(trt: ModuleType, stored: StoredEngine, log: Any) -> Any:
         DamagedError: If the library does not take it.
     """
     path, record = stored.path, stored.record
-    remedy = "build it again with anna-export build, or choose --backend ort"
+    remedy = "build it again with anna-export build, or choose `backend` ort"
     if trt.__version__ != record.version:
         raise InputError(
             f"expected {record.target} {record.version}, which built {path}, found "

@@ -35,7 +35,7 @@ def register_pooling(
     """
     number = 10 * capability.major + capability.minor
     if number not in CAPABILITIES:
-        names = ", ".join(f"{one // 10}.{one % 10}" for one in CAPABILITIES)
+        names = ", ".join(f"{each // 10}.{each % 10}" for each in CAPABILITIES)
         raise InputError(
             f"expected a compute capability of {names} for the pooling kernel, found {capability}"
         )

@@ -59,15 +59,15 @@ def choose_profiles(
         budget: Most tokens of a batch; a single longer text still fits.
     """
     usual_prefix = max(prefixes, default=0)
-    # prompts may be added that are longer than those of now
+    # longer prompts may be added later
     longest_prefix = max_tokens - 1 if prefixes else 0
     ends = [*(length for length in LENGTHS if length < max_tokens), max_tokens]
-    found, shortest = [], 1
+    profiles, shortest = [], 1
     for end in ends:
         batch = max(1, budget // end)
-        found.append(Profile(shortest, end, batch, usual_prefix, longest_prefix))
+        profiles.append(Profile(shortest, end, batch, usual_prefix, longest_prefix))
         shortest = end + 1
-    return found
+    return profiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def choose_bucket(profiles: Sequence[Profile], rows: int, tokens: int, prefix: i
         tokens: Of the longest text, without a prefix; some profile has it.
         prefix: Tokens in front of every text; no position behind them passes the longest sequence.
     """
-    index = next(place for place, one in enumerate(profiles) if tokens <= one.longest)
+    index = next(i for i, profile in enumerate(profiles) if tokens <= profile.longest)
     profile = profiles[index]
     rows = min(rows, profile.batch)
     more_rows = min(1 << (rows - 1).bit_length(), profile.batch)

@@ -1,4 +1,4 @@
-"""A new adapter in an old engine: its weights are replaced, and nothing is built or timed again."""
+"""Refitting: an engine takes the weights of another adapter, and nothing is built again."""
 
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,7 @@ from anna_export.spec import EmbeddingSpec
 
 
 def require_refittable(
-    source: Artifact, stored: StoredEngine, spec: EmbeddingSpec, structure: str
+    source: Artifact, stored: StoredEngine, spec: EmbeddingSpec, fingerprint: str
 ) -> None:
     """Refuse an engine that cannot take the weights of a graph.
 
@@ -19,22 +19,22 @@ def require_refittable(
         source: The artifact that the engine is of.
         stored: The engine.
         spec: The numbers of the model whose weights it is to take.
-        structure: The structure_sha256 of that model's graph.
+        fingerprint: That of its graph.
 
     Raises:
-        InputError: If it was built without --refittable, or from a graph that differs in more than
+        InputError: If it was not built refittable, or from a graph that differs in more than
             its weights.
     """
     if not stored.record.refittable:
         raise InputError(
-            f"expected an engine built with --refittable, found {stored.path} built without; leave "
-            "--refit-from out to build anew"
+            f"expected an engine built with `refittable`, found {stored.path} built without; leave "
+            "`refit_from` out to build anew"
         )
-    if source.manifest.spec != spec or stored.record.structure_sha256 != structure:
+    if source.manifest.spec != spec or stored.record.structure_sha256 != fingerprint:
         raise InputError(
             f"expected {stored.path} built from a graph that differs only in its weights, found "
             "another base, precision, longest sequence or set of FP8 layers, or baked prompts in "
-            "only one of both; leave --refit-from out to build anew"
+            "only one of both; leave `refit_from` out to build anew"
         )
 
 
@@ -59,7 +59,7 @@ def refit_plan(trt: ModuleType, stored: StoredEngine, graph: Path) -> memoryview
         missing = [f"no weights for {name}" for name in refitter.get_missing_weights()[:2]]
         raise DamagedError(
             f"expected {stored.path} to take the weights of another adapter, found "
-            f"{'; '.join([*errors, *missing, *log.errors[-2:]])}; leave --refit-from out to build "
-            "anew"
+            f"{'; '.join([*errors, *missing, *log.errors[-2:]])}; leave `refit_from` out to "
+            "build anew"
         )
     return memoryview(engine.serialize())

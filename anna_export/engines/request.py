@@ -1,4 +1,4 @@
-"""What engines are asked for."""
+"""Which engines to build."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +33,14 @@ class EngineRequest:
     refit_from: Path | None = None
 
     def __post_init__(self) -> None:
-        theirs = self.portable or self.refittable or self.refit_from is not None
-        if self.target is Target.TENSORRT_RTX and theirs:
+        of_tensorrt = self.portable or self.refittable or self.refit_from is not None
+        if self.target is Target.TENSORRT_RTX and of_tensorrt:
             raise InputError(
-                "expected --portable, --refittable and --refit-from with --target tensorrt, found "
+                "expected `portable`, `refittable` and `refit_from` with `target` tensorrt, found "
                 "one with tensorrt-rtx, which builds for the named GPU alone; leave it out"
             )
         if self.refit_from is not None and (self.portable or self.refittable):
             raise InputError(
-                "expected --refit-from without --portable and --refittable, which are those of the "
+                "expected `refit_from` without `portable` and `refittable`, which are those of the "
                 "engine refitted; leave them out"
             )

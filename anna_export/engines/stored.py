@@ -45,22 +45,24 @@ def record_name(file: str) -> str:
 
 
 def _read(artifact: Artifact, name: str) -> EngineRecord:
-    found = read_evidence(artifact, record_name(name))
+    record = read_evidence(artifact, record_name(name))
     try:
-        return EngineRecord.model_validate(found)
+        return EngineRecord.model_validate(record)
     except ValidationError as invalid:
         first = invalid.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "no record"
+        field = ".".join(str(part) for part in first["loc"]) or "no record"
         raise DamagedError(
-            f"expected the record of {name} in {artifact.folder}, found {place}: {first['msg']}; "
+            f"expected the record of {name} in {artifact.folder}, found {field}: {first['msg']}; "
             "build it again with anna-export build"
         ) from None
 
 
 def find_engine(artifact: Artifact, capability: Capability) -> StoredEngine | None:
     """Return an artifact's engine for a GPU; one for just that GPU before a portable one."""
-    engines = [one for one in stored_engines(artifact) if one.record.runs_on(capability)]
-    return min(engines, key=lambda one: one.record.portable, default=None)
+    candidates = [
+        stored for stored in stored_engines(artifact) if stored.record.runs_on(capability)
+    ]
+    return min(candidates, key=lambda stored: stored.record.portable, default=None)
 
 
 def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
@@ -72,45 +74,45 @@ def require_engine(artifact: Artifact, device: Device) -> StoredEngine:
         DamagedError: If it is not the file that was built, or was built from another graph.
     """
     capability = Capability(*device.capability)
-    remedy = "build it again with anna-export build, or choose --backend ort"
-    found = find_engine(artifact, capability)
-    if found is None:
-        others = ", ".join(str(one.record) for one in stored_engines(artifact)) or "none"
+    remedy = "build it again with anna-export build, or choose `backend` ort"
+    stored = find_engine(artifact, capability)
+    if stored is None:
+        others = ", ".join(str(other.record) for other in stored_engines(artifact)) or "none"
         raise MissingError(
             f"expected an engine in {artifact.folder} for this GPU's compute capability "
-            f"{capability}, found {others}; build one with anna-export build, or choose --backend "
-            "ort"
+            f"{capability}, found {others}; build one with anna-export build, or choose "
+            "`backend` ort"
         )
-    record, manifest = found.record, artifact.manifest
-    evidence = manifest.evidence[found.path.relative_to(artifact.folder).as_posix()]
-    _require_whole(found, evidence, remedy)
+    record, manifest = stored.record, artifact.manifest
+    evidence = manifest.evidence[stored.path.relative_to(artifact.folder).as_posix()]
+    _require_whole(stored, evidence, remedy)
     if {record.artifact_id, evidence.covers} != {manifest.artifact_id}:
         raise DamagedError(
-            f"expected {found.path} built from this artifact's graph and weights, found one built "
+            f"expected {stored.path} built from this artifact's graph and weights, found one built "
             f"from another's; {remedy}"
         )
     if record.driver is not None and _version(device.driver) < _version(record.driver):
         raise InputError(
-            f"expected a driver of CUDA {record.driver} or newer, under which {found.path} was "
+            f"expected a driver of CUDA {record.driver} or newer, under which {stored.path} was "
             f"built, found {device.driver}; update the driver, or {remedy}"
         )
     if manifest.prefixes and not record.prefix:
         raise InputError(
-            f"expected an engine that takes prefixes, found {found.path}, built before a prompt "
+            f"expected an engine that takes prefixes, found {stored.path}, built before a prompt "
             f"was baked; {remedy}"
         )
-    return found
+    return stored
 
 
-def _require_whole(found: StoredEngine, evidence: Evidence, remedy: str) -> None:
-    """Look at an engine's size; its hash is compared with --check, like that of large weights."""
-    size = found.path.stat().st_size if found.path.is_file() else 0
-    if size != evidence.size_bytes or evidence.sha256 != found.record.sha256:
+def _require_whole(stored: StoredEngine, evidence: Evidence, remedy: str) -> None:
+    """Look at an engine's size; a full check compares its hash, like that of large weights."""
+    size = stored.path.stat().st_size if stored.path.is_file() else 0
+    if size != evidence.size_bytes or evidence.sha256 != stored.record.sha256:
         raise DamagedError(
-            f"expected {found.path} of {evidence.size_bytes} bytes and its own record, found "
+            f"expected {stored.path} of {evidence.size_bytes} bytes and its own record, found "
             f"another file or record ({size} bytes); {remedy}"
         )
 
 
-def _version(told: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in told.split("."))
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -18,7 +18,7 @@ from anna_export.files.disk import require_disk
 from anna_export.progress import Progress
 from anna_export.report.card import model_card
 from anna_export.text.prompts import PROMPTS_FILE, Prompts, write_st_files
-from anna_export.verify.proof import read_proof
+from anna_export.verify.parity_file import read_parity
 from anna_export.weights.checkpoint import Checkpoint
 
 
@@ -133,7 +133,7 @@ def _with_prompts(
     new = [prompts.by_name[name] for name in to_bake]
     scheme = quantise.scheme_of(manifest)
     require_disk(artifact.folder, prefix_bytes(manifest.spec, scheme, tokeniser, new))
-    proof = read_proof(artifact)
+    proof = read_parity(artifact)
     with staged(artifact.folder, overwrite=True, holding=MANIFEST_FILE) as folder:
         shutil.copytree(
             artifact.folder, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True

@@ -53,15 +53,14 @@ from anna_export.progress import Progress, Stage
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.footprint import DEFAULT_TOKENS, forecast
 from anna_export.quantise.scheme import Scheme
-from anna_export.report.card import add_proof
-from anna_export.text.framing import TOKENIZER_FILES, TokenContract, read_contract
+from anna_export.report.card import add_parity
+from anna_export.text.framing import TOKENIZER_FILES, TokenFraming, read_framing
 from anna_export.text.prompt_file import find_prompts, read_prompt_file
 from anna_export.text.prompts import Prompts, write_st_files
 from anna_export.text.tokeniser import Tokeniser
-from anna_export.verify.proof import Proof
+from anna_export.verify.parity_report import ParityReport, VectorParity
 from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS
-from anna_export.verify.vectors import Parity
 from anna_export.weights.checkpoint import Checkpoint
 
 
@@ -70,7 +69,7 @@ class Exported:
     """What came of it: the artifact, its proof (None if not asked for), seconds by stage."""
 
     artifact: Artifact
-    parity: Parity | None
+    parity: VectorParity | None
     seconds: Mapping[str, float]
 
 
@@ -102,8 +101,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     if recipe.engines is not None:
         require_buildable(recipe.precision, recipe.engines)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
-    contract = read_contract(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
-    tokeniser = Tokeniser.open(recipe.tokenizer, contract)
+    framing = read_framing(recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model)
+    tokeniser = Tokeniser.open(recipe.tokenizer, framing)
     prompts = (
         find_prompts(recipe.model, recipe.adapter)
         if recipe.prompts is None
@@ -119,16 +118,16 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
     with staged(recipe.out, overwrite=recipe.overwrite, holding=MANIFEST_FILE) as folder:
         # only now: what a killed export had left here is gone
         tokens = DEFAULT_TOKENS if texts is None else texts.tokens
-        needed = forecast(checkpoint.spec, contract, scheme, tokens)
+        needed = forecast(checkpoint.spec, framing, scheme, tokens)
         baked_bytes = prefix_bytes(checkpoint.spec, scheme, tokeniser, prompts.by_name.values())
         require_disk(recipe.out, needed.disk_bytes + baked_bytes)
         if texts is not None:
             with _timed(seconds, "calibrate"):
                 calibration = calibrate(checkpoint, texts, tokeniser, recipe.request, stage)
         with _timed(seconds, "merge and write"), stage("merge and write", "bytes") as progress:
-            graphs = scheme.graphs(checkpoint, contract.max_tokens, calibration)
+            graphs = scheme.graphs(checkpoint, framing.max_tokens, calibration)
             artifact = _write(
-                folder, recipe, checkpoint, contract, prompts, graphs, calibration, progress
+                folder, recipe, checkpoint, framing, prompts, graphs, calibration, progress
             )
         if prompts.by_name:
             with _timed(seconds, "bake prompts"), stage("bake prompts", "tokens") as progress:
@@ -137,8 +136,8 @@ def export(recipe: Recipe, stage: Stage) -> Exported:
         if recipe.verify:
             with _timed(seconds, "prove"), stage("prove", "texts") as progress:
                 parity = prove(artifact, recipe.model, recipe.adapter, progress)
-        proof = Proof(parity) if parity is not None else None
-        exported = Exported(add_proof(artifact, proof), parity, seconds)
+        proof = ParityReport(parity) if parity is not None else None
+        exported = Exported(add_parity(artifact, proof), parity, seconds)
         shutil.rmtree(recipe.work, ignore_errors=True)
         if parity is not None and parity.verdict != "pass":
             raise _reject(folder, recipe.out, exported)
@@ -153,7 +152,7 @@ def _write(
     folder: Path,
     recipe: Recipe,
     checkpoint: Checkpoint,
-    contract: TokenContract,
+    framing: TokenFraming,
     prompts: Prompts,
     graphs: Mapping[str, ir.Model],
     calibration: Calibration | None,
@@ -175,14 +174,14 @@ def _write(
         path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name != DATA_FILE
     }
     files[DATA_FILE] = FileEntry(sha256=written.sha256, size_bytes=written.size_bytes)
-    tokeniser = Tokeniser.open(folder, contract)
+    tokeniser = Tokeniser.open(folder, framing)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        artifact_id=identity(files, checkpoint.spec, contract),
+        artifact_id=identity(files, checkpoint.spec, framing),
         precision=recipe.precision,
         quantised=_quantised(recipe.scheme, calibration),
         spec=checkpoint.spec,
-        contract=contract,
+        framing=framing,
         prompts=prompts,
         prefixes={},
         golden=[
@@ -208,12 +207,12 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
     if calibration is None:
         return None
     return Quantised(
-        arithmetic=scheme.arithmetic,
+        compute_dtype=scheme.compute_dtype,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,
-        high_precision=calibration.unquantized,
-        max_loss=scheme.limits.max_loss,
+        unquantized=calibration.unquantized,
+        max_loss=scheme.thresholds.max_loss,
     )
 
 

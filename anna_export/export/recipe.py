@@ -62,7 +62,7 @@ class Recipe:
     @property
     def request(self) -> Request:
         """What to calibrate for."""
-        scheme, max_loss = self.scheme, self.scheme.limits.max_loss
+        scheme, max_loss = self.scheme, self.scheme.thresholds.max_loss
         assert scheme.linear is not None and max_loss is not None
         return Request(scheme.linear, scheme.embedding, max_loss, self.work)
 

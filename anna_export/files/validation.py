@@ -1,26 +1,48 @@
-"""What a user wrote in a file, held to a pydantic model: one line names the first wrong field."""
+"""Parsed content held to a type by pydantic: one line names the first wrong field."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
-from anna_export.errors import InputError
+from anna_export.errors import AnnaError, InputError
 
-Model = TypeVar("Model", bound=pydantic.BaseModel)
+Value = TypeVar("Value")
 
 
-def validated(model: type[Model], content: object, path: Path) -> Model:
-    """Return a file's parsed content as a model.
+def validated(
+    kind: type[Value],
+    content: object,
+    path: Path,
+    *,
+    error: type[AnnaError] = InputError,
+    remedy: str = "",
+) -> Value:
+    """Return a file's parsed content as a pydantic model or a dataclass.
+
+    Args:
+        kind: The type.
+        content: What the file holds, parsed.
+        path: The file, for the message.
+        error: What is raised: InputError for what a user wrote, DamagedError for what we wrote.
+        remedy: What to do, after the message.
 
     Raises:
-        InputError: Naming the field that is wrong, and the file.
+        AnnaError: Of the class `error`, naming the field that is wrong, and the file.
     """
     try:
-        return model.model_validate(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(
-            f"expected another {where} in {path}, found: {first['msg'].lower()}"
-        ) from None
+        return pydantic.TypeAdapter(kind).validate_python(content)
+    except pydantic.ValidationError as invalid:
+        first = invalid.errors()[0]
+        raise error(_line(first, path) + (f"; {remedy}" if remedy else "")) from None
+
+
+def _line(error: Any, path: Path) -> str:
+    field = ".".join(map(str, error["loc"])) or "content"
+    if error["type"] == "missing":
+        return f"expected {field} in {path}, found none"
+    if error["type"] == "extra_forbidden":
+        return f"expected no field {field} in {path}, found one"
+    wanted, _, _ = error["msg"].partition(", got")
+    wanted = wanted.removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"expected another {field} in {path}: {wanted}, found {str(error['input'])[:60]!r}"

@@ -10,6 +10,7 @@ from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError
 from anna_export.text.batch import TokenBatch
+from anna_export.text.framing import MIN_TOKENS
 from anna_export.text.tokeniser import Tokeniser
 
 try:
@@ -27,7 +28,7 @@ class AnnaEncoder(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.folder = folder
-        self._longest = encoder.tokeniser.contract.max_tokens
+        self._longest = encoder.tokeniser.framing.max_tokens
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> Self:
@@ -38,14 +39,16 @@ class AnnaEncoder(torch.nn.Module):
     @property
     def max_seq_length(self) -> int:
         """Longest sequence in tokens, prompt and end token included."""
-        return self.encoder.tokeniser.contract.max_tokens
+        return self.encoder.tokeniser.framing.max_tokens
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        contract = self.encoder.tokeniser.contract
-        if not 8 <= tokens <= self._longest:
-            raise InputError(f"expected max_seq_length in 8..{self._longest}, found {tokens}")
-        shorter = replace(contract, max_tokens=tokens)
+        framing = self.encoder.tokeniser.framing
+        if not MIN_TOKENS <= tokens <= self._longest:
+            raise InputError(
+                f"expected max_seq_length in {MIN_TOKENS}..{self._longest}, found {tokens}"
+            )
+        shorter = replace(framing, max_tokens=tokens)
         self.encoder.tokeniser = Tokeniser.open(self.folder, shorter)
 
     def preprocess(
@@ -54,8 +57,9 @@ class AnnaEncoder(torch.nn.Module):
         """Turn texts into padded token ids, the prompt, given by its front, around each."""
         if not all(isinstance(text, str) for text in inputs):
             raise InputError("expected texts as str, found something else in a batch")
-        tokeniser, found = self.encoder.tokeniser, self.encoder.prompts.for_front(prompt or "")
-        batch = tokeniser.batch(tokeniser.ids(inputs, found))
+        tokeniser = self.encoder.tokeniser
+        ids = tokeniser.ids(inputs, self.encoder.prompts.for_front(prompt or ""))
+        batch = tokeniser.batch(ids)
         return {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),

@@ -11,7 +11,7 @@ from anna_export.machine.memory import fits_in_memory
 from anna_export.quantise.linear import Layout
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.weights.checkpoint import TORCH_DTYPES
 
 # Measured on 2 cores at two sizes (benchmarks/results, scale).
@@ -31,7 +31,7 @@ _ENGINE_START_SECONDS: Final = 5.0
 _ENGINE_BYTES_PER_SECOND: Final = 100e6
 
 
-class Proof(StrEnum):
+class ComparisonMethod(StrEnum):
     """How an artifact is compared with its reference."""
 
     EVERY_TEXT = "every text, by the graph"
@@ -61,7 +61,7 @@ class Forecast:
 
 def forecast(
     spec: EmbeddingSpec,
-    contract: TokenContract,
+    framing: TokenFraming,
     scheme: Scheme,
     tokens: int = DEFAULT_TOKENS,
 ) -> Forecast:
@@ -69,11 +69,11 @@ def forecast(
 
     Args:
         spec: The model's numbers.
-        contract: How long a sequence may be.
+        framing: How long a sequence may be.
         scheme: The precision.
         tokens: Those that it is calibrated on, if it is.
     """
-    tables = contract.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
+    tables = framing.max_tokens * spec.head_dim * 4  # cosines and sines, fp32
     stored = _stored_bytes(spec, scheme)
     weights = sum(stored.values()) + tables
     artifact = weights + len(stored) * _PAGE_BYTES // 2 + _SMALL_FILES_BYTES
@@ -126,7 +126,7 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
     if scheme.dequantises:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
-    narrow = scheme.arithmetic is not Precision.FP32
+    narrow = scheme.compute_dtype is not Precision.FP32
     return matrices * 4 + (sum(stored.values()) if narrow else stored[EMBEDDING_WEIGHT])
 
 
@@ -139,7 +139,7 @@ def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
             return scheme.linear.layout(*shape)
         if scheme.embedding is not None and name == EMBEDDING_WEIGHT:
             return scheme.embedding.layout(*shape)
-        return {"": (IR_DTYPES[scheme.arithmetic], shape)}
+        return {"": (IR_DTYPES[scheme.compute_dtype], shape)}
 
     return {
         name: sum(
@@ -153,7 +153,7 @@ def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
 def _export_bytes(spec: EmbeddingSpec, scheme: Scheme, tokens: int) -> int:
     """Return the most memory that making a scheme's weights takes, libraries apart."""
     shapes = spec.weight_shapes()
-    item = TORCH_DTYPES[scheme.arithmetic].itemsize if scheme.linear is None else 4
+    item = TORCH_DTYPES[scheme.compute_dtype].itemsize if scheme.linear is None else 4
     # two tensors are made at once, each held as stored (at most fp32), as turned and as merged, or
     # in four fp32 copies while it is quantised; the embedding is not turned
     held = item + 8 if scheme.linear is None else 16
@@ -176,10 +176,10 @@ def calibration_bytes(spec: EmbeddingSpec, tokens: int) -> int:
     return 4 * max(numbers, spec.vocab_size * spec.dim * 2)
 
 
-def proof_that_fits(needed: Forecast, scheme: Scheme) -> Proof:
+def method_that_fits(needed: Forecast, scheme: Scheme) -> ComparisonMethod:
     """Say how an artifact can be compared with its reference in this memory."""
     if fits_in_memory(needed.reference_bytes + needed.serve_bytes):
-        return Proof.EVERY_TEXT
+        return ComparisonMethod.EVERY_TEXT
     if scheme.served_bytes is not None and fits_in_memory(needed.serve_bytes):
-        return Proof.FEW_TEXTS
-    return Proof.WEIGHTS
+        return ComparisonMethod.FEW_TEXTS
+    return ComparisonMethod.WEIGHTS

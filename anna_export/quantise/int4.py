@@ -17,7 +17,7 @@ from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.linear import Layout, LinearInput, Stored
-from anna_export.quantise.scheme import Limits, Scheme
+from anna_export.quantise.scheme import Scheme, Thresholds
 from anna_export.spec import Precision
 
 _LARGEST: Final = 15
@@ -174,10 +174,10 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 
 SCHEME = Scheme(
     Precision.INT4,
-    arithmetic=Precision.FP32,
+    compute_dtype=Precision.FP32,
     cpu_passes=(MatMulNBits(), CpuAttention()),
-    cpu_arithmetic="4-bit weights by 8-bit activations, fp32 elsewhere",
-    limits=Limits(max_loss=0.05, alone_cosine=0.9999),
+    cpu_compute_label="4-bit weights by 8-bit activations, fp32 elsewhere",
+    thresholds=Thresholds(max_loss=0.05, batch1_min_cosine=0.9999),
     linear=Int4Blocks(),
     embedding=Int8PerRow(),
     served_bytes=0.75,  # 4 bits, and of each block an fp32 scale and sum

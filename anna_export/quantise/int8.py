@@ -19,7 +19,7 @@ from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.int8_rows import LARGEST, SMALLEST, round_rows
 from anna_export.quantise.linear import Layout, LinearInput, Stored
-from anna_export.quantise.scheme import Limits, Scheme
+from anna_export.quantise.scheme import Scheme, Thresholds
 from anna_export.spec import Precision
 
 # ONNX Runtime's fast kernels take unsigned activations and signed weights
@@ -84,10 +84,10 @@ class Int8PerToken:
 
 SCHEME = Scheme(
     Precision.INT8,
-    arithmetic=Precision.FP32,
+    compute_dtype=Precision.FP32,
     cpu_passes=(MatMulIntegerToFloat(), CpuAttention()),
-    cpu_arithmetic="int8 products on CPU, fp32 elsewhere",
-    limits=Limits(max_loss=0.01, alone_cosine=0.9999),
+    cpu_compute_label="int8 products on CPU, fp32 elsewhere",
+    thresholds=Thresholds(max_loss=0.01, batch1_min_cosine=0.9999),
     linear=Int8PerToken(),
     embedding=Int8PerRow(),
     served_bytes=1.0,

@@ -22,20 +22,21 @@ WIDENED: Final = (ComputeInFp32(), CpuAttention())
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How close vectors must stay; None where that is not judged.
+class Thresholds:
+    """The acceptance thresholds of vectors; None where that is not judged.
 
     Args:
-        worst_cosine: Smallest cosine to the reference that any text may have.
+        min_cosine: Smallest cosine to the reference that any text may have.
         max_loss: Largest mean 1 - cosine to the reference.
-        alone_cosine: Smallest cosine between a text's vectors alone and in a batch.
-        alone_max_abs: Largest difference between them.
+        batch1_min_cosine: Smallest cosine between a text's vector at batch size 1 and its vector in
+            a padded batch.
+        batch1_max_abs: Largest difference between a value of the two.
     """
 
-    worst_cosine: float | None = None
+    min_cosine: float | None = None
     max_loss: float | None = None
-    alone_cosine: float | None = None
-    alone_max_abs: float | None = None
+    batch1_min_cosine: float | None = None
+    batch1_max_abs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ class Scheme:
 
     Args:
         precision: Its name.
-        arithmetic: Type of all weights and products that are not quantised.
+        compute_dtype: Type of all weights and products that are not quantised.
         cpu_passes: Lower the canonical graph to what ONNX Runtime computes on a CPU.
-        cpu_arithmetic: What that computes in, for verdicts.
-        limits: How close its vectors must stay.
+        cpu_compute_label: What that computes in, for verdicts.
+        thresholds: How close its vectors must stay.
         linear: How linear layers are quantised; None where they are not.
         embedding: How the embedding table is; None where it is not.
         served_bytes: Bytes that ONNX Runtime's CPU provider holds of a quantised number, packed
@@ -55,10 +56,10 @@ class Scheme:
     """
 
     precision: Precision
-    arithmetic: Precision
+    compute_dtype: Precision
     cpu_passes: tuple[ir.passes.InPlacePass, ...]
-    cpu_arithmetic: str
-    limits: Limits
+    cpu_compute_label: str
+    thresholds: Thresholds
     linear: LinearFormat | None = None
     embedding: EmbeddingFormat | None = None
     served_bytes: float | None = None
@@ -78,28 +79,26 @@ class Scheme:
             return self
         if self.linear is None:
             raise InputError(
-                f"expected --max-loss with --fp8, --int8 or --int4, found it with "
-                f"--{self.precision}, which is held to a worst cosine; leave it out"
+                f"expected `max_loss` with fp8, int8 or int4, found it with "
+                f"{self.precision}, which is held to a worst cosine; leave it out"
             )
         if not 0 < max_loss <= 1:
-            raise InputError(f"expected --max-loss above 0 and at most 1, found {max_loss}")
-        return replace(self, limits=replace(self.limits, max_loss=max_loss))
+            raise InputError(f"expected `max_loss` above 0 and at most 1, found {max_loss}")
+        return replace(self, thresholds=replace(self.thresholds, max_loss=max_loss))
 
     def graphs(
         self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None = None
     ) -> dict[str, ir.Model]:
         """Return one graph for each target, over the same weights, none of them read."""
-        canonical, cpu = (
-            self._canonical(checkpoint, max_tokens, calibration) for _ in (CANONICAL, CPU)
-        )
-        for rewrite in self.cpu_passes:
-            rewrite(cpu)
+        canonical = self._canonical(checkpoint, max_tokens, calibration)
+        # the clone shares the tensors, which stay unread
+        cpu = ir.passes.Sequential(*self.cpu_passes)(canonical.clone()).model
         return {CANONICAL: canonical, CPU: cpu}
 
     def _canonical(
         self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None
     ) -> ir.Model:
-        model = build_graph(checkpoint, self.arithmetic, max_tokens)
+        model = build_graph(checkpoint, self.compute_dtype, max_tokens)
         if self.linear is not None:
             assert calibration is not None, "a quantised scheme is calibrated first"
             QuantiseLinear(self.linear, checkpoint, calibration)(model)

@@ -16,23 +16,23 @@ class PytorchBackend:
     Args:
         model: It returns `last_hidden_state`.
         spec: Its numbers.
-        arithmetic: What it computes in, and from what.
+        compute_label: What it computes in, and from what.
         device: Where its weights are.
     """
 
     name = "pytorch"
 
     def __init__(
-        self, model: Any, spec: EmbeddingSpec, arithmetic: str, device: str = "cpu"
+        self, model: Any, spec: EmbeddingSpec, compute_label: str, device: str = "cpu"
     ) -> None:
         self.model = model
         self.spec = spec
-        self.arithmetic = arithmetic
+        self.compute_label = compute_label
         self._device = device
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length; a prefix is computed again."""
-        batch = batch.whole()
+        batch = batch.joined()
         with torch.inference_mode():
             hidden = self.model(
                 input_ids=self._tensor(batch.ids),
@@ -65,5 +65,5 @@ def pick_torch_device(asked: str, spec: EmbeddingSpec) -> str:
         asked,
         has_cuda=has_cuda,
         without="expected PyTorch with a CUDA device and "
-        f"{room_bytes / 1e9:.1f} GB free on it, found none; use --device cpu",
+        f"{room_bytes / 1e9:.1f} GB free on it, found none; use `device` cpu",
     )

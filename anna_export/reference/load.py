@@ -7,11 +7,11 @@ import peft
 import torch
 import transformers
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
-from anna_export.reference.model import quiet
-from anna_export.text.framing import TokenContract, find_tokenizer, read_contract
+from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
@@ -24,7 +24,7 @@ def open_reference(
     model: Path,
     adapter: Path | None = None,
     *,
-    contract: TokenContract | None = None,
+    framing: TokenFraming | None = None,
     prompts: Prompts | None = None,
     device: str = "auto",
 ) -> Encoder:
@@ -33,7 +33,7 @@ def open_reference(
     Args:
         model: The base model's folder.
         adapter: The LoRA adapter's folder.
-        contract: How token ids frame a text; None reads it from the model folder.
+        framing: How token ids frame a text; None reads it from the model folder.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
         device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it and the model fits.
 
@@ -43,13 +43,13 @@ def open_reference(
     checkpoint = Checkpoint.open(model, adapter)
     spec = checkpoint.spec
     tokenizer = find_tokenizer(model, adapter)
-    contract = contract or read_contract(tokenizer, spec, None, model)
+    framing = framing or read_framing(tokenizer, spec, None, model)
     device = pick_torch_device(device, spec)
-    with quiet():
+    with quiet_libraries():
         loaded = _load(checkpoint, adapter).to(device)
     return Encoder(
         PytorchBackend(loaded, spec, compute_label(device), device),
-        Tokeniser.open(tokenizer, contract),
+        Tokeniser.open(tokenizer, framing),
         prompts if prompts is not None else find_prompts(model, adapter),
     )
 

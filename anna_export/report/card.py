@@ -9,13 +9,12 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import CARD_FILE, PARITY_FILE, Manifest
 from anna_export.bench.result import read_bench
-from anna_export.verify.proof import Proof, read_proof
+from anna_export.verify.parity_file import read_parity
+from anna_export.verify.parity_report import ParityReport, TaskParity, VectorParity
 from anna_export.verify.published import Summary
-from anna_export.verify.task_parity import TaskParity
-from anna_export.verify.vectors import Parity
 
 
-def add_proof(artifact: Artifact, proof: Proof | None) -> Artifact:
+def add_parity(artifact: Artifact, proof: ParityReport | None) -> Artifact:
     """Write parity.json, if there is a proof, and the card that tells it."""
     if proof is not None:
         text = json.dumps(proof.to_json(), indent=2, ensure_ascii=False) + "\n"
@@ -32,10 +31,10 @@ def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
     return artifact
 
 
-def model_card(artifact: Artifact, proof: Proof | None) -> str:
+def model_card(artifact: Artifact, proof: ParityReport | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
-    spec, contract, source = manifest.spec, manifest.contract, manifest.source
+    spec, framing, source = manifest.spec, manifest.framing, manifest.source
     made_from = f"`{source.model}`" + (
         f" with the LoRA `{source.adapter}`" if source.adapter else ""
     )
@@ -57,7 +56,7 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 | | |
 |---|---|
 | dimensions | {spec.dim}, unit length (cosine = dot product) |
-| longest text | {contract.max_tokens} tokens, prompt and end token included; longer ones are cut |
+| longest text | {framing.max_tokens} tokens, prompt and end token included; longer ones are cut |
 | model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
 | size | {artifact.size_bytes / 1e6:.1f} MB |
 | artifact | `{manifest.artifact_id}` |
@@ -84,15 +83,15 @@ vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
 
 def add_card(artifact: Artifact) -> Artifact:
     """Write the card anew, from what is proved and timed by now."""
-    return add_evidence(artifact, CARD_FILE, model_card(artifact, proof_of(artifact)))
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, current_parity(artifact)))
 
 
-def proof_of(artifact: Artifact) -> Proof | None:
+def current_parity(artifact: Artifact) -> ParityReport | None:
     """Return the proof of these weights; None where there is none."""
     entry = artifact.manifest.evidence.get(PARITY_FILE)
     if entry is None or entry.covers != artifact.manifest.artifact_id:
         return None
-    return read_proof(artifact)
+    return read_parity(artifact)
 
 
 RESULTS_FOLDER: Final = "mteb"
@@ -108,12 +107,12 @@ def _quantised(manifest: Manifest) -> str:
     quantised = manifest.quantised
     if quantised is None:
         return ""
-    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.high_precision.items())
+    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.unquantized.items())
     return f"""
 ## Quantisation
 
 Calibrated on {quantised.calibration_texts} texts of {quantised.calibration_tokens:,} tokens; \
-what is not quantised is {quantised.arithmetic}. Linear layers kept in it, by their input:
+what is not quantised is {quantised.compute_dtype}. Linear layers kept in it, by their input:
 
 {kept or "None."}
 """
@@ -155,10 +154,10 @@ def _bound(word: str, value: float | None) -> str:
     return "" if value is None else f" ({word} {value})"
 
 
-def _vectors(parity: Parity) -> str:
+def _vectors(parity: VectorParity) -> str:
     alone = (
-        f"\n| a text alone and in a batch, worst cosine | {parity.alone_worst_cosine:.7f} |"
-        if parity.alone_worst_cosine is not None
+        f"\n| a text alone and in a batch, worst cosine | {parity.batch1_worst_cosine:.7f} |"
+        if parity.batch1_worst_cosine is not None
         else ""
     )
     return f"""Against {parity.reference}; measured with {parity.candidate} on {parity.hardware}:
@@ -166,9 +165,9 @@ def _vectors(parity: Parity) -> str:
 
 | verdict | **{parity.verdict}** |
 |---|---|
-| worst cosine{_bound("at least", parity.floor)} | {parity.worst_cosine:.7f} |
+| worst cosine{_bound("at least", parity.thresholds.min_cosine)} | {parity.worst_cosine:.7f} |
 | mean cosine | {parity.mean_cosine:.7f} |
-| mean loss, 1 - cosine{_bound("at most", parity.max_loss)} | {parity.loss:.2e} |
+| mean loss, 1 - cosine{_bound("at most", parity.thresholds.max_loss)} | {parity.loss:.2e} |
 | largest difference | {parity.max_abs:.2e} |{alone}
 | texts | {parity.texts}, the longest of {parity.longest_tokens:,} tokens |
 | prompts | none{"".join(f", `{name}`" for name in parity.prompts)} |"""

@@ -7,8 +7,8 @@ from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.bench.result import Row, Run, read_bench
 from anna_export.engines.stored import StoredEngine, stored_engines
 from anna_export.quantise.calibration import Calibration, read_calibration
-from anna_export.report.card import proof_of
-from anna_export.verify.proof import Proof
+from anna_export.report.card import current_parity
+from anna_export.verify.parity_report import ParityReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Facts:
 
     name: str
     artifact: Artifact
-    proof: Proof | None
+    proof: ParityReport | None
     runs: tuple[Run, ...]
     calibration: Calibration | None
     engines: tuple[StoredEngine, ...]
@@ -61,7 +61,7 @@ def read_facts(folder: Path) -> Facts:
     return Facts(
         folder.resolve().name,
         artifact,
-        proof_of(artifact),
+        current_parity(artifact),
         tuple(bench.runs) if bench is not None else (),
         read_calibration(artifact),
         tuple(stored_engines(artifact)),

@@ -85,7 +85,7 @@ def _overview(facts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
         "size": [f"{one.artifact.size_bytes / 1e6:.1f} MB" for one in facts],
         "model": [f"{m.spec.parameters:,} parameters, {m.spec.layers} layers" for m in manifests],
         "vectors": [f"{m.spec.dim} dimensions, unit length" for m in manifests],
-        "longest text": [f"{m.contract.max_tokens:,} tokens" for m in manifests],
+        "longest text": [f"{m.framing.max_tokens:,} tokens" for m in manifests],
         "calibrated on": [
             f"{m.quantised.calibration_texts} texts, {m.quantised.calibration_tokens:,} tokens"
             if m.quantised
@@ -93,7 +93,7 @@ def _overview(facts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
             for m in manifests
         ],
         "kept in high precision": [
-            f"{len(m.quantised.high_precision)} linear inputs" if m.quantised else _NONE
+            f"{len(m.quantised.unquantized)} linear inputs" if m.quantised else _NONE
             for m in manifests
         ],
         "made": [m.created for m in manifests],
@@ -107,7 +107,7 @@ def _vectors(facts: Sequence[Facts]) -> Table:
         if one.proof is None:
             continue
         found = one.proof.vectors
-        alone = found.alone_worst_cosine
+        alone = found.batch1_worst_cosine
         rows.append(
             [
                 one.name,
@@ -179,7 +179,7 @@ def _engines(facts: Sequence[Facts]) -> Table:
             str(stored.record),
             f"{stored.record.size_bytes / 1e6:.1f} MB",
             ", ".join(f"{count} {kind}" for kind, count in stored.record.layers.items()),
-            "; ".join(stored.record.shortcomings) or "passed",
+            "; ".join(stored.record.fusion_report) or "passed",
         ]
         for one in facts
         for stored in one.engines
@@ -234,7 +234,7 @@ def _commands(facts: Facts) -> str:
     if source.adapter:
         made += ["--adapter", source.adapter]
         checked += ["--adapter", source.adapter]
-    made += [f"--{manifest.precision}", "--max-tokens", str(manifest.contract.max_tokens)]
+    made += [f"--{manifest.precision}", "--max-tokens", str(manifest.framing.max_tokens)]
     lines = [[*made, "--out", folder], checked]
     for run in facts.runs:
         shapes = {row.batch for row in run.rows}, {row.tokens for row in run.rows}

@@ -110,7 +110,7 @@ async def info(service: EmbeddingService, call: Call) -> Response:
         "model_dtype": str(manifest.precision),
         "model_type": {"embedding": {"pooling": "last_token"}},
         "dimensions": manifest.spec.dim,
-        "max_input_length": manifest.contract.max_tokens,
+        "max_input_length": manifest.framing.max_tokens,
         "max_batch_tokens": service.scheduler.batch_limits.tokens,
         "max_client_batch_size": config.max_inputs,
         "max_request_tokens": config.max_request_tokens,

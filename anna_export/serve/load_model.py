@@ -59,10 +59,10 @@ def _require_verified(artifact: Artifact, encoder: Encoder) -> None:
     Raises:
         InputError: If there is none, or it is another backend's, or of other weights or prompts.
     """
-    from anna_export.verify.proof import read_proof
+    from anna_export.verify.parity_file import read_parity
 
-    proof, manifest = read_proof(artifact), artifact.manifest
-    candidate = f"{encoder.backend.name}: {encoder.backend.arithmetic}"
+    proof, manifest = read_parity(artifact), artifact.manifest
+    candidate = f"{encoder.backend.name}: {encoder.backend.compute_label}"
     if proof is None:
         verdict = "none"
     elif proof.verdict != "pass":

@@ -6,7 +6,7 @@ from typing import Any
 
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.prefixes import StoredPrefixes
-from anna_export.encoder import best_prefix
+from anna_export.encoder import longest_cached_prefix
 from anna_export.errors import InputError
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.queue_item import QueueItem
@@ -45,7 +45,7 @@ class RequestTokeniser:
     def __init__(self, artifact: Artifact, config: ServerConfig) -> None:
         manifest = artifact.manifest
         self._tokeniser = artifact.tokeniser()
-        self._spec, self._contract = manifest.spec, manifest.contract
+        self._spec, self._framing = manifest.spec, manifest.framing
         self._prompts, self._config = manifest.prompts, config
         self._prefix_ids: Mapping[Prompt, list[int]] = StoredPrefixes(artifact).ids
 
@@ -88,10 +88,14 @@ class RequestTokeniser:
             rows = self._tokeniser.ids(texts, self._prompts.find(request.prompt_name))
         except InputError as error:
             raise Refusal.invalid(str(error), "inputs") from None
-        special = {self._contract.bos_id, self._contract.eos_id}
+        special = {self._framing.bos_id, self._framing.eos_id}
         return [
             [
-                {"id": token, "text": self._tokeniser.text(token), "special": token in special}
+                {
+                    "id": token,
+                    "text": self._tokeniser.id_to_token(token),
+                    "special": token in special,
+                }
                 for token in row
                 if request.add_special_tokens or token not in special
             ]
@@ -135,12 +139,13 @@ class RequestTokeniser:
             rows = self._tokeniser.frame(texts, prompt)
         except InputError as error:
             raise Refusal.invalid(str(error), field) from None
-        truncated = [index for index, row in enumerate(rows) if row.cut]
+        truncated = [index for index, row in enumerate(rows) if row.truncated]
         if truncated and not request.truncate:
             longest = rows[truncated[0]]
             raise Refusal.invalid(
-                f"expected at most {self._contract.max_tokens:,} tokens a text, prompt included, "
-                f"found {len(longest.ids) + longest.cut:,}; shorten it, or send truncate: true",
+                f"expected at most {self._framing.max_tokens:,} tokens a text, prompt included, "
+                f"found {len(longest.ids) + longest.truncated:,}; shorten it, or send "
+                "truncate: true",
                 f"{field}.{truncated[0]}",
                 "text_too_long",
             )
@@ -157,9 +162,9 @@ class RequestTokeniser:
                 "expected texts behind a prompt, found token ids, which are used as they are", field
             )
         framed = request.add_special_tokens
-        bos = [self._contract.bos_id] if framed and self._contract.bos_id is not None else []
-        eos = [self._contract.eos_id] if framed else []
-        room = self._contract.max_tokens - len(bos) - len(eos)
+        bos = [self._framing.bos_id] if framed and self._framing.bos_id is not None else []
+        eos = [self._framing.eos_id] if framed else []
+        room = self._framing.max_tokens - len(bos) - len(eos)
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
             if len(row) > room and not request.truncate:
@@ -185,5 +190,5 @@ class RequestTokeniser:
 
 
 def _item(ids: Sequence[int], prefixes: Mapping[Prompt, list[int]]) -> QueueItem:
-    prompt, cached_tokens = best_prefix(ids, prefixes)
+    prompt, cached_tokens = longest_cached_prefix(ids, prefixes)
     return QueueItem(tuple(ids[cached_tokens:]), prompt, cached_tokens)

@@ -63,7 +63,7 @@ class TokenBatch:
         """S, the padded length."""
         return int(self.ids.shape[1])
 
-    def whole(self) -> Self:
+    def joined(self) -> Self:
         """Return the batch with the prefix's tokens among the ids, (B, P + S)."""
         if self.prefix is None:
             return self

@@ -16,60 +16,60 @@ _RUN_COSTS = (256, 128, 64, 32, 16, 8, 4, 2, 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What is computed at once, at most; a larger text alone still is. By default, for a CPU.
+    """The most that is computed at once; a larger text still goes by itself. Defaults suit a CPU.
 
     Args:
         tokens: Tokens, padding included.
-        pairs: Behind a prefix, pairs of a token and one it attends to, which bounds the memory of
-            their scores; None where no scores are held.
-        alone: Behind a prefix, a text of more tokens goes alone, where that is faster; None where
-            it is not.
+        pairs: With a cached prefix, pairs of a token and one it attends to, which bounds the
+            memory of their attention scores; None where no scores are held.
+        single: With a cached prefix, a text of more tokens goes at batch size 1, where that is
+            faster; None where it is not.
     """
 
     tokens: int = 4096
     pairs: int | None = 1 << 19
-    alone: int | None = 256
+    single: int | None = 256
 
     def rows(self, width: int, prefix: int) -> int:
-        """Return how many texts of a width stand behind so many tokens in one batch."""
+        """Return the most texts of a width in a batch, with so many tokens cached in front."""
         width = max(1, width)
-        found = self.tokens // width
-        if prefix and self.alone is not None and width > self.alone:
+        texts = self.tokens // width
+        if prefix and self.single is not None and width > self.single:
             return 1
         if prefix and self.pairs is not None:
-            found = min(found, self.pairs // (width * (prefix + width)))
-        return max(1, found)
+            texts = min(texts, self.pairs // (width * (prefix + width)))
+        return max(1, texts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A text's token ids, but for those of the prefix it stands behind, if it does."""
+class TokenSequence:
+    """A text's token ids: the cached prefix that it starts with, if any, and the ids after it."""
 
     ids: Sequence[int]
     prefix: Prefix | None = None
 
-    def whole(self) -> list[int]:
-        """Return all ids."""
+    def joined(self) -> list[int]:
+        """Return all ids, the prefix's first."""
         return [*(self.prefix.ids if self.prefix is not None else ()), *self.ids]
 
 
-def by_prefix(rows: Sequence[Row]) -> list[list[int]]:
-    """Group rows by what they stand behind; indices, each once."""
+def by_prefix(sequences: Sequence[TokenSequence]) -> list[list[int]]:
+    """Group sequences by their cached prefix; indices, each once."""
     groups: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(id(row.prefix), []).append(place)
+    for index, sequence in enumerate(sequences):
+        groups.setdefault(id(sequence.prefix), []).append(index)
     return list(groups.values())
 
 
-def batches(rows: Sequence[Row], limits: BatchLimits) -> list[list[int]]:
-    """Split rows into batches of one prefix and similar length; indices, each once."""
-    found = []
-    for members in by_prefix(rows):
-        prefix = rows[members[0]].prefix
-        lengths = [len(rows[place].ids) for place in members]
+def batches(sequences: Sequence[TokenSequence], limits: BatchLimits) -> list[list[int]]:
+    """Split sequences into batches of one prefix and similar length; indices, each once."""
+    split = []
+    for members in by_prefix(sequences):
+        prefix = sequences[members[0]].prefix
+        lengths = [len(sequences[index].ids) for index in members]
         for batch in batches_by_length(lengths, limits, len(prefix) if prefix else 0):
-            found.append([members[place] for place in batch])
-    return found
+            split.append([members[index] for index in batch])
+    return split
 
 
 def batches_by_length(

@@ -27,7 +27,7 @@ MIN_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class TokenContract:
+class TokenFraming:
     """How token ids frame a text.
 
     Args:
@@ -57,9 +57,9 @@ class TokenContract:
         return self.max_tokens - 1 - (self.bos_id is not None)
 
 
-def read_contract(
+def read_framing(
     folder: Path, spec: EmbeddingSpec, max_tokens: int | None, base: Path | None = None
-) -> TokenContract:
+) -> TokenFraming:
     """Read how a model folder's tokenizer frames a text.
 
     Args:
@@ -74,7 +74,18 @@ def read_contract(
         MissingError: If a tokenizer file is missing.
         InputError: If the tokenizer has no EOS, or max_tokens is out of range.
     """
-    tokenizer, config = load_tokenizer(folder), read_json(folder / CONFIG_FILE)
+    return framing_of(load_tokenizer(folder), folder, spec, max_tokens, base)
+
+
+def framing_of(
+    tokenizer: tokenizers.Tokenizer,
+    folder: Path,
+    spec: EmbeddingSpec,
+    max_tokens: int | None,
+    base: Path | None = None,
+) -> TokenFraming:
+    """Return how a loaded tokenizer frames a text; arguments and errors as of `read_framing`."""
+    config = read_json(folder / CONFIG_FILE)
     eos_id = _special_id(tokenizer, config, "eos_token")
     if eos_id is None:
         raise InputError(
@@ -92,7 +103,7 @@ def read_contract(
             f"expected token ids below the model's vocabulary of {spec.vocab_size}, found "
             f"{largest} in {folder / TOKENIZER_FILE}; use the tokenizer the model was trained with"
         )
-    return TokenContract(
+    return TokenFraming(
         bos_id=bos_id if adds_bos else None,
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
@@ -107,7 +118,7 @@ def find_tokenizer(model: Path, adapter: Path | None) -> Path:
 
 def find_limit_file(folder: Path, base: Path | None) -> Path | None:
     """Return the LIMIT_FILE that counts: beside the tokenizer, else the model's, else None."""
-    paths = [place / LIMIT_FILE for place in (folder, base) if place is not None]
+    paths = [parent / LIMIT_FILE for parent in (folder, base) if parent is not None]
     return next((path for path in paths if path.exists()), None)
 
 
@@ -116,20 +127,20 @@ def _max_tokens(
     base: Path | None,
     config: dict[str, Any],
     spec: EmbeddingSpec,
-    asked: int | None,
+    max_tokens: int | None,
 ) -> int:
-    if asked is not None:
-        if not MIN_TOKENS <= asked <= spec.max_positions:
+    if max_tokens is not None:
+        if not MIN_TOKENS <= max_tokens <= spec.max_positions:
             raise InputError(
                 f"expected max tokens between {MIN_TOKENS} and the model's {spec.max_positions} "
-                f"positions, found {asked}"
+                f"positions, found {max_tokens}"
             )
-        return asked
-    limit, place = _limit(folder, base, config, spec)
+        return max_tokens
+    limit, source = _limit(folder, base, config, spec)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= MIN_TOKENS:
         raise InputError(
-            f"expected at least {MIN_TOKENS} tokens as {place}, found {limit!r}; correct it or "
-            "give --max-tokens"
+            f"expected at least {MIN_TOKENS} tokens as {source}, found {limit!r}; correct it or "
+            "give `max_tokens`"
         )
     return int(min(limit, spec.max_positions))
 
@@ -144,10 +155,10 @@ def _limit(
     trained = read_json(path).get("max_seq_length") if path is not None else None
     if trained is not None:
         return trained, f"max_seq_length in {path}"
-    tokenizers_own = config.get("model_max_length")
-    unlimited = isinstance(tokenizers_own, int | float) and tokenizers_own > spec.max_positions
-    if tokenizers_own is not None and not unlimited:
-        return tokenizers_own, f"model_max_length in {folder / CONFIG_FILE}"
+    tokenizer_limit = config.get("model_max_length")
+    unlimited = isinstance(tokenizer_limit, int | float) and tokenizer_limit > spec.max_positions
+    if tokenizer_limit is not None and not unlimited:
+        return tokenizer_limit, f"model_max_length in {folder / CONFIG_FILE}"
     if spec.sliding_window is not None:
         return spec.sliding_window, "sliding_window in config.json"
     return spec.max_positions, "max_position_embeddings in config.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tokenizers
 
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,32 +16,32 @@ class SpecialTokenAliases:
     ids: dict[int, int]
 
 
-def add_aliases(tokenizer: tokenizers.Tokenizer, contract: TokenContract) -> SpecialTokenAliases:
-    """Give each special token a twin of a name nobody can guess, which is a token in any text.
+def add_aliases(tokenizer: tokenizers.Tokenizer, framing: TokenFraming) -> SpecialTokenAliases:
+    """Give each special token an alias of a name nobody can guess, which is a token in any text.
 
     The tokenizer takes all special tokens for plain text, since a user's text may hold their names.
-    Those that frame a text have no twin: a prompt does not end it.
+    Those that frame a text have no alias: a prompt does not end it.
     """
     nonce = secrets.token_hex(8)
-    framing = {contract.bos_id, contract.eos_id, contract.pad_id}
+    ends = {framing.bos_id, framing.eos_id, framing.pad_id}
     specials = {
-        own: token
-        for own, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and own not in framing
+        special_id: token
+        for special_id, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and special_id not in ends
     }
     names, ids = {}, {}
     # longest first: a name may hold another
-    for own, token in sorted(specials.items(), key=lambda item: -len(item[1].content)):
-        twin = tokenizers.AddedToken(
-            f"<{nonce}.{own}>",
+    for special_id, token in sorted(specials.items(), key=lambda item: -len(item[1].content)):
+        alias = tokenizers.AddedToken(
+            f"<{nonce}.{special_id}>",
             single_word=token.single_word,
             lstrip=token.lstrip,
             rstrip=token.rstrip,
             normalized=token.normalized,
             special=False,
         )
-        tokenizer.add_tokens([twin])
-        added = tokenizer.token_to_id(twin.content)
+        tokenizer.add_tokens([alias])
+        added = tokenizer.token_to_id(alias.content)
         assert added is not None
-        names[token.content], ids[added] = twin.content, own
+        names[token.content], ids[added] = alias.content, special_id
     return SpecialTokenAliases(names, ids)

@@ -1,7 +1,8 @@
 """Tokenising, in one place: text to token ids to right-padded batches.
 
-The contract: `<s>` where the model has it, the prompt's front, the text, cut at its end to fit, the
-prompt's back, and `</s>` exactly once and last. Special tokens written in a text are plain text.
+What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated at its
+end to fit, the prompt's back, and `</s>` exactly once and last. Special tokens written in a text
+are plain text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,9 @@ import numpy as np
 import tokenizers
 
 from anna_export.errors import InputError
+from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import TokenContract, load_tokenizer
+from anna_export.text.framing import TokenFraming, framing_of, load_tokenizer
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.text.special_tokens import add_aliases
@@ -28,32 +30,40 @@ _STARTS = ("a", "The", " the", "7", ".", "\n", "\n\n", "  ", "(", "é", "漢", "
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """A text's token ids, framed by the contract, and how many tokens were cut off to fit."""
+    """A framed text's token ids, and how many of the text's tokens were truncated to fit."""
 
     ids: list[int]
-    cut: int
+    truncated: int
 
 
 class Tokeniser:
-    """A model's tokenizer under its contract."""
+    """A model's tokenizer and the framing of its texts."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, contract: TokenContract) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, framing: TokenFraming) -> None:
         self._tokenizer = tokenizer
-        self.contract = contract
-        self._twins = add_aliases(tokenizer, contract)
+        self.framing = framing
+        self._aliases = add_aliases(tokenizer, framing)
 
     @classmethod
-    def open(cls, folder: Path, contract: TokenContract) -> Self:
+    def open(cls, folder: Path, framing: TokenFraming) -> Self:
         """Load a folder's tokenizer.json for plain text.
 
         Raises:
             MissingError: If there is no tokenizer.json.
             InputError: If it cannot be read.
         """
-        return cls(load_tokenizer(folder), contract)
+        return cls(load_tokenizer(folder), framing)
+
+    @classmethod
+    def of_model(
+        cls, folder: Path, spec: EmbeddingSpec, max_tokens: int | None, base: Path | None = None
+    ) -> Self:
+        """Load a model folder's tokenizer and read its framing; arguments as of `read_framing`."""
+        tokenizer = load_tokenizer(folder)
+        return cls(tokenizer, framing_of(tokenizer, folder, spec, max_tokens, base))
 
     def ids(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
-        """Return each text's token ids, framed by the contract and cut to max_tokens.
+        """Return each text's token ids, framed and truncated to max_tokens.
 
         Raises:
             InputError: If a text is not valid Unicode text, or the prompt leaves no room.
@@ -61,31 +71,31 @@ class Tokeniser:
         return [framed.ids for framed in self.frame(texts, prompt)]
 
     def frame(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[Framed]:
-        """Return what `ids` does, and what was cut off."""
-        room = self.contract.room
+        """Return what `ids` does, and what was truncated."""
+        room = self.framing.room
         require_text(texts)
         require_text([prompt.front, prompt.back], "prompt")
         front, back = self._as_tokens(prompt.front), self._as_tokens(prompt.back)
         if prompt != NO_PROMPT and (length := len(self._encode([front + back])[0])) >= room:
             raise InputError(
                 f"expected a prompt shorter than {room} tokens, found {length}; shorten it or "
-                "export with a larger --max-tokens"
+                "export with larger `max_tokens`"
             )
         bodies = self._encode([f"{front}{text}{back}" for text in texts])
-        cut = [max(0, len(body) - room) for body in bodies]
-        long = [place for place, body in enumerate(bodies) if len(body) > room]
+        truncated = [max(0, len(body) - room) for body in bodies]
+        long = [index for index, body in enumerate(bodies) if len(body) > room]
         if back and long:
             end = self._continuation(front, back)
-            uncut = self._encode([front + texts[place] for place in long])
-            for place, body in zip(long, uncut, strict=True):
-                bodies[place] = [*body[: room - len(end)], *end]
-        head = [] if self.contract.bos_id is None else [self.contract.bos_id]
+            without_back = self._encode([front + texts[index] for index in long])
+            for index, body in zip(long, without_back, strict=True):
+                bodies[index] = [*body[: room - len(end)], *end]
+        head = [] if self.framing.bos_id is None else [self.framing.bos_id]
         return [
-            Framed([*head, *body[:room], self.contract.eos_id], tokens)
-            for body, tokens in zip(bodies, cut, strict=True)
+            Framed([*head, *body[:room], self.framing.eos_id], tokens)
+            for body, tokens in zip(bodies, truncated, strict=True)
         ]
 
-    def text(self, token: int) -> str:
+    def id_to_token(self, token: int) -> str:
         """Return how a token is written in the vocabulary."""
         return self._tokenizer.id_to_token(token) or ""
 
@@ -99,17 +109,17 @@ class Tokeniser:
             self.ids([""], prompt)
 
     def prefix_ids(self, prompt: Prompt) -> list[int]:
-        """Return the ids with which every text behind a prompt starts, `<s>` included.
+        """Return the ids with which every text with a prompt starts, `<s>` included.
 
         Where the prompt's end could merge with a text's start, they stop before it; a text that
         merges even further is found out by its own ids.
         """
         rows = self.ids(_STARTS, prompt)
-        shared = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
-        found = [ids[0] for ids in shared]
-        return found[: min(map(len, rows)) - 1]  # something is left to compute
+        shared = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+        ids = [column[0] for column in shared]
+        return ids[: min(map(len, rows)) - 1]  # something is left to compute
 
-    def cut(self, texts: Sequence[str], tokens: int) -> list[str]:
+    def truncate(self, texts: Sequence[str], tokens: int) -> list[str]:
         """Return each text, or as much of its start as so many tokens are.
 
         Raises:
@@ -118,40 +128,40 @@ class Tokeniser:
         require_text(texts)
         # longer ones are rarely needed whole, and most of the time would go into their ends
         starts = [text[: tokens * _MOST_CHARACTERS] for text in texts]
-        found = self._tokenizer.encode_batch(starts, add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch(starts, add_special_tokens=False)
         return [
             text if len(encoding) <= tokens else text[: encoding.offsets[tokens - 1][1]]
-            for text, encoding in zip(texts, found, strict=True)
+            for text, encoding in zip(texts, encodings, strict=True)
         ]
 
     def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
-        """Pad token id rows on the right; they stand behind the prefix, if one is given."""
+        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        ids = np.full((len(rows), lengths.max(initial=1)), self.contract.pad_id, dtype=np.int64)
+        ids = np.full((len(rows), lengths.max(initial=1)), self.framing.pad_id, dtype=np.int64)
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
         return TokenBatch(ids, lengths, prefix)
 
     def _as_tokens(self, text: str) -> str:
-        """Return a prompt's text with its special tokens written as their twins."""
-        for special, twin in self._twins.names.items():
-            text = text.replace(special, twin)
+        """Return a prompt's text with its special tokens written as their aliases."""
+        for special, alias in self._aliases.names.items():
+            text = text.replace(special, alias)
         return text
 
     def _continuation(self, front: str, back: str) -> list[int]:
         """Return the ids of a back that some text precedes."""
-        before, whole = self._encode([f"{front}a", f"{front}a{back}"])
-        pairs = zip(before, whole, strict=False)
-        return whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+        without, with_back = self._encode([f"{front}a", f"{front}a{back}"])
+        pairs = zip(without, with_back, strict=False)
+        return with_back[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        if not (own := self._twins.ids):
-            return [encoding.ids for encoding in found]
-        return [[own.get(token, token) for token in encoding.ids] for encoding in found]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        if not (special_ids := self._aliases.ids):
+            return [encoding.ids for encoding in encodings]
+        return [[special_ids.get(id_, id_) for id_ in encoding.ids] for encoding in encodings]
 
 
-def require_text(texts: Sequence[str], what: str = "text") -> None:
+def require_text(texts: Sequence[str], kind: str = "text") -> None:
     """Refuse anything that is not a sequence of str, each valid Unicode.
 
     Raises:
@@ -160,11 +170,11 @@ def require_text(texts: Sequence[str], what: str = "text") -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(
-                f"expected every {what} as str, found {type(text).__name__} at index {index}"
+                f"expected every {kind} as str, found {type(text).__name__} at index {index}"
             )
         if not _is_unicode(text):
             raise InputError(
-                f"expected valid Unicode, found a lone surrogate in {what} {index}; "
+                f"expected valid Unicode, found a lone surrogate in {kind} {index}; "
                 "decode with errors='replace'"
             )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from anna_export.artifact.folder import Artifact
 from anna_export.progress import Stage, no_stage
-from anna_export.verify.proof import Proof
+from anna_export.verify.parity_report import ParityReport, Verdict
 from anna_export.verify.prove import prove
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ ALIKE_COSINE: Final = 0.999999
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """A proof, and mteb's result files of the artifact, by task."""
+class Verification:
+    """The parity report, and mteb's result files of the artifact, by task."""
 
-    proof: Proof
+    report: ParityReport
     results: Mapping[str, Path]
 
 
@@ -34,14 +34,14 @@ def verify(
     *,
     backend: str = "auto",
     device: str = "auto",
-) -> Verified:
-    """Hold an artifact to base and adapter: its vectors, and if they pass, its scores on tasks.
+) -> Verification:
+    """Compare an artifact with base and adapter: its vectors, and if they pass, scores on tasks.
 
     Args:
-        artifact: What is held.
+        artifact: The artifact that is judged.
         model: The base model's folder.
         adapter: The LoRA adapter's folder.
-        tasks: What is scored; None for vectors alone.
+        tasks: The tasks to score; None to compare vectors only.
         stage: Shows each stage.
         backend: As `open_encoder`.
         device: As `open_encoder`.
@@ -49,18 +49,15 @@ def verify(
     Raises:
         AnnaError: If a model or the tasks' data cannot be used.
     """
-    if tasks is None:
-        with stage("compare vectors", "texts") as progress:
-            parity = prove(artifact, model, adapter, progress, backend=backend, device=device)
-        return Verified(Proof(parity), {})
-    # mteb takes seconds to load: only who runs tasks waits for it
-    from anna_export.verify.tasks import compare_tasks, plan
+    if tasks is not None:
+        # mteb takes seconds to load: only who runs tasks waits for it
+        from anna_export.verify.tasks import compare_tasks, plan
 
-    demand = plan(artifact, tasks, stage)
+        demand = plan(artifact, tasks, stage)
     with stage("compare vectors", "texts") as progress:
-        parity = prove(artifact, model, adapter, progress, backend=backend, device=device)
-    if parity.verdict != "pass":
-        return Verified(Proof(parity), {})
+        vectors = prove(artifact, model, adapter, progress, backend=backend, device=device)
+    if tasks is None or vectors.verdict is not Verdict.PASS:
+        return Verification(ParityReport(vectors), {})
     compared = compare_tasks(
         artifact,
         model,
@@ -68,8 +65,8 @@ def verify(
         tasks,
         demand,
         stage,
-        alike=parity.worst_cosine >= ALIKE_COSINE,
+        alike=vectors.worst_cosine >= ALIKE_COSINE,
         backend=backend,
         device=device,
     )
-    return Verified(Proof(parity, compared.parity), compared.results)
+    return Verification(ParityReport(vectors, compared.parity), compared.results)

@@ -61,9 +61,9 @@ class Model:
     shuffled: bool = False
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """Its runtime and what that computes in."""
-        return f"{self.encoder.backend.name}: {self.encoder.backend.arithmetic}"
+        return f"{self.encoder.backend.name}: {self.encoder.backend.compute_label}"
 
 
 def open_models(
@@ -101,20 +101,20 @@ def _references(
     manifest = artifact.manifest
     checkpoint = Checkpoint.open(model, adapter)
     require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.contract, quantise.scheme_of(manifest))
+    needed = forecast(manifest.spec, manifest.framing, quantise.scheme_of(manifest))
     require_memory(needed.reference_bytes, f"{model} in PyTorch")
     sha256 = _hash_files(model, adapter, stage)
     encoder = open_reference(
         model,
         adapter,
-        contract=manifest.contract,
+        framing=manifest.framing,
         prompts=manifest.prompts,
         device="cpu" if device == "cpu" else "auto",
     )
     identity = _identity(encoder, {"reference": sha256})
     folder = adapter or model
     meta = model_meta(
-        f"{ORGANISATION}/{folder.resolve().name}", sha256, manifest.spec, manifest.contract
+        f"{ORGANISATION}/{folder.resolve().name}", sha256, manifest.spec, manifest.framing
     )
     yield Model("reference", encoder, identity, meta, {})
     limits = BatchLimits(AGAIN_TOKENS)
@@ -129,8 +129,8 @@ def _identity(encoder: Encoder, model: Mapping[str, object]) -> dict[str, object
     return {
         **model,
         "backend": encoder.backend.name,
-        "arithmetic": encoder.backend.arithmetic,
-        "contract": asdict(encoder.tokeniser.contract),
+        "arithmetic": encoder.backend.compute_label,
+        "framing": asdict(encoder.tokeniser.framing),
         "versions": {name: versions[name] for name in _LIBRARIES if name in versions},
         "source": source_sha256(),
     }

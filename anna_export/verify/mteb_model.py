@@ -11,7 +11,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.backends import load_encoder
 from anna_export.spec import EmbeddingSpec
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
 
@@ -95,11 +95,11 @@ def artifact_meta(artifact: Artifact) -> ModelMeta:
         f"{ORGANISATION}/{made_from}-{manifest.precision}",
         manifest.artifact_id,
         manifest.spec,
-        manifest.contract,
+        manifest.framing,
     )
 
 
-def model_meta(name: str, revision: str, spec: EmbeddingSpec, contract: TokenContract) -> ModelMeta:
+def model_meta(name: str, revision: str, spec: EmbeddingSpec, framing: TokenFraming) -> ModelMeta:
     """Return mteb's description of a model of ours."""
     return ModelMeta.create_empty(
         {
@@ -107,7 +107,7 @@ def model_meta(name: str, revision: str, spec: EmbeddingSpec, contract: TokenCon
             "revision": revision,
             "n_parameters": spec.parameters,
             "embed_dim": spec.dim,
-            "max_tokens": contract.max_tokens,
+            "max_tokens": framing.max_tokens,
             # compared by identity in mteb: the name alone is not taken
             "similarity_fn_name": ScoringFunction.COSINE,
             "use_instructions": True,

@@ -1,6 +1,7 @@
-"""Prove an artifact against base and adapter in PyTorch, by the way that fits in memory."""
+"""Prove an artifact against base and adapter in PyTorch, by the method that fits in memory."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,19 +11,16 @@ from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
 from anna_export.progress import Progress, in_steps
-from anna_export.quantise.footprint import Proof, forecast, proof_that_fits
+from anna_export.quantise.footprint import ComparisonMethod, Forecast, forecast, method_that_fits
+from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.framing import find_tokenizer
 from anna_export.text.tokeniser import Tokeniser
+from anna_export.verify.parity_report import VectorParity
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
-from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
+from anna_export.verify.vectors import compare, compare_weights, parity_texts
 from anna_export.weights.checkpoint import Checkpoint
 
-_EVERY: Final = "every text by both, in padded batches of unlike lengths and alone"
-_FEW: Final = (
-    "a few texts by both, in padded batches of unlike lengths and alone; the reference, too large "
-    "for this memory, layer by layer"
-)
 STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 
 
@@ -34,7 +32,7 @@ def prove(
     *,
     backend: str = "auto",
     device: str = "auto",
-) -> Parity:
+) -> VectorParity:
     """Compare an artifact's vectors with the reference's.
 
     Where reference and artifact do not fit in memory together, a few texts are compared, the
@@ -46,60 +44,109 @@ def prove(
         SpaceError: If a backend or device was asked for, and memory does not hold both models.
         AnnaError: If base or adapter cannot be used.
     """
-    # transformers and peft take seconds to load: only who compares waits for them
-    from anna_export.reference.load import open_reference
-    from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
-
     manifest = artifact.manifest
     scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
     require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
-    chosen = (backend, device) != ("auto", "auto")
-    way = proof_that_fits(needed, scheme)
-    if way is Proof.EVERY_TEXT:
-        reference = open_reference(
-            model,
-            adapter,
-            contract=manifest.contract,
-            prompts=manifest.prompts,
-            device="cpu" if device == "cpu" else "auto",
-        )
-        candidate = load_encoder(artifact, backend=backend, device=device)
-        texts = parity_texts(candidate.tokeniser)
-        parity = compare(
-            reference, candidate, texts, limits=scheme.limits, method=_EVERY, progress=progress
-        )
-        return replace(parity, reference_sha256=checkpoint.source_hashes())
-    tokeniser = Tokeniser.open(find_tokenizer(model, adapter), manifest.contract)
-    weights = len(manifest.spec.weight_shapes())
-    if way is Proof.FEW_TEXTS:
-        on_read = in_steps(progress, len(STREAMED_TEXTS), weights)
-        runtime = load_encoder(artifact, backend=backend, device=device).backend
-        parity = compare(
-            Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
-            Encoder(runtime, artifact.tokeniser()),
-            STREAMED_TEXTS,
-            limits=scheme.limits,
-            method=_FEW,
-            together=True,
-        )
-    elif chosen:
-        needed_bytes = needed.reference_bytes + needed.serve_bytes
-        raise SpaceError(
-            f"expected {needed_bytes / 1e9:.1f} GB of memory to compare with --backend "
-            f"{backend} --device {device}, found less; leave both out to compare the stored "
-            "weights layer by layer"
-        )
-    else:
-        on_read = in_steps(progress, 2 * len(STREAMED_TEXTS), 2 * weights)
-        parity = compare_weights(
-            Encoder(open_streamed_reference(checkpoint, on_read), tokeniser),
-            Encoder(open_streamed_artifact(artifact, on_read), artifact.tokeniser()),
-            STREAMED_TEXTS,
-            limits=scheme.limits,
-        )
+    needed = forecast(manifest.spec, manifest.framing, scheme)
+    case = _Case(artifact, model, adapter, checkpoint, scheme, needed, progress, backend, device)
+    parity = _METHODS[method_that_fits(needed, scheme)](case)
     return replace(parity, reference_sha256=checkpoint.source_hashes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """An artifact, its reference, and what they take to compare."""
+
+    artifact: Artifact
+    model: Path
+    adapter: Path | None
+    checkpoint: Checkpoint  # of model and adapter
+    scheme: Scheme
+    needed: Forecast
+    progress: Progress | None
+    backend: str
+    device: str
+
+    def load_candidate(self) -> Encoder:
+        return load_encoder(self.artifact, backend=self.backend, device=self.device)
+
+    def load_tokeniser(self) -> Tokeniser:
+        """Load the reference's own, under the artifact's framing."""
+        folder = find_tokenizer(self.model, self.adapter)
+        return Tokeniser.open(folder, self.artifact.manifest.framing)
+
+    def on_read(self, models: int) -> Callable[[], None]:
+        """Return what a streamed model calls for every weight it has read."""
+        weights = len(self.artifact.manifest.spec.weight_shapes())
+        return in_steps(self.progress, models * len(STREAMED_TEXTS), models * weights)
+
+
+def _by_graph(case: _Case) -> VectorParity:
+    """Compare every text, with both models in memory."""
+    # transformers and peft take seconds to load: only who compares waits for them
+    from anna_export.reference.load import open_reference
+
+    manifest = case.artifact.manifest
+    reference = open_reference(
+        case.model,
+        case.adapter,
+        framing=manifest.framing,
+        prompts=manifest.prompts,
+        device="cpu" if case.device == "cpu" else "auto",
+    )
+    candidate = case.load_candidate()
+    return compare(
+        reference,
+        candidate,
+        parity_texts(candidate.tokeniser),
+        thresholds=case.scheme.thresholds,
+        method="every text by both, in padded batches of unlike lengths and at batch size 1",
+        progress=case.progress,
+    )
+
+
+def _by_streaming(case: _Case) -> VectorParity:
+    """Compare a few texts, with the artifact in memory and the reference layer by layer."""
+    from anna_export.reference.streamed import open_streamed_reference
+
+    reference = open_streamed_reference(case.checkpoint, case.on_read(models=1))
+    return compare(
+        Encoder(reference, case.load_tokeniser()),
+        Encoder(case.load_candidate().backend, case.artifact.tokeniser()),
+        STREAMED_TEXTS,
+        thresholds=case.scheme.thresholds,
+        method="a few texts by both, in padded batches of unlike lengths and at batch size 1; the "
+        "reference, too large for this memory, layer by layer",
+        together=True,
+    )
+
+
+def _by_weights(case: _Case) -> VectorParity:
+    """Compare a few texts, with both models layer by layer: the weights, not the graph."""
+    from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
+
+    if (case.backend, case.device) != ("auto", "auto"):
+        needed_bytes = case.needed.reference_bytes + case.needed.serve_bytes
+        raise SpaceError(
+            f"expected {needed_bytes / 1e9:.1f} GB of memory to compare by `backend` "
+            f"{case.backend} on `device` {case.device}, found less; leave both out to compare the "
+            "stored weights layer by layer"
+        )
+    on_read = case.on_read(models=2)
+    return compare_weights(
+        Encoder(open_streamed_reference(case.checkpoint, on_read), case.load_tokeniser()),
+        Encoder(open_streamed_artifact(case.artifact, on_read), case.artifact.tokeniser()),
+        STREAMED_TEXTS,
+        thresholds=case.scheme.thresholds,
+    )
+
+
+_METHODS: Final[Mapping[ComparisonMethod, Callable[[_Case], VectorParity]]] = {
+    ComparisonMethod.EVERY_TEXT: _by_graph,
+    ComparisonMethod.FEW_TEXTS: _by_streaming,
+    ComparisonMethod.WEIGHTS: _by_weights,
+}
 
 
 def require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
@@ -109,9 +156,9 @@ def require_same_model(spec: EmbeddingSpec, reference: Checkpoint) -> None:
         ShapeError: Naming the first number that differs.
     """
     for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size"):
-        expected, found = getattr(spec, name), getattr(reference.spec, name)
-        if found != expected:
+        expected, actual = getattr(spec, name), getattr(reference.spec, name)
+        if actual != expected:
             raise ShapeError(
-                f"expected a reference with {name} {expected}, as the artifact has, found {found} "
+                f"expected a reference with {name} {expected}, as the artifact has, found {actual} "
                 f"in {reference.folder}; give the model and the adapter it was made from"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from mteb.models.model_meta import ModelMeta
 
 from anna_export.artifact.folder import Artifact, open_artifact
@@ -18,25 +19,31 @@ from anna_export.verify.contamination import was_trained_on
 from anna_export.verify.demand import Demand
 from anna_export.verify.models import Model, open_models
 from anna_export.verify.mteb_model import MtebModel
+from anna_export.verify.parity_report import (
+    Difference,
+    TaskParity,
+    TaskResult,
+    TaskTexts,
+    Verdict,
+)
 from anna_export.verify.published import summary
 from anna_export.verify.samples import require_aligned
 from anna_export.verify.scoring import Scored, ask, score
 from anna_export.verify.statistics import compare_scores, judge, over_all
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.task_data import TaskSource
-from anna_export.verify.task_parity import TaskParity, TaskResult, Texts, reasons_of
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
 from anna_export.verify.vector_store import open_store
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """What was asked for.
+    """The tasks to run, and how.
 
     Args:
         tasks: The tasks.
         tier: What this choice of them is called.
-        cache: The folder of vectors that are embedded already, and of mteb's result files.
+        cache: The folder of vectors that earlier runs embedded, and of mteb's result files.
         margin: What a score may lose, in its own unit; None: max(0.5 % of it, 0.002).
         prompts: Prompts by mteb task, in place of those that ship.
         trained_on: Names of data the model was trained on.
@@ -51,7 +58,7 @@ class TaskRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class TaskComparison:
     """A verdict, and mteb's result files of the artifact, by task."""
 
     parity: TaskParity
@@ -60,35 +67,44 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One model on every task."""
+    """One model's scores on every task."""
 
-    told: str  # its runtime and arithmetic
+    label: str  # its runtime, and what that computes in
     embedded: int
     scores: Mapping[str, Scored]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The three runs that are compared."""
+
+    reference: _Run
+    again: _Run  # the reference, in other batches
+    candidate: _Run
 
 
 def compare_tasks(
     artifact: Artifact,
     model: Path,
     adapter: Path | None,
-    asked: TaskRun,
+    run: TaskRun,
     demand: Demand,
     stage: Stage = no_stage,
     *,
     alike: bool = False,
     backend: str = "auto",
     device: str = "auto",
-) -> Compared:
+) -> TaskComparison:
     """Score the reference, the reference again, and the artifact, and judge the differences.
 
     Every distinct text with its prompt is embedded once by each; what an earlier run embedded,
     killed or not, is not embedded again.
 
     Args:
-        artifact: What is judged.
+        artifact: The artifact that is judged.
         model: The base model's folder.
         adapter: The LoRA adapter's folder.
-        asked: The tasks, and how they are run.
+        run: The tasks, and how they are run.
         demand: What `plan` found they ask for.
         stage: Shows each stage.
         alike: Whether the artifact's vectors are known to be the reference's but for rounding.
@@ -100,119 +116,151 @@ def compare_tasks(
         InputError: If the artifact changes meanwhile.
         AnnaError: If base or adapter cannot be used.
     """
-    runs = []
-    for one in open_models(artifact, model, adapter, backend, device, stage):
-        runs.append(_score(one, artifact.manifest, demand, asked, stage))
-        del one  # before the next is loaded
-    reference, again, candidate = runs
+    scored = []
+    for opened in open_models(artifact, model, adapter, backend, device, stage):
+        scored.append(_score(opened, artifact.manifest, demand, run, stage))
+        del opened  # before the next is loaded
+    models = _Runs(*scored)
     _require_unchanged(artifact)
-    parity = _judge(asked, demand, reference, again, candidate, alike=alike)
-    return Compared(parity, {name: one.result for name, one in candidate.scores.items()})
+    results = {name: score.result for name, score in models.candidate.scores.items()}
+    return TaskComparison(_judge(run, demand, models, alike=alike), results)
 
 
-def plan(artifact: Artifact, asked: TaskRun, stage: Stage = no_stage) -> Demand:
+def plan(artifact: Artifact, run: TaskRun, stage: Stage = no_stage) -> Demand:
     """Find out what tasks will ask for.
 
     Raises:
         MissingError: If a task's data is not here.
     """
     demand = Demand()
-    find = _finder(artifact.manifest, asked)
+    find = _finder(artifact.manifest, run)
     asking = MtebModel(demand.embed, find, ModelMeta.create_empty({}))
     with stage("plan", "tasks") as progress:
-        for done, source in enumerate(asked.tasks, start=1):
+        for done, source in enumerate(run.tasks, start=1):
             ask(source, asking)
             if progress is not None:
-                progress(done, len(asked.tasks))
+                progress(done, len(run.tasks))
     return demand
 
 
-def _score(model: Model, manifest: Manifest, demand: Demand, asked: TaskRun, stage: Stage) -> _Run:
-    find = _finder(manifest, asked)
+def _score(model: Model, manifest: Manifest, demand: Demand, run: TaskRun, stage: Stage) -> _Run:
+    find = _finder(manifest, run)
     encoder = model.encoder
     with (
-        open_store(asked.cache / "vectors", model.identity, encoder.dim) as store,
+        open_store(run.cache / "vectors", model.identity, encoder.dim) as store,
         stage(model.name, "texts") as progress,
     ):
         stored = StoredEncoder(encoder, store, model.prefixes, shuffled=model.shuffled)
         stored.expect(demand.missing(stored), progress)
-        seen = MtebModel(stored.embed, find, model.meta)
-        results = asked.cache / "results" / model.name
-        scores = {source.name: score(source, seen, results) for source in asked.tasks}
-        return _Run(model.told, stored.embedded, scores)
+        mteb_model = MtebModel(stored.embed, find, model.meta)
+        results = run.cache / "results" / model.name
+        scores = {source.name: score(source, mteb_model, results) for source in run.tasks}
+        return _Run(model.label, stored.embedded, scores)
 
 
-def _finder(manifest: Manifest, asked: TaskRun) -> Callable[[str, str, str | None], Prompt]:
+def _finder(manifest: Manifest, run: TaskRun) -> Callable[[str, str, str | None], Prompt]:
     def find(task: str, kind: str, side: str | None) -> Prompt:
-        return find_prompt(task, kind, side, manifest.prompts, asked.prompts)
+        return find_prompt(task, kind, side, manifest.prompts, run.prompts)
 
     return find
 
 
-def _judge(
-    asked: TaskRun,
-    demand: Demand,
-    reference: _Run,
-    again: _Run,
-    candidate: _Run,
-    *,
-    alike: bool,
-) -> TaskParity:
+def _judge(run: TaskRun, demand: Demand, models: _Runs, *, alike: bool) -> TaskParity:
     differences, replicates = {}, {}
-    for source in asked.tasks:
-        name = source.name
-        told = [run.scores[name].samples for run in (reference, candidate, again)]
-        for subset in told[0]:
-            require_aligned(name, *(samples[subset] for samples in told))
-        differences[name], replicates[name] = compare_scores(
-            name, *(list(samples.values()) for samples in told), margin=asked.margin, alike=alike
+    for source in run.tasks:
+        differences[source.name], replicates[source.name] = _compare(
+            source.name, models, run.margin, alike=alike
         )
     verdicts = judge(differences)
-    mean, verdict = over_all(verdicts, differences, replicates, asked.margin)
+    mean, verdict = over_all(verdicts, differences, replicates, run.margin)
     tasks = [
-        TaskResult(
-            name,
-            metadata.type,
-            metadata.main_score,
-            metadata.dataset["revision"],
-            verdicts[name],
-            differences[name],
-            was_trained_on(asked.trained_on, name, source.base, metadata.dataset["path"]),
-        )
-        for source in asked.tasks
-        for name, metadata in [(source.name, source.build().metadata)]
+        _result(source, verdicts[source.name], differences[source.name], run.trained_on)
+        for source in run.tasks
     ]
     return TaskParity(
         verdict=verdict,
-        reasons=reasons_of(tasks, mean),
-        tier=asked.tier,
+        reasons=_reasons(tasks, mean),
+        tier=run.tier,
         tasks=tasks,
         mean=mean,
         summary=summary(
             {task.name: task.difference.candidate for task in tasks},
             {task.name: task.type for task in tasks},
-            local=any(source.folder is not None for source in asked.tasks),
+            local=any(source.folder is not None for source in run.tasks),
         ),
-        texts=Texts(
+        texts=TaskTexts(
             demand.requested,
             demand.distinct,
-            reference.embedded,
-            again.embedded,
-            candidate.embedded,
+            models.reference.embedded,
+            models.again.embedded,
+            models.candidate.embedded,
         ),
-        reference=reference.told,
-        candidate=candidate.told,
+        reference=models.reference.label,
+        candidate=models.candidate.label,
         hardware=hardware(),
         versions=installed(),
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
+def _compare(
+    task: str, models: _Runs, margin: float | None, *, alike: bool
+) -> tuple[Difference, np.ndarray]:
+    """Return the difference on a task, and its replicates."""
+    reference, candidate, again = (
+        model.scores[task].samples for model in (models.reference, models.candidate, models.again)
+    )
+    for subset in reference:
+        require_aligned(task, reference[subset], candidate[subset], again[subset])
+    return compare_scores(
+        task,
+        list(reference.values()),
+        list(candidate.values()),
+        list(again.values()),
+        margin=margin,
+        alike=alike,
+    )
+
+
+def _result(
+    source: TaskSource, verdict: Verdict, difference: Difference, trained_on: frozenset[str]
+) -> TaskResult:
+    metadata = source.build().metadata
+    return TaskResult(
+        name=source.name,
+        type=metadata.type,
+        metric=metadata.main_score,
+        revision=metadata.dataset["revision"],
+        verdict=verdict,
+        difference=difference,
+        trained_on=was_trained_on(trained_on, source.name, source.base, metadata.dataset["path"]),
+    )
+
+
+def _reasons(tasks: Sequence[TaskResult], mean: Difference) -> list[str]:
+    """Say, a line each, why tasks are not a pass."""
+    reasons = [
+        f"{task.name} {task.verdict}: {_interval(task.difference)}"
+        for task in tasks
+        if task.verdict is not Verdict.PASS
+    ]
+    if not mean.low > -mean.margin:
+        reasons.append(f"mean over tasks: {_interval(mean)}")
+    return reasons
+
+
+def _interval(difference: Difference) -> str:
+    return (
+        f"{difference.difference:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}), margin "
+        f"{difference.margin:.4f}"
+    )
+
+
 def _require_unchanged(artifact: Artifact) -> None:
     """Refuse a verdict on an artifact that is not the one the run started with."""
-    now = open_artifact(artifact.folder).manifest
+    current = open_artifact(artifact.folder).manifest
     before = artifact.manifest
-    if (now.artifact_id, now.prefixes, now.prompts) != (
+    if (current.artifact_id, current.prefixes, current.prompts) != (
         before.artifact_id,
         before.prefixes,
         before.prompts,

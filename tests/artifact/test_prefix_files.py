@@ -138,9 +138,9 @@ def test_prefix_is_read_at_its_first_use_and_once(artifact: Path, read: list[str
 
 def test_all_texts_of_a_prompt_share_one_copy(artifact: Path) -> None:
     encoder = open_encoder(artifact)
-    rows = encoder.rows(["a", "b", "c"], encoder.prompts.find("few"))
+    rows = encoder.tokenise(["a", "b", "c"], encoder.prompts.find("few"))
     assert len({id(row.prefix) for row in rows}) == 1
-    assert encoder.rows(["d"], encoder.prompts.find("few"))[0].prefix is rows[0].prefix
+    assert encoder.tokenise(["d"], encoder.prompts.find("few"))[0].prefix is rows[0].prefix
 
 
 def test_opening_hashes_no_prefix(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

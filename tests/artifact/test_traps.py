@@ -52,7 +52,7 @@ def test_trap_2_eos_exactly_once_and_last(encoder: Encoder, text: str) -> None:
     (ids,) = encoder.tokeniser.ids([text])
     assert ids[-1] == EOS and ids.count(EOS) == 1
     assert ids[0] == BOS and ids.count(BOS) == 1
-    assert len(ids) <= encoder.tokeniser.contract.max_tokens
+    assert len(ids) <= encoder.tokeniser.framing.max_tokens
 
 
 # ids of Mistral-7B's own tokenizer, version 1

@@ -52,7 +52,7 @@ def truth(base: Path, adapter: Path, batch: TokenBatch) -> np.ndarray:
 
 def test_it_says_what_it_is(backend: Backend, artifact: Artifact) -> None:
     assert backend.name in ("ort", "pytorch")
-    assert backend.arithmetic.startswith("fp32 ") and "CPU" in backend.arithmetic
+    assert backend.compute_label.startswith("fp32 ") and "CPU" in backend.compute_label
     assert backend.spec == artifact.manifest.spec
 
 
@@ -86,7 +86,7 @@ def test_padding_is_never_seen(backend: Backend, batch: TokenBatch) -> None:
 
 
 def test_shortest_batch_there_can_be(backend: Backend, artifact: Artifact) -> None:
-    eos = artifact.manifest.contract.eos_id
+    eos = artifact.manifest.framing.eos_id
     found = backend.run(TokenBatch(np.array([[eos]]), np.array([1])))
     assert found.shape == (1, backend.spec.dim) and np.isfinite(found).all()
 

@@ -22,7 +22,7 @@ from anna_export.export.pipeline import RejectedError, export
 from anna_export.export.recipe import Recipe
 from anna_export.progress import Progress
 from anna_export.spec import Precision, read_spec
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
@@ -90,7 +90,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def tokeniser(model: Path) -> Tokeniser:
-    return Tokeniser.open(model, read_contract(model, read_spec(model), 64))
+    return Tokeniser.open(model, read_framing(model, read_spec(model), 64))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from anna_export.calibrate import texts
 from anna_export.calibrate.texts import calibration_texts
 from anna_export.errors import InputError
 from anna_export.spec import read_spec
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
@@ -20,7 +20,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def tokeniser(base: Path) -> Tokeniser:
-    return Tokeniser.open(base, read_contract(base, read_spec(base), 61))
+    return Tokeniser.open(base, read_framing(base, read_spec(base), 61))
 
 
 def write(path: Path, lines: list[str]) -> Path:

@@ -75,13 +75,13 @@ def test_spoilt_layer_alone_is_kept_and_the_loss_holds(spared: Exported) -> None
     assert calibration.unquantized.keys() == inputs_of(BAD)
     assert calibration.loss is not None and calibration.loss <= 0.01
     assert spared.parity is not None and spared.parity.verdict == "pass"
-    assert spared.parity.loss <= 0.01 == spared.parity.max_loss
+    assert spared.parity.loss <= 0.01 == spared.parity.thresholds.max_loss
 
 
 def test_layer_is_kept_for_a_reason_that_manifest_and_card_give(spared: Exported) -> None:
     manifest = open_artifact(spared.artifact.folder, check=True).manifest.quantised
     unquantized = calibration_of(spared.artifact).unquantized
-    assert manifest is not None and manifest.high_precision == unquantized
+    assert manifest is not None and manifest.unquantized == unquantized
     (why,) = set(unquantized.values())
     assert why.startswith("quantised alone, this layer moves vectors by ")
     assert float(why.split("by ")[1].split()[0]) > 0.01
@@ -140,8 +140,8 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        (["--fp32"], "expected --max-loss with --fp8, --int8 or --int4, found it with --fp32"),
-        (["--bf16"], "expected --max-loss with --fp8, --int8 or --int4, found it with --bf16"),
+        (["--fp32"], "expected --max-loss with fp8, int8 or int4, found it with fp32"),
+        (["--bf16"], "expected --max-loss with fp8, int8 or int4, found it with bf16"),
     ],
 )
 def test_bound_on_the_loss_of_a_float_is_refused(

@@ -74,7 +74,7 @@ RTX_ONLY = {
     "num_compute_capabilities",
     "set_compute_capability",
 }
-READ = ("engines/*.py", "backends/trt.py", "backends/device_memory.py")
+READ = ("engines/*.py", "backends/trt.py", "backends/cuda.py")
 
 
 def names(library: Any = trt, elsewhere: frozenset[str] = frozenset(RTX_ONLY)) -> dict[str, Any]:

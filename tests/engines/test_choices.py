@@ -7,7 +7,7 @@ import pytest
 from anna_export.choices import Target
 from anna_export.engines.builder import require_kernels
 from anna_export.engines.capability import Capability, choose, read_capability
-from anna_export.engines.layers import read_layers, shortcomings, summary
+from anna_export.engines.layers import fusion_report, read_layers, summary
 from anna_export.engines.profiles import choose_profiles
 from anna_export.engines.request import EngineRequest
 from anna_export.errors import InputError
@@ -48,9 +48,9 @@ def test_what_is_asked_goes_before_the_gpu_and_is_built_once() -> None:
     ("asked", "target", "device", "found"),
     [
         ((Capability(9, 0),), RTX, None, "which TensorRT-RTX compiles for, found 9.0"),
-        ((), RTX, Device((9, 0), "13.0"), "found 9.0; use --target tensorrt"),
+        ((), RTX, Device((9, 0), "13.0"), "found 9.0; use `target` tensorrt"),
         ((), TENSORRT, None, "found no GPU; build there"),
-        ((ADA,), TENSORRT, Device((9, 0), "13.0"), "expected --compute-capability 9.0.*found 8.9"),
+        ((ADA,), TENSORRT, Device((9, 0), "13.0"), "expected `capabilities` 9.0.*found 8.9"),
     ],
 )
 def test_gpu_that_cannot_be_built_for_is_refused(
@@ -63,7 +63,7 @@ def test_gpu_that_cannot_be_built_for_is_refused(
 @pytest.mark.parametrize("option", ["portable", "refittable"])
 def test_what_rtx_has_not_is_refused(option: str) -> None:
     options: dict[str, Any] = {option: True}
-    with pytest.raises(InputError, match="expected --portable, --refittable and --refit-from with"):
+    with pytest.raises(InputError, match="expected `portable`, `refittable` and `refit_from` with"):
         EngineRequest(RTX, **options)
 
 
@@ -117,10 +117,10 @@ GOOD = [product("+".join(MODULES), "FP8", "FP8", "Float"), mha(), mha(tactic="_g
 
 
 def judged(*rows: str) -> list[str]:
-    return shortcomings(read_layers(["noise", "Layers:\n" + "\n".join(rows)]), SPEC, MODULES)
+    return fusion_report(read_layers(["noise", "Layers:\n" + "\n".join(rows)]), SPEC, MODULES)
 
 
-def test_table_as_meant_has_no_shortcomings() -> None:
+def test_fusion_check_of_a_good_table_passes() -> None:
     assert judged(*GOOD) == []
     layers = read_layers(["Layers:\n" + "\n".join(GOOD)])
     assert summary(layers) == {
@@ -132,12 +132,12 @@ def test_table_as_meant_has_no_shortcomings() -> None:
     }
 
 
-def test_product_that_widens_its_weight_is_a_shortcoming() -> None:
+def test_product_that_widens_its_weight_is_reported() -> None:
     (found,) = judged(product("+".join(MODULES), "FP8", "BFloat16"), *GOOD[1:])
     assert found == "profile 0: 2 layers do not multiply in FP8, the first layers.0.mlp.up_proj"
 
 
-def test_attention_that_is_not_fused_is_a_shortcoming() -> None:
+def test_attention_that_is_not_fused_is_reported() -> None:
     assert judged(*GOOD[:2]) == ["profile 0: attention is fused in 1 of 2 layers"]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from anna_export.artifact.folder import Artifact
 from anna_export.engines.build import gpu_form
-from anna_export.engines.takeable import require_takeable
+from anna_export.engines.compatibility import require_compatible
 from anna_export.errors import DamagedError
 from anna_export.graph import attention
 from anna_export.graph.names import CANONICAL, CPU
@@ -117,11 +117,11 @@ def test_scale_of_another_type_is_refused_with_its_layer(
 ) -> None:
     artifact = make_artifact(make_model(), Precision.FP8, high_precision=Precision.BF16, max_loss=1)
     model = ir.load(artifact.graph(CANONICAL))
-    require_takeable(model, ir.DataType.BFLOAT16)
+    require_compatible(model, ir.DataType.BFLOAT16)
     scale = model.graph.initializers["layers.1.mlp.down_proj.weight_scale"]
     scale.dtype = ir.DataType.FLOAT
     with pytest.raises(DamagedError, match=r"scale layers\.1.* in BFLOAT16, found FLOAT at layers"):
-        require_takeable(model, ir.DataType.BFLOAT16)
+        require_compatible(model, ir.DataType.BFLOAT16)
 
 
 @pytest.mark.parametrize("opset", [0, 26])
@@ -131,4 +131,4 @@ def test_opset_that_tensorrt_does_not_read_is_refused(
     model = ir.load(make_artifact(make_model(), Precision.BF16).graph(CANONICAL))
     model.graph.opset_imports[""] = opset
     with pytest.raises(DamagedError, match=f"expected opset 1 to 25, found {opset}"):
-        require_takeable(model, ir.DataType.BFLOAT16)
+        require_compatible(model, ir.DataType.BFLOAT16)

@@ -13,10 +13,10 @@ from anna_export.choices import Target
 from anna_export.engines import build as building
 from anna_export.engines.build import build, gpu_form
 from anna_export.engines.capability import Capability
+from anna_export.engines.fingerprint import graph_fingerprint
 from anna_export.engines.record import EngineRecord
 from anna_export.engines.request import EngineRequest
-from anna_export.engines.structure import structure_sha256
-from anna_export.engines.timing import Timings
+from anna_export.engines.timing_cache import TimingCache
 from anna_export.errors import AnnaError, DamagedError, InputError
 from anna_export.machine.gpu import Device
 from anna_export.progress import no_stage
@@ -141,7 +141,7 @@ def test_refitted_engine_holds_the_new_adapters_weights(
 @pytest.mark.parametrize(
     ("refittable", "other", "found"),
     [
-        (False, {}, "expected an engine built with --refittable, found"),
+        (False, {}, "expected an engine built with `refittable`, found"),
         (True, {"tokens": 32}, "from a graph that differs only in its weights, found another base"),
         (True, {"precision": Precision.FP16}, "from a graph that differs only in its weights"),
         (True, {"rope_theta": 5e5}, "from a graph that differs only in its weights"),
@@ -178,8 +178,8 @@ def test_weight_that_was_not_given_is_named(
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"target": Target.TENSORRT_RTX}, "--refit-from with --target tensorrt, found one with"),
-        ({"target": Target.TENSORRT, "portable": True}, "--refit-from without --portable and"),
+        ({"target": Target.TENSORRT_RTX}, "`refit_from` with `target` tensorrt, found one with"),
+        ({"target": Target.TENSORRT, "portable": True}, "`refit_from` without `portable` and"),
     ],
 )
 def test_options_that_exclude_one_another_are_refused(options: Any, found: str) -> None:
@@ -187,11 +187,11 @@ def test_options_that_exclude_one_another_are_refused(options: Any, found: str) 
         EngineRequest(refit_from=Path("artifact"), **options)
 
 
-def test_structure_is_that_of_the_graph_and_not_of_its_weights(
+def test_fingerprint_is_that_of_the_graph_and_not_of_its_weights(
     make_model: MakeModel, make_artifact: MakeArtifact
 ) -> None:
     first, second, longer, other = (
-        structure_sha256(gpu_form(artifact))
+        graph_fingerprint(gpu_form(artifact))
         for artifact in (
             make_artifact(make_model(seed=0), Precision.BF16),
             make_artifact(make_model(seed=1), Precision.BF16),
@@ -230,7 +230,7 @@ def test_timings_are_kept_for_one_version_on_one_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    timings = Timings(Library, Capability(9, 0))  # type: ignore[arg-type]
+    timings = TimingCache(Library, Capability(9, 0))  # type: ignore[arg-type]
     first = Config(b"H200")
     timings.load(first)
     assert first.cache == b""
@@ -243,5 +243,5 @@ def test_timings_are_kept_for_one_version_on_one_gpu(
     other = Config(b"H100")
     timings.load(other)
     assert other.cache == b""
-    Timings(Library, Capability(10, 0)).load(again)  # type: ignore[arg-type]
+    TimingCache(Library, Capability(10, 0)).load(again)  # type: ignore[arg-type]
     assert again.cache == b""

@@ -91,7 +91,7 @@ def test_engines_are_as_meant_on_both_gpus(
     names = [f"engines/tensorrt-rtx/{name}.engine" for name in ("sm_89", "sm_120")]
     assert list(records) == names
     for record in records.values():
-        assert record.shortcomings == ()
+        assert record.fusion_report == ()
         assert record.prefix == prompted
         layers = record.layers
         assert layers["fused attention"] == 2
@@ -230,7 +230,7 @@ def test_export_builds_what_it_is_asked_to(
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        (["--int8", "--target", "tensorrt-rtx"], "found int8; export it with --bf16 or --fp8"),
+        (["--int8", "--target", "tensorrt-rtx"], "found int8; export it in bf16 or fp8"),
         (["--bf16", "--compute-capability", "8.9"], "expected --target with --compute-capability"),
         (["--bf16", "--target", "tensorrt"], "expected --compute-capability of a GPU"),
     ],

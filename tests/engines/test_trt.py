@@ -92,7 +92,7 @@ def with_engine(made: Artifact, folder: Path, target: Target, **changes: Any) ->
         refittable=False,
         profiles=tuple(choose_profiles(256, prefixes, BUDGET)),
         layers={},
-        shortcomings=(),
+        fusion_report=(),
         seconds=1,
         sha256=entry.sha256,
         size_bytes=entry.size_bytes,
@@ -118,7 +118,7 @@ class Opened:
             artifact.tokeniser(),
             artifact.manifest.prompts,
             StoredPrefixes(artifact),
-            BatchLimits(BUDGET, pairs=None, alone=None),
+            BatchLimits(BUDGET, pairs=None, single=None),
         )
 
 
@@ -173,7 +173,7 @@ def test_no_text_gives_no_vector(opened: Opened) -> None:
 def test_it_names_its_engine(opened: Opened) -> None:
     record = opened.stored.record
     assert opened.backend.name == "trt"
-    assert opened.backend.arithmetic == (
+    assert opened.backend.compute_label == (
         f"fp32 in {record.target} 11.4.0 for compute capability 9.0 (engine {record.sha256[:12]})"
     )
 
@@ -291,7 +291,7 @@ def test_engine_that_is_not_for_this_machine_is_refused(
     artifact = with_engine(prompted, tmp_path, Target.TENSORRT, **changes)
     with pytest.raises(error, match=found) as caught:
         require_engine(artifact, device)
-    assert "--backend ort" in str(caught.value) and "\n" not in str(caught.value)
+    assert "`backend` ort" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_portable_engine_is_for_every_newer_gpu(prompted: Artifact, tmp_path: Path) -> None:
@@ -351,9 +351,9 @@ def test_without_a_driver_the_library_is_not_touched(
 
     monkeypatch.setattr(trt, "find_device", lambda: None)
     monkeypatch.setattr("importlib.import_module", touched)
-    with pytest.raises(InputError, match="CUDA device and driver for --backend trt, found none"):
+    with pytest.raises(InputError, match="CUDA device and driver for `backend` trt, found none"):
         open_encoder(prompted.folder, backend="trt")
-    with pytest.raises(InputError, match="expected --device cuda for --backend trt, found cpu"):
+    with pytest.raises(InputError, match="expected `device` cuda for `backend` trt, found cpu"):
         open_encoder(prompted.folder, backend="trt", device="cpu")
 
 
@@ -384,7 +384,7 @@ def test_auto_takes_the_engine_that_is_for_this_gpu(
     encoder = open_encoder(artifact.folder, device=device)
     assert encoder.backend.name == chosen
     if chosen == "trt":
-        assert encoder.limits == BatchLimits(TOKEN_BUDGET, pairs=None, alone=None)
+        assert encoder.limits == BatchLimits(TOKEN_BUDGET, pairs=None, single=None)
 
 
 def test_an_engine_runs_without_pytorch_and_onnx(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def encoder(made: tuple[Path, Artifact]) -> Encoder:
 @pytest.fixture(scope="module")
 def truth(made: tuple[Path, Artifact]) -> Encoder:
     model, artifact = made
-    contract, known = artifact.manifest.contract, artifact.manifest.prompts
-    return open_reference(model, contract=contract, prompts=known)
+    framing, known = artifact.manifest.framing, artifact.manifest.prompts
+    return open_reference(model, framing=framing, prompts=known)
 
 
 def worst(found: np.ndarray, expected: np.ndarray) -> float:
@@ -76,7 +76,7 @@ def test_vectors_are_the_references_behind_prompts_of_1_to_2000_tokens(
 ) -> None:
     texts = [*ODD_TEXTS, *ordinary_texts(6)]
     prompt = encoder.prompts.find(name)
-    behind = [row for row in encoder.rows(texts, prompt) if row.prefix is not None]
+    behind = [row for row in encoder.tokenise(texts, prompt) if row.prefix is not None]
     assert len(behind) >= (0 if name == "one" else len(texts) // 2)
     assert worst(encoder.encode(texts, name), truth.encode(texts, name)) <= CLOSE
 
@@ -95,7 +95,7 @@ def test_any_batch_behind_any_part_of_a_prefix_equals_the_whole(
     ids = np.random.default_rng(seed).integers(3, 32000, (len(lengths), max(lengths)))
     batch = TokenBatch(ids, np.array(lengths), prefix)
     expected = truth.backend.run(batch)
-    assert worst(truth.backend.run(batch.whole()), expected) == 0  # the truth computes it again
+    assert worst(truth.backend.run(batch.joined()), expected) == 0  # the truth computes it again
     assert worst(encoder.backend.run(batch), expected) <= CLOSE
 
 
@@ -112,7 +112,9 @@ def test_long_text_is_cut_as_it_is_behind_the_whole_prompt(
 ) -> None:
     texts = [long_text(MAX_TOKENS), "short"]
     for name in ("many", "back"):
-        longest = max(len(row.whole()) for row in encoder.rows(texts, encoder.prompts.find(name)))
+        longest = max(
+            len(row.joined()) for row in encoder.tokenise(texts, encoder.prompts.find(name))
+        )
         assert longest == MAX_TOKENS
         assert worst(encoder.encode(texts, name), truth.encode(texts, name)) <= CLOSE
 
@@ -205,7 +207,7 @@ def test_backend_gets_only_the_texts_own_tokens(encoder: Encoder, seen: list[Tok
 def test_prompt_written_into_the_text_is_found_by_its_ids(encoder: Encoder) -> None:
     # as sentence-transformers hands it over: ids, without the prompt's name
     texts = ordinary_texts(4)
-    rows = [row.whole() for row in encoder.rows(texts, encoder.prompts.find("many"))]
+    rows = [row.joined() for row in encoder.tokenise(texts, encoder.prompts.find("many"))]
     assert worst(encoder.encode_ids(rows), encoder.encode(texts, "many")) == 0
     found = sentence_transformer(
         encoder.prefixes._artifact.folder  # type: ignore[union-attr]
@@ -215,10 +217,10 @@ def test_prompt_written_into_the_text_is_found_by_its_ids(encoder: Encoder) -> N
 
 def test_short_prefix_is_not_worth_it_in_front_of_a_long_text(encoder: Encoder) -> None:
     prompt = encoder.prompts.find("few")
-    short, long = encoder.rows(["a text", long_text(400)], prompt)
+    short, long = encoder.tokenise(["a text", long_text(400)], prompt)
     assert short.prefix is not None and long.prefix is None
     (whole,) = encoder.tokeniser.ids([long_text(400)], prompt)
-    assert long.whole() == whole
+    assert long.joined() == whole
 
 
 def test_text_that_merges_with_the_prompt_takes_what_it_shares(
@@ -231,7 +233,7 @@ def test_text_that_merges_with_the_prompt_takes_what_it_shares(
     artifact = make_artifact(model, max_tokens=128, prompts=tmp_path / "prompts.json")
     found, expected = open_encoder(artifact.folder), open_reference(model)
     expected.prompts = found.prompts
-    merging, plain = found.rows(["d is whole", " is not"], found.prompts.find("half"))
+    merging, plain = found.tokenise(["d is whole", " is not"], found.prompts.find("half"))
     assert merging.prefix is not None and plain.prefix is not None
     assert len(plain.prefix) - 8 <= len(merging.prefix) < len(plain.prefix)
     texts = ["d is whole", " is not", "k", "d"]
@@ -239,7 +241,7 @@ def test_text_that_merges_with_the_prompt_takes_what_it_shares(
 
 
 def test_no_prompt_stands_behind_nothing(encoder: Encoder) -> None:
-    assert [row.prefix for row in encoder.rows(["a", ""], NO_PROMPT)] == [None, None]
+    assert [row.prefix for row in encoder.tokenise(["a", ""], NO_PROMPT)] == [None, None]
 
 
 def test_start_token_alone_is_no_prompt(encoder: Encoder, seen: list[TokenBatch]) -> None:

@@ -70,7 +70,7 @@ def test_export_of_every_precision_is_close_to_the_reference(
 ) -> None:
     parity = exported(precision).parity
     assert parity is not None and parity.verdict == "pass" and parity.reasons == []
-    assert parity.worst_cosine >= WORST_COSINE[precision] == parity.floor
+    assert parity.worst_cosine >= WORST_COSINE[precision] == parity.thresholds.min_cosine
     assert parity.longest_tokens == TOKENS and parity.nonfinite == 0
 
 
@@ -79,9 +79,9 @@ def test_vector_is_the_same_alone_and_in_a_batch_in_every_precision(
     exported: Exports, precision: Precision
 ) -> None:
     parity = exported(precision).parity
-    assert parity is not None and parity.alone_max_abs is not None
+    assert parity is not None and parity.batch1_max_abs is not None
     # all compute in fp32 on a CPU: only the order of sums differs
-    assert parity.alone_max_abs <= 1e-6
+    assert parity.batch1_max_abs <= 1e-6
 
 
 @pytest.mark.parametrize("precision", WORST_COSINE)
@@ -99,8 +99,8 @@ def test_proved_vectors_are_those_that_the_artifact_gives(
 def test_proof_on_a_cpu_says_which_graph_it_was_of(exported: Exports, precision: Precision) -> None:
     parity = exported(precision).parity
     assert parity is not None
-    twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
-    assert parity.candidate == f"ort: fp32 on CPU{twin}"
+    fallback = "" if precision is Precision.FP32 else f" (fallback of the {precision} graph)"
+    assert parity.candidate == f"ort: fp32 on CPU{fallback}"
     assert "PyTorch" in parity.reference
 
 
@@ -141,7 +141,7 @@ def test_export_without_adapter_is_the_base(base: Path, encoder: Encoder, tmp_pa
 
 def test_max_tokens_cuts_longer_texts(exported: Exports, reference: Encoder) -> None:
     artifact = exported(Precision.FP32).artifact
-    assert artifact.manifest.contract.max_tokens == TOKENS
+    assert artifact.manifest.framing.max_tokens == TOKENS
     text = long_text(3 * TOKENS)
     (ids,), (whole,) = artifact.tokeniser().ids([text]), reference.tokeniser.ids([text])
     assert len(ids) == TOKENS < len(whole)
@@ -175,7 +175,7 @@ def test_card_tells_the_proof(exported: Exports) -> None:
     for figure in (
         f"{parity.worst_cosine:.7f}",
         "**pass**",
-        "twin of the bf16 graph",
+        "fallback of the bf16 graph",
         made.artifact.manifest.artifact_id,
     ):
         assert figure in card

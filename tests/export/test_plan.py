@@ -20,19 +20,19 @@ from anna_export.machine import memory as process_memory
 from anna_export.machine.memory import available_memory_bytes
 from anna_export.quantise.footprint import (
     DEFAULT_TOKENS,
+    ComparisonMethod,
     Forecast,
-    Proof,
     forecast,
-    proof_that_fits,
+    method_that_fits,
 )
 from anna_export.spec import EmbeddingSpec, Precision
-from anna_export.text.framing import TokenContract, read_contract
+from anna_export.text.framing import TokenFraming, read_framing
 from anna_export.verify import prove
 from anna_export.weights.checkpoint import Checkpoint
 
 GB = 10**9
 MISTRAL_7B = EmbeddingSpec(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 10000.0, 32768, 4096)
-CONTRACT = TokenContract(1, 2, 2, 4096)
+CONTRACT = TokenFraming(1, 2, 2, 4096)
 
 
 @pytest.fixture(
@@ -66,7 +66,7 @@ def test_forecast_size_is_what_an_export_writes(
     max_loss = None if scheme.linear is None else 1.0
     recipe = Recipe(wide, None, tmp_path / "out", precision, 64, verify=False, max_loss=max_loss)
     export(recipe, stage)
-    needed = forecast(spec, read_contract(wide, spec, 64), scheme)
+    needed = forecast(spec, read_framing(wide, spec, 64), scheme)
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     # what is not weights is only estimated, as a tokenizer of usual size
     assert needed.artifact_bytes == pytest.approx(written, rel=0.02)
@@ -223,7 +223,7 @@ def test_plan_says_how_an_export_will_prove(
     spare: float,
 ) -> None:
     manifest = open_artifact(artifact.folder).manifest
-    needed = forecast(manifest.spec, manifest.contract, quantise.load(Precision.FP32))
+    needed = forecast(manifest.spec, manifest.framing, quantise.load(Precision.FP32))
     memory = int(spare * (needed.reference_bytes + needed.serve_bytes))
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: memory)
     said = plans(capsys, "--model", base)["plans"][0]["proof"]
@@ -265,9 +265,9 @@ def test_proof_of_every_text_needs_reference_and_artifact_at_once(
 ) -> None:
     needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 7 * GB)
-    assert proof_that_fits(needed, scheme) is not Proof.EVERY_TEXT
+    assert method_that_fits(needed, scheme) is not ComparisonMethod.EVERY_TEXT
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 8 * GB)
-    assert proof_that_fits(needed, scheme) is Proof.EVERY_TEXT
+    assert method_that_fits(needed, scheme) is ComparisonMethod.EVERY_TEXT
 
 
 @pytest.mark.parametrize("precision", Precision)
@@ -277,6 +277,8 @@ def test_graph_is_compared_with_a_streamed_reference_where_it_is_served_as_store
     needed, scheme = Forecast(precision, 0, 0, 0, 3 * GB, 4 * GB), quantise.load(precision)
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 4 * GB)
     streamed = precision in (Precision.INT8, Precision.INT4)
-    assert proof_that_fits(needed, scheme) is (Proof.FEW_TEXTS if streamed else Proof.WEIGHTS)
+    assert method_that_fits(needed, scheme) is (
+        ComparisonMethod.FEW_TEXTS if streamed else ComparisonMethod.WEIGHTS
+    )
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 3 * GB)
-    assert proof_that_fits(needed, scheme) is Proof.WEIGHTS
+    assert method_that_fits(needed, scheme) is ComparisonMethod.WEIGHTS

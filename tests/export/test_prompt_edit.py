@@ -21,10 +21,11 @@ from anna_export.export import edit_prompts as prompt_edit
 from anna_export.export.edit_prompts import add_prompts, proved_prompts, remove_prompts
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
-from anna_export.report.card import add_proof
+from anna_export.report.card import add_parity
 from anna_export.spec import Precision
 from anna_export.text.prompts import PROMPTS_FILE, Prompt, Prompts
-from anna_export.verify.proof import Proof, read_proof
+from anna_export.verify.parity_file import read_parity
+from anna_export.verify.parity_report import ParityReport
 from anna_export.weights.checkpoint import Checkpoint
 
 Refused = Callable[..., str]
@@ -106,9 +107,9 @@ def test_proof_does_not_cover_a_prompt_that_was_replaced(artifact: Path) -> None
 def test_proof_that_embedded_no_prompt_covers_none(artifact: Path) -> None:
     # as that of a model too large for this memory
     opened = open_artifact(artifact)
-    found = read_proof(opened)
+    found = read_parity(opened)
     assert found is not None
-    add_proof(opened, Proof(replace(found.vectors, prompts=[])))
+    add_parity(opened, ParityReport(replace(found.vectors, prompts=[])))
     assert proved_prompts(open_artifact(artifact)) == set()
 
 

@@ -93,7 +93,10 @@ def test_proof_holds_a_quantised_precision_to_its_mean_loss(
 ) -> None:
     parity = exported(precision).parity
     assert parity is not None and parity.verdict == "pass"
-    assert parity.floor is None and 1e-6 < parity.loss <= 0.5 == parity.max_loss
+    assert (
+        parity.thresholds.min_cosine is None
+        and 1e-6 < parity.loss <= 0.5 == parity.thresholds.max_loss
+    )
     assert parity.loss == 1 - parity.mean_cosine
     # rounded it is: not fp32 in disguise
     assert parity.worst_cosine < 0.99999
@@ -102,8 +105,8 @@ def test_proof_holds_a_quantised_precision_to_its_mean_loss(
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_vector_is_the_same_alone_and_in_a_batch(exported: Exports, precision: Precision) -> None:
     parity = exported(precision).parity
-    assert parity is not None and parity.alone_worst_cosine is not None
-    assert parity.alone_worst_cosine >= 0.9999 == parity.alone_floor
+    assert parity is not None and parity.batch1_worst_cosine is not None
+    assert parity.batch1_worst_cosine >= 0.9999 == parity.thresholds.batch1_min_cosine
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -157,9 +160,9 @@ def test_verify_compares_stored_weights_in_pytorch(
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision) -> None:
-    with pytest.raises(InputError, match="expected --device cpu, found cuda: ") as error:
+    with pytest.raises(InputError, match="expected `device` cpu, found cuda: ") as error:
         open_encoder(exported(precision).artifact.folder, device="cuda")
-    advice = "--high-precision fp16" if precision is Precision.FP8 else "--fp8 or --bf16 for a GPU"
+    advice = "`high_precision` fp16" if precision is Precision.FP8 else "fp8 or bf16 for a GPU"
     assert advice in str(error.value) and "\n" not in str(error.value)
 
 
@@ -170,7 +173,7 @@ def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, whole: bo
     """Let memory hold the artifact and, if whole, no more than a little short of both."""
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
-    needed = forecast(manifest.spec, manifest.contract, scheme)
+    needed = forecast(manifest.spec, manifest.framing, scheme)
     held = needed.serve_bytes + needed.reference_bytes - (1 << 20) if whole else needed.serve_bytes
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: held)
 
@@ -187,7 +190,7 @@ def test_artifact_that_alone_fits_is_compared_with_a_streamed_reference(
     # the graph itself, alone and in batches
     assert found.candidate == "ort: int8 products on CPU, fp32 elsewhere"
     assert found.reference.endswith("layer by layer, from base and adapter")
-    assert found.alone_worst_cosine is not None and found.alone_worst_cosine >= 0.9999
+    assert found.batch1_worst_cosine is not None and found.batch1_worst_cosine >= 0.9999
     assert found.reference_sha256 == artifact.manifest.source.sha256
     assert seen == sorted(seen) and seen[-1] == (len(STREAMED_TEXTS), len(STREAMED_TEXTS))
 
@@ -198,7 +201,7 @@ def test_few_texts_give_the_figures_that_all_models_in_memory_give(
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=True)
     found = prove(artifact, model, adapter)
-    reference = load.open_reference(model, adapter, contract=artifact.manifest.contract)
+    reference = load.open_reference(model, adapter, framing=artifact.manifest.framing)
     expected = reference.encode(STREAMED_TEXTS).astype(np.float64)
     vectors = open_encoder(artifact.folder).encode(STREAMED_TEXTS)
     # fp32 on both sides, in other batches
@@ -212,7 +215,7 @@ def test_artifact_that_does_not_fit_is_compared_by_its_stored_weights(
     memory_for(artifact, monkeypatch, whole=False)
     found = prove(artifact, model, adapter)
     assert found.method.startswith("weights only, layer by layer") and found.verdict == "pass"
-    assert found.alone_worst_cosine is None
+    assert found.batch1_worst_cosine is None
     # rounded as the graph rounds, inputs too
     proved = exported(Precision.INT8).parity
     assert proved is not None and found.loss == pytest.approx(proved.loss, rel=0.5)
@@ -232,12 +235,12 @@ def test_manifest_tells_how_it_was_quantised(
     assert opened.manifest == artifact.manifest
     told, calibration = opened.manifest.quantised, read_calibration(opened)
     assert told is not None and calibration is not None
-    assert told.arithmetic == quantise.load(precision).arithmetic
+    assert told.compute_dtype == quantise.load(precision).compute_dtype
     assert told.calibration_sha256 == calibration.texts_sha256
     assert told.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
     assert told.calibration_tokens == calibration.tokens > told.calibration_texts
-    assert told.ranges == "max" and told.high_precision == calibration.unquantized
-    assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).limits.max_loss
+    assert told.unquantized == calibration.unquantized
+    assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).thresholds.max_loss
     modules = opened.manifest.spec.linear_modules()
     assert calibration.inputs.keys() == set(modules.values())
     assert calibration.snr_db.keys() == {
@@ -277,10 +280,10 @@ def test_changed_calibration_is_damage(copy: Path) -> None:
 def test_calibration_is_part_of_the_identity(copy: Path) -> None:
     manifest = open_artifact(copy).manifest
     found = dict(manifest.files)
-    assert identity(found, manifest.spec, manifest.contract) == manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) == manifest.artifact_id
     entry = found[CALIBRATION_FILE]
     found[CALIBRATION_FILE] = FileEntry(sha256="0" * 64, size_bytes=entry.size_bytes)
-    assert identity(found, manifest.spec, manifest.contract) != manifest.artifact_id
+    assert identity(found, manifest.spec, manifest.framing) != manifest.artifact_id
 
 
 @pytest.mark.parametrize(
@@ -352,7 +355,7 @@ def test_high_precision_type_is_refused_with_other_precisions(
 ) -> None:
     out = place / "out"
     line = refused("--model", base, "--out", out, f"--{precision}", "--high-precision", "bf16")
-    assert line.startswith(f"expected --high-precision with --fp8, found it with --{precision}")
+    assert line.startswith(f"expected --high-precision with fp8, found it with {precision}")
 
 
 def test_high_precision_type_that_there_is_not_is_refused_with_those_there_are(

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from anna_export import quantise
+from anna_export.graph.builder import build_graph
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.scheme import Scheme
@@ -65,19 +66,34 @@ def test_both_graphs_store_the_same_weights_in_the_same_type(
     assert matrices == {IR_DTYPES[scheme.precision]}
 
 
-def test_limits_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:
+def test_lowering_for_a_cpu_leaves_the_canonical_graph_alone(
+    scheme: Scheme, graphs: dict[str, ir.Model], base: Path
+) -> None:
+    canonical = build_graph(Checkpoint.open(base), scheme.precision, 64)
+    assert str(graphs[CANONICAL].graph) == str(canonical.graph)
+
+
+def test_graphs_share_tensors_that_are_unread(graphs: dict[str, ir.Model], base: Path) -> None:
+    canonical, cpu = (graphs[target].graph.initializers for target in (CANONICAL, CPU))
+    for name in Checkpoint.open(base).spec.weight_shapes():
+        tensor = canonical[name].const_value
+        assert isinstance(tensor, ir.LazyTensor) and not tensor.cache
+        assert cpu[name].const_value is tensor
+
+
+def test_thresholds_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:
     promised = {Precision.FP32: 0.999999, Precision.FP16: 0.9995, Precision.BF16: 0.9995}
-    assert promised[scheme.precision] <= (scheme.limits.worst_cosine or 0) < 1
+    assert promised[scheme.precision] <= (scheme.thresholds.min_cosine or 0) < 1
 
 
 @pytest.mark.parametrize("precision", sorted(set(Precision) - set(IR_DTYPES)))
 def test_quantised_scheme_is_held_to_a_mean_loss(precision: Precision) -> None:
-    limits = quantise.load(precision).limits
-    assert limits.max_loss == (0.05 if precision is Precision.INT4 else 0.01)
-    assert limits.worst_cosine is None
+    thresholds = quantise.load(precision).thresholds
+    assert thresholds.max_loss == (0.05 if precision is Precision.INT4 else 0.01)
+    assert thresholds.min_cosine is None
 
 
 @pytest.mark.parametrize("precision", Precision)
 def test_text_alone_and_in_a_batch_is_held_to_one_vector(precision: Precision) -> None:
     alone = 0.999999 if precision is Precision.FP32 else 0.9999
-    assert alone <= (quantise.load(precision).limits.alone_cosine or 0) < 1
+    assert alone <= (quantise.load(precision).thresholds.batch1_min_cosine or 0) < 1

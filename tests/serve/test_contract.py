@@ -78,9 +78,9 @@ def test_types_are_those_of_sentence_transformers(
 
 def test_usage_tells_baked_tokens_apart(server: Running, encoder: Encoder) -> None:
     usage = server.post("/v1/embeddings", {"input": "a", "prompt_name": "query"}).json()["usage"]
-    (row,) = encoder.rows(["a"], encoder.prompts.find("query"))
+    (row,) = encoder.tokenise(["a"], encoder.prompts.find("query"))
     assert row.prefix is not None
-    assert usage["prompt_tokens"] == len(row.whole()) == usage["total_tokens"]
+    assert usage["prompt_tokens"] == len(row.joined()) == usage["total_tokens"]
     assert usage["prompt_tokens_details"]["cached_tokens"] == len(row.prefix)
 
 

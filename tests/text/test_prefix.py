@@ -38,7 +38,7 @@ def test_arrays_that_do_not_fit_are_refused(keys: np.ndarray, values: np.ndarray
 
 def test_whole_batch_has_the_prefix_in_front_of_every_row() -> None:
     batch = TokenBatch(np.array([[7, 8], [9, 0]]), np.array([2, 1]), prefix())
-    whole = batch.whole()
+    whole = batch.joined()
     assert whole.ids.tolist() == [[1, 2, 3, 7, 8], [1, 2, 3, 9, 0]]
     assert whole.lengths.tolist() == [5, 4] and whole.prefix is None
     # the mask of a batch is that of what is computed
@@ -47,4 +47,4 @@ def test_whole_batch_has_the_prefix_in_front_of_every_row() -> None:
 
 def test_batch_without_a_prefix_is_whole() -> None:
     batch = TokenBatch(np.array([[7]]), np.array([1]))
-    assert batch.whole() is batch
+    assert batch.joined() is batch

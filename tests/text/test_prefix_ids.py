@@ -69,11 +69,11 @@ def test_end_that_merges_with_texts_is_left_out(tokeniser: Tokeniser) -> None:
 
 
 def test_no_prompt_leaves_the_start_token(tokeniser: Tokeniser) -> None:
-    assert tokeniser.prefix_ids(NO_PROMPT) == [tokeniser.contract.bos_id]
+    assert tokeniser.prefix_ids(NO_PROMPT) == [tokeniser.framing.bos_id]
 
 
 def test_something_is_left_to_compute(tokeniser: Tokeniser) -> None:
     for prompt in PROMPTS:
         (row,) = tokeniser.ids([""], prompt)
         front = tokeniser.prefix_ids(prompt)
-        assert len(front) < len(row) and tokeniser.contract.eos_id not in front
+        assert len(front) < len(row) and tokeniser.framing.eos_id not in front

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anna_export.errors import ShapeError
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.text.tokeniser import Tokeniser
 
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
@@ -18,7 +18,7 @@ ONE_LINE = r"\Aexpected .*\Z"
 
 @pytest.fixture(scope="module")
 def tokeniser(base: Path) -> Tokeniser:
-    return Tokeniser.open(base, TokenContract(bos_id=1, eos_id=2, pad_id=0, max_tokens=21))
+    return Tokeniser.open(base, TokenFraming(bos_id=1, eos_id=2, pad_id=0, max_tokens=21))
 
 
 @FAST
@@ -29,7 +29,7 @@ def test_batch_is_its_rows_then_padding(tokeniser: Tokeniser, lengths: list[int]
     assert batch.ids.shape == (len(lengths), max(lengths)) and batch.ids.dtype == np.int64
     for row, ids, mask in zip(rows, batch.ids, batch.mask, strict=True):
         assert ids[: len(row)].tolist() == row
-        assert set(ids[len(row) :]) <= {tokeniser.contract.pad_id}
+        assert set(ids[len(row) :]) <= {tokeniser.framing.pad_id}
         assert mask.tolist() == [1] * len(row) + [0] * (max(lengths) - len(row))
 
 

@@ -19,7 +19,7 @@ from tokenizers import processors
 from anna_export.errors import AnnaError, InputError, MissingError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.text.framing import CONFIG_FILE, LIMIT_FILE, TokenContract, read_contract
+from anna_export.text.framing import CONFIG_FILE, LIMIT_FILE, TokenFraming, read_framing
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
@@ -38,19 +38,19 @@ def spec(base: Path) -> EmbeddingSpec:
 
 
 @pytest.fixture(scope="module")
-def contract(base: Path, spec: EmbeddingSpec) -> TokenContract:
-    return read_contract(base, spec, 21)
+def framing(base: Path, spec: EmbeddingSpec) -> TokenFraming:
+    return read_framing(base, spec, 21)
 
 
 @pytest.fixture(scope="module")
-def tokeniser(base: Path, contract: TokenContract) -> Tokeniser:
-    return Tokeniser.open(base, contract)
+def tokeniser(base: Path, framing: TokenFraming) -> Tokeniser:
+    return Tokeniser.open(base, framing)
 
 
 @pytest.fixture(scope="module")
 def roomy(base: Path, spec: EmbeddingSpec) -> Tokeniser:
     """Cuts nothing that the tests write."""
-    return Tokeniser.open(base, read_contract(base, spec, 4096))
+    return Tokeniser.open(base, read_framing(base, spec, 4096))
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def icl(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("text", [text for text in ordinary_texts(9)] + ["", " a", "\n", "漢字 b"])
 def test_prompt_with_special_tokens_has_the_tokenizers_own_ids(
-    icl: Path, contract: TokenContract, text: str
+    icl: Path, framing: TokenFraming, text: str
 ) -> None:
-    roomy = Tokeniser.open(icl, replace(contract, max_tokens=4096))
+    roomy = Tokeniser.open(icl, replace(framing, max_tokens=4096))
     theirs = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json"))
     expected = theirs.encode(f"{ICL.front}{text}{ICL.back}", add_special_tokens=False)
     assert roomy.ids([text], ICL) == [[BOS, *expected.ids, EOS]]
@@ -102,9 +102,9 @@ def test_prompt_with_special_tokens_has_the_tokenizers_own_ids(
 @FAST
 @given(before=TEXT, after=TEXT, name=st.sampled_from([*ICL_TOKENS, "<s>", "</s>", "<unk>"]))
 def test_special_token_written_in_a_text_behind_a_prompt_that_has_some_is_plain_text(
-    icl: Path, contract: TokenContract, before: str, after: str, name: str
+    icl: Path, framing: TokenFraming, before: str, after: str, name: str
 ) -> None:
-    roomy = Tokeniser.open(icl, replace(contract, max_tokens=4096))
+    roomy = Tokeniser.open(icl, replace(framing, max_tokens=4096))
     own = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json")).token_to_id(name)
     assert own is not None
     (ids,) = roomy.ids([f"{before}{name}{after}"], ICL)
@@ -114,10 +114,8 @@ def test_special_token_written_in_a_text_behind_a_prompt_that_has_some_is_plain_
 
 @FAST
 @given(text=TEXT)
-def test_cut_text_keeps_what_stands_behind_it(
-    icl: Path, contract: TokenContract, text: str
-) -> None:
-    short, roomy = (Tokeniser.open(icl, replace(contract, max_tokens=n)) for n in (21, 4096))
+def test_cut_text_keeps_what_stands_behind_it(icl: Path, framing: TokenFraming, text: str) -> None:
+    short, roomy = (Tokeniser.open(icl, replace(framing, max_tokens=n)) for n in (21, 4096))
     (cut,), (whole,) = short.ids([text * 9], ICL), roomy.ids([text * 9], ICL)
     assert len(cut) == min(len(whole), 21)
     # the line's end, its token, and the end of all
@@ -186,7 +184,7 @@ def test_special_token_written_in_a_text_is_plain_text_where_the_tokenizer_would
     folder = changed(split_special_tokens=False)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)(f"a {mark} b")["input_ids"]
     assert theirs.count(BOS) + theirs.count(EOS) == 3  # what the contract must not do
-    ours = Tokeniser.open(folder, read_contract(folder, spec, None)).ids([f"a {mark} b"])
+    ours = Tokeniser.open(folder, read_framing(folder, spec, None)).ids([f"a {mark} b"])
     assert ours == roomy.ids([f"a {mark} b"])
 
 
@@ -251,20 +249,20 @@ def test_window_outside_the_models_positions_is_refused(
     base: Path, spec: EmbeddingSpec, asked: int
 ) -> None:
     with pytest.raises(InputError) as error:
-        read_contract(base, spec, asked)
+        read_framing(base, spec, asked)
     assert "between 8 and the model's 8192 positions" in refusal(error)
 
 
-def test_missing_tokenizer_is_named(tmp_path: Path, contract: TokenContract) -> None:
+def test_missing_tokenizer_is_named(tmp_path: Path, framing: TokenFraming) -> None:
     with pytest.raises(MissingError) as error:
-        Tokeniser.open(tmp_path, contract)
+        Tokeniser.open(tmp_path, framing)
     assert "tokenizer.json" in refusal(error)
 
 
-def test_broken_tokenizer_is_refused(tmp_path: Path, contract: TokenContract) -> None:
+def test_broken_tokenizer_is_refused(tmp_path: Path, framing: TokenFraming) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError) as error:
-        Tokeniser.open(tmp_path, contract)
+        Tokeniser.open(tmp_path, framing)
     assert "expected a fast tokenizer" in refusal(error)
 
 
@@ -273,7 +271,7 @@ def test_tokenizer_of_a_larger_vocabulary_is_refused(
 ) -> None:
     folder = changed(lambda tokenizer: tokenizer.add_tokens(["<extra>"]))
     with pytest.raises(InputError) as error:
-        read_contract(folder, spec, None)
+        read_framing(folder, spec, None)
     assert "below the model's vocabulary of 32000, found 32000" in refusal(error)
 
 
@@ -281,7 +279,7 @@ def test_tokenizer_without_eos_is_refused(
     changed: Callable[..., Path], spec: EmbeddingSpec
 ) -> None:
     with pytest.raises(InputError) as error:
-        read_contract(changed(eos_token=None), spec, None)
+        read_framing(changed(eos_token=None), spec, None)
     assert "expected an eos_token" in refusal(error)
 
 
@@ -306,8 +304,8 @@ def test_tokenizers_own_framing_changes_nothing(
     changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser, name: str
 ) -> None:
     folder = changed(EDITS[name])
-    found = Tokeniser.open(folder, read_contract(folder, spec, 4096))
-    assert found.contract == roomy.contract
+    found = Tokeniser.open(folder, read_framing(folder, spec, 4096))
+    assert found.framing == roomy.framing
     assert found.ids(ODD_TEXTS) == roomy.ids(ODD_TEXTS)
 
 
@@ -315,9 +313,9 @@ def test_tokenizer_that_adds_no_bos_gets_none(
     changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser
 ) -> None:
     folder = changed(add_bos_token=False)
-    contract = read_contract(folder, spec, 21)
-    assert contract.bos_id is None and contract.room == 20
-    ids = Tokeniser.open(folder, contract).ids(ODD_TEXTS[:5])
+    framing = read_framing(folder, spec, 21)
+    assert framing.bos_id is None and framing.room == 20
+    ids = Tokeniser.open(folder, framing).ids(ODD_TEXTS[:5])
     assert ids == [row[1:] for row in roomy.ids(ODD_TEXTS[:5])]
 
 
@@ -330,7 +328,7 @@ def test_bos_is_what_the_post_processor_does_where_the_settings_are_silent(
             single=single, special_tokens=[("<s>", BOS), ("</s>", EOS)]
         )
 
-    assert read_contract(changed(edit, add_bos_token=None), spec, None).bos_id == bos
+    assert read_framing(changed(edit, add_bos_token=None), spec, None).bos_id == bos
 
 
 def test_special_tokens_may_be_written_as_objects(
@@ -338,14 +336,14 @@ def test_special_tokens_may_be_written_as_objects(
 ) -> None:
     token = {"__type": "AddedToken", "content": "</s>", "special": True}
     folder = changed(eos_token=token, pad_token={**token, "content": "<unk>"})
-    contract = read_contract(folder, spec, None)
-    assert (contract.eos_id, contract.pad_id) == (EOS, 0)
+    framing = read_framing(folder, spec, None)
+    assert (framing.eos_id, framing.pad_id) == (EOS, 0)
 
 
 def test_eos_pads_where_there_is_no_pad_token(
     changed: Callable[..., Path], spec: EmbeddingSpec
 ) -> None:
-    assert read_contract(changed(pad_token=None), spec, None).pad_id == EOS
+    assert read_framing(changed(pad_token=None), spec, None).pad_id == EOS
 
 
 @pytest.mark.parametrize(
@@ -372,7 +370,7 @@ def test_default_length_is_the_first_limit_that_the_folder_gives(
     if trained is not None:
         path = folder / LIMIT_FILE
         path.write_text(json.dumps({"max_seq_length": trained}))
-    found = read_contract(folder, replace(spec, sliding_window=window), None)
+    found = read_framing(folder, replace(spec, sliding_window=window), None)
     assert found.max_tokens == expected
 
 
@@ -394,7 +392,7 @@ def test_default_length_is_the_adapters_before_the_models(
     for folder, length in ((adapter, own), (model, models)):
         if length is not None:
             (folder / LIMIT_FILE).write_text(json.dumps({"max_seq_length": length}))
-    assert read_contract(adapter, spec, None, model).max_tokens == expected
+    assert read_framing(adapter, spec, None, model).max_tokens == expected
 
 
 @pytest.mark.parametrize("length", [1, 7, 0, -1, "512", True, [512], float("nan")], ids=str)
@@ -408,7 +406,7 @@ def test_default_length_that_is_none_is_refused_with_its_file(
     path = folder / file
     path.write_text(json.dumps((read_json(path) if path.exists() else {}) | {key: length}))
     with pytest.raises(InputError) as error:
-        read_contract(folder, spec, None)
+        read_framing(folder, spec, None)
     assert f"at least 8 tokens as {key} in {path}, found {length!r}" in refusal(error)
 
 
@@ -417,13 +415,13 @@ def test_default_length_that_is_too_short_a_window_is_refused(
 ) -> None:
     folder = changed(model_max_length=None)
     with pytest.raises(InputError) as error:
-        read_contract(folder, replace(spec, sliding_window=7), None)
+        read_framing(folder, replace(spec, sliding_window=7), None)
     assert "as sliding_window in config.json, found 7" in refusal(error)
 
 
 def test_contract_without_room_for_a_text_cannot_be_built() -> None:
     with pytest.raises(InputError) as error:
-        TokenContract(BOS, EOS, EOS, 7)
+        TokenFraming(BOS, EOS, EOS, 7)
     assert "at least 8, found 7" in refusal(error)
 
 
@@ -435,4 +433,4 @@ def test_default_length_is_that_of_sentence_transformers(
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").max_seq_length
-    assert read_contract(folder, spec, None).max_tokens == theirs == 1024
+    assert read_framing(folder, spec, None).max_tokens == theirs == 1024

@@ -157,12 +157,12 @@ def test_teachers_scores_are_those_of_the_drawn_texts(base: Base, tmp_path: Path
 def test_texts_are_cut_to_their_limits(base: Base, tmp_path: Path) -> None:
     limits = LimitsRecipe(query=1, document=1, example_query=1, example_response=1)
     found = whole(assembled(base, opened(tmp_path, task="alike"), limits))
-    cut = base.tokeniser.cut(["first query"], 1)
-    example = Example(*base.tokeniser.cut(["shown query", "shown answer"], 1))
+    cut = base.tokeniser.truncate(["first query"], 1)
+    example = Example(*base.tokeniser.truncate(["shown query", "shown answer"], 1))
     prompt = FORMATS["bge-en-icl"].prompt("Find texts alike.", [example])
     assert found[0] == base.tokeniser.ids(cut, prompt)[0]
     assert cut != ["first query"]
-    assert found[3] == base.tokeniser.ids(base.tokeniser.cut(["first answer"], 1))[0]
+    assert found[3] == base.tokeniser.ids(base.tokeniser.truncate(["first answer"], 1))[0]
 
 
 def test_cut_texts_are_counted(base: Base, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from anna_export.verify.difference import Difference, Verdict
 from anna_export.verify.estimators import (
     AveragePrecision,
     Estimator,
@@ -14,6 +13,7 @@ from anna_export.verify.estimators import (
     VMeasure,
     score,
 )
+from anna_export.verify.parity_report import Difference, Verdict
 from anna_export.verify.statistics import compare_scores, judge
 
 # the reference, the candidate, and which of their units share a text

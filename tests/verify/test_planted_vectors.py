@@ -18,7 +18,7 @@ from anna_export.text.batch import TokenBatch
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify import prove as proving
 from anna_export.verify.flow import verify
-from anna_export.verify.vectors import Parity
+from anna_export.verify.parity_report import VectorParity
 
 MakeArtifact = Callable[..., Artifact]
 PROMPTS = {"find": "Find a passage that answers this: ", "like": "Give a sentence that says this: "}
@@ -33,7 +33,7 @@ class Spoiled:
         batch: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
         vectors: Callable[[TokenBatch, np.ndarray], np.ndarray] = lambda _, vectors: vectors,
     ) -> None:
-        self.name, self.arithmetic = whole.name, whole.arithmetic
+        self.name, self.compute_label = whole.name, whole.compute_label
         self.spec: EmbeddingSpec = whole.spec
         self._whole, self._batch, self._vectors = whole, batch, vectors
 
@@ -57,16 +57,16 @@ def made(
 @pytest.fixture
 def proved(
     made: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Encoder], Encoder]], Parity]:
+) -> Callable[[Callable[[Encoder], Encoder]], VectorParity]:
     """Runs verify over the artifact with its encoder changed."""
     model, artifact = made
     load = load_encoder
 
-    def run(change: Callable[[Encoder], Encoder]) -> Parity:
+    def run(change: Callable[[Encoder], Encoder]) -> VectorParity:
         monkeypatch.setattr(
             proving, "load_encoder", lambda *args, **options: change(load(*args, **options))
         )
-        return verify(artifact, model).proof.vectors
+        return verify(artifact, model).report.vectors
 
     return run
 
@@ -76,7 +76,7 @@ def with_backend(encoder: Encoder, backend: Backend) -> Encoder:
 
 
 def test_the_artifact_as_it_is_passes(
-    proved: Callable[[Callable[[Encoder], Encoder]], Parity],
+    proved: Callable[[Callable[[Encoder], Encoder]], VectorParity],
 ) -> None:
     parity = proved(lambda encoder: encoder)
     assert parity.verdict == "pass" and parity.reasons == []
@@ -98,7 +98,7 @@ def test_a_swapped_prompt_fails(made: tuple[Path, Artifact], tmp_path: Path) -> 
         for name, entry in manifest.prefixes.items()
     }
     write_manifest(copy, manifest.model_copy(update={"prefixes": listed}))
-    parity = verify(open_artifact(copy), model).proof.vectors
+    parity = verify(open_artifact(copy), model).report.vectors
     assert parity.verdict == "fail"
     assert any(f"({name}: " in parity.reasons[0] for name in PROMPTS) or (
         "worst cosine" in parity.reasons[0]
@@ -107,7 +107,7 @@ def test_a_swapped_prompt_fails(made: tuple[Path, Artifact], tmp_path: Path) -> 
 
 
 def test_padding_on_the_wrong_side_fails(
-    proved: Callable[[Callable[[Encoder], Encoder]], Parity],
+    proved: Callable[[Callable[[Encoder], Encoder]], VectorParity],
 ) -> None:
     def pool_the_padding(batch: TokenBatch) -> TokenBatch:
         return replace(batch, lengths=np.full_like(batch.lengths, batch.ids.shape[1]))
@@ -118,7 +118,7 @@ def test_padding_on_the_wrong_side_fails(
 
 
 def test_a_missing_end_token_fails(
-    proved: Callable[[Callable[[Encoder], Encoder]], Parity], monkeypatch: pytest.MonkeyPatch
+    proved: Callable[[Callable[[Encoder], Encoder]], VectorParity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(Tokeniser):
         def ids(self, *args: object, **options: object) -> list[list[int]]:
@@ -135,7 +135,7 @@ def test_a_missing_end_token_fails(
 
 
 def test_one_vector_that_is_not_finite_fails(
-    proved: Callable[[Callable[[Encoder], Encoder]], Parity],
+    proved: Callable[[Callable[[Encoder], Encoder]], VectorParity],
 ) -> None:
     seen: list[TokenBatch] = []
 

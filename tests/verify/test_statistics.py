@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from anna_export.errors import InputError
-from anna_export.verify.difference import Difference, Verdict
 from anna_export.verify.estimators import MeanOf, Sample, Spearman
+from anna_export.verify.parity_report import Difference, Verdict
 from anna_export.verify.statistics import compare_scores, judge, margin_of, over_all
 from tests.verify.simulated import (
     Make,

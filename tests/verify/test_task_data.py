@@ -95,8 +95,12 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
             InputError,
             r"expected JSON in .*manifest\.json",
         ),
-        (lambda _, told: told.update(bse="STS12"), InputError, r"expected another SmallSTS\.bse"),
-        (lambda _, told: told.pop("revision"), InputError, r"another SmallSTS\.revision"),
+        (lambda _, told: told.update(bse="STS12"), InputError, r"expected no field SmallSTS\.bse"),
+        (
+            lambda _, told: told.pop("revision"),
+            InputError,
+            r"expected SmallSTS\.revision in .*, found none",
+        ),
         (
             lambda _, told: told.update(base="STS1"),
             InputError,

@@ -108,7 +108,7 @@ def test_a_users_file_is_read_and_its_mistakes_are_told(tmp_path: Path) -> None:
     given = read_task_prompts(path)
     assert find_prompt("STS12", "STS", None, NONE, given) == Prompt("s: ")
     path.write_text(json.dumps({"tasks": {"STS12": {"txt": "s: "}}}))
-    with pytest.raises(InputError, match=r"expected another tasks\.STS12\.txt in"):
+    with pytest.raises(InputError, match=r"expected no field tasks\.STS12\.txt in"):
         read_task_prompts(path)
     path.write_text("{")
     with pytest.raises(InputError, match=r"expected JSON in"):

@@ -23,10 +23,9 @@ from anna_export.progress import Progress
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.verify import models
-from anna_export.verify.difference import Verdict
-from anna_export.verify.proof import read_proof
+from anna_export.verify.parity_file import read_parity
+from anna_export.verify.parity_report import TaskParity, Verdict
 from anna_export.verify.task_data import sources
-from anna_export.verify.task_parity import TaskParity
 from anna_export.verify.tasks import TaskRun, compare_tasks, plan
 from tests.verify.small_tasks import write_small_tasks
 
@@ -101,7 +100,7 @@ def broken(artifact: Artifact, folder: Path) -> Artifact:
     assert content != path.read_bytes()
     path.write_bytes(bytes(content))
     files = {**manifest.files, path.name: hash_file(path)}
-    changed = identity(files, manifest.spec, manifest.contract)
+    changed = identity(files, manifest.spec, manifest.framing)
     write_manifest(folder, manifest.model_copy(update={"files": files, "artifact_id": changed}))
     return open_artifact(folder, check=True)
 
@@ -196,7 +195,7 @@ def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     assert re.search(r"SmallSTS\* +cosine_spearman .* pass\n", shown)
     assert "* the model was trained on data of this task" in shown
     opened = open_artifact(copy, check=True)
-    proof = read_proof(opened)
+    proof = read_parity(opened)
     assert proof is not None and proof.tasks is not None and proof.verdict == "pass"
     assert [task.trained_on for task in proof.tasks.tasks] == [True, False]
     card = (copy / "README.md").read_text()
@@ -209,7 +208,7 @@ def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     )
     assert str(result.relative_to(copy)) in opened.manifest.evidence
     assert run(verify) == 0
-    kept = read_proof(open_artifact(copy))
+    kept = read_parity(open_artifact(copy))
     assert kept is not None and kept.tasks == proof.tasks
     assert run(["inspect", str(copy)]) == 0
     assert re.search(r"tasks +pass: 2 tasks", capsys.readouterr().out)
@@ -230,7 +229,7 @@ def test_an_artifact_that_changes_meanwhile_is_refused(
             told = {
                 "spec": changed,
                 "prompts": prompts,
-                "artifact_id": identity(manifest.files, changed, manifest.contract),
+                "artifact_id": identity(manifest.files, changed, manifest.framing),
             }
             write_manifest(copy, manifest.model_copy(update=told))
         return nullcontext()

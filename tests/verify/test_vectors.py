@@ -12,16 +12,17 @@ from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
 from anna_export.machine import memory as process_memory
-from anna_export.quantise.scheme import Limits
+from anna_export.quantise.scheme import Thresholds
 from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
+from anna_export.verify.parity_report import VectorParity
 from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
-from anna_export.verify.vectors import Parity, compare, compare_weights, parity_texts
+from anna_export.verify.vectors import compare, compare_weights, parity_texts
 from anna_export.weights.checkpoint import Checkpoint
 
 TEXTS = ["a transfer", "", "to another bank, which takes two days", "漢字"]
@@ -33,7 +34,7 @@ Spoil = Callable[[TokenBatch, np.ndarray], np.ndarray]
 class Table:
     """A backend with a (D,) unit vector for every first token; `spoil` changes what it returns."""
 
-    name, arithmetic = "table", "fp32"
+    name, compute_label = "table", "fp32"
 
     def __init__(self, spec: EmbeddingSpec, spoil: Spoil | None = None) -> None:
         self.spec = replace(spec, dim=3)
@@ -52,26 +53,26 @@ def spec(base: Path) -> EmbeddingSpec:
 
 @pytest.fixture(scope="module")
 def tokeniser(base: Path, spec: EmbeddingSpec) -> Tokeniser:
-    return Tokeniser.open(base, read_contract(base, spec, 200))
+    return Tokeniser.open(base, read_framing(base, spec, 200))
 
 
 @pytest.fixture
-def parity(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., Parity]:
+def parity(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., VectorParity]:
     """Compares a table with a spoiled one."""
 
     def compared(
         spoil: Spoil | None = None,
         prompts: Prompts | None = None,
         texts: Sequence[str] = TEXTS,
-        alone_limit: float | None = None,
-    ) -> Parity:
+        batch1_limit: float | None = None,
+    ) -> VectorParity:
         reference = Encoder(Table(spec), tokeniser, prompts)
         candidate = Encoder(Table(spec, spoil), tokeniser, prompts)
         return compare(
             reference,
             candidate,
             texts,
-            limits=Limits(FLOOR, alone_cosine=FLOOR, alone_max_abs=alone_limit),
+            thresholds=Thresholds(FLOOR, batch1_min_cosine=FLOOR, batch1_max_abs=batch1_limit),
             method="as tests do",
         )
 
@@ -88,7 +89,7 @@ def row_of(tokeniser: Tokeniser, batch: TokenBatch, text: str) -> np.ndarray:
 # -- verdicts --
 
 
-def test_equal_vectors_pass(parity: Callable[..., Parity]) -> None:
+def test_equal_vectors_pass(parity: Callable[..., VectorParity]) -> None:
     found = parity()
     assert found.verdict == "pass" and found.reasons == []
     assert found.worst_cosine == pytest.approx(1) and found.max_abs == 0
@@ -96,7 +97,7 @@ def test_equal_vectors_pass(parity: Callable[..., Parity]) -> None:
 
 
 def test_figures_are_those_of_a_constructed_case(
-    parity: Callable[..., Parity], tokeniser: Tokeniser
+    parity: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     # one of four vectors is turned by 0.5 out of the plane: cosine cos 0.5, the others 1
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
@@ -112,11 +113,11 @@ def test_figures_are_those_of_a_constructed_case(
     assert found.mean_cosine == pytest.approx((3 + np.cos(0.5)) / 4, abs=1e-6)
     assert found.max_abs == pytest.approx(np.sin(0.5), abs=1e-6)
     assert TEXTS[2][:30] in found.worst_text and TEXTS[2][:30] in found.reasons[0]
-    assert found.alone_worst_cosine == pytest.approx(1) and found.alone_max_abs == 0
+    assert found.batch1_worst_cosine == pytest.approx(1) and found.batch1_max_abs == 0
 
 
 def test_difference_alone_and_in_a_batch_fails_where_it_is_limited(
-    parity: Callable[..., Parity],
+    parity: Callable[..., VectorParity],
 ) -> None:
     # far below what a cosine of 0.999999 shows
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
@@ -125,13 +126,15 @@ def test_difference_alone_and_in_a_batch_fails_where_it_is_limited(
         return vectors
 
     assert parity(spoil).verdict == "pass"
-    assert parity(spoil, alone_limit=2e-5).verdict == "pass"
-    (reason,) = parity(spoil, alone_limit=1e-6).reasons
-    assert reason.startswith("a text alone and in a batch: 1.0e-05 above 1e-06 (no prompt: ")
+    assert parity(spoil, batch1_limit=2e-5).verdict == "pass"
+    (reason,) = parity(spoil, batch1_limit=1e-6).reasons
+    assert reason.startswith(
+        "batch size 1 against padded batches: difference 1.0e-05 is above 1e-06 (no prompt: "
+    )
 
 
 def test_vector_that_is_not_finite_fails_as_the_worst_there_is(
-    parity: Callable[..., Parity], tokeniser: Tokeniser
+    parity: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         vectors[row_of(tokeniser, batch, ""), 1] = np.nan
@@ -145,7 +148,7 @@ def test_vector_that_is_not_finite_fails_as_the_worst_there_is(
 
 
 def test_vector_that_is_not_finite_only_alone_fails(
-    parity: Callable[..., Parity], tokeniser: Tokeniser
+    parity: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         return np.full_like(vectors, np.inf) if len(vectors) == 1 else vectors
@@ -153,19 +156,19 @@ def test_vector_that_is_not_finite_only_alone_fails(
     # more texts than one mixed batch takes, so that none of those has a single row
     found = parity(spoil, texts=[*TEXTS, *ordinary_texts(5)])
     assert found.verdict == "fail" and found.nonfinite == 9
-    assert found.alone_worst_cosine == -1 and found.worst_cosine == pytest.approx(1)
+    assert found.batch1_worst_cosine == -1 and found.worst_cosine == pytest.approx(1)
 
 
 @pytest.mark.parametrize("factor", [0.999, 1.001, 0.0])
 def test_vector_that_is_not_of_unit_length_fails(
-    parity: Callable[..., Parity], factor: float
+    parity: Callable[..., VectorParity], factor: float
 ) -> None:
     found = parity(lambda _, vectors: vectors * np.float32(factor))
     assert found.verdict == "fail"
     assert any("length is 1" in reason and "from 1" in reason for reason in found.reasons)
 
 
-def test_vectors_that_depend_on_the_batch_fail(parity: Callable[..., Parity]) -> None:
+def test_vectors_that_depend_on_the_batch_fail(parity: Callable[..., VectorParity]) -> None:
     # right in any padded batch, wrong alone: only the candidate against itself shows it
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         return vectors if len(vectors) > 1 else np.roll(vectors, 1, axis=1)
@@ -173,11 +176,11 @@ def test_vectors_that_depend_on_the_batch_fail(parity: Callable[..., Parity]) ->
     found = parity(spoil)
     assert found.verdict == "fail" and found.worst_cosine == pytest.approx(1)
     (reason,) = found.reasons
-    assert reason.startswith("a text alone and in a batch: ")
-    assert found.alone_worst_cosine is not None and found.alone_worst_cosine < FLOOR
+    assert reason.startswith("batch size 1 against padded batches: ")
+    assert found.batch1_worst_cosine is not None and found.batch1_worst_cosine < FLOOR
 
 
-def test_padding_that_leaks_into_vectors_fails(parity: Callable[..., Parity]) -> None:
+def test_padding_that_leaks_into_vectors_fails(parity: Callable[..., VectorParity]) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         padded = batch.lengths < batch.width
         return np.where(padded[:, None], np.roll(vectors, 1, axis=1), vectors)
@@ -186,14 +189,14 @@ def test_padding_that_leaks_into_vectors_fails(parity: Callable[..., Parity]) ->
 
 
 def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeniser) -> None:
-    shorter = Tokeniser.open(base, replace(tokeniser.contract, max_tokens=9))
+    shorter = Tokeniser.open(base, replace(tokeniser.framing, max_tokens=9))
     # the very same vector for everything, so that ids alone can fail
     constant: Spoil = lambda _, vectors: vectors * 0 + np.eye(3, dtype=np.float32)[0]  # noqa: E731
     found = compare(
         Encoder(Table(spec, constant), tokeniser),
         Encoder(Table(spec, constant), shorter),
         TEXTS,
-        limits=Limits(FLOOR, alone_cosine=FLOOR),
+        thresholds=Thresholds(FLOOR, batch1_min_cosine=FLOOR),
         method="as tests do",
     )
     assert found.verdict == "fail"
@@ -202,7 +205,7 @@ def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeni
 
 
 def test_every_prompt_is_compared_and_none(
-    parity: Callable[..., Parity], tokeniser: Tokeniser
+    parity: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     prompts = Prompts.of_fronts(
         {"query": "Query: ", "same": "Query: ", "sts": "Like: "},
@@ -227,7 +230,7 @@ def test_progress_counts_every_embedding_once(spec: EmbeddingSpec, tokeniser: To
         both,
         both,
         TEXTS,
-        limits=Limits(FLOOR, alone_cosine=FLOOR),
+        thresholds=Thresholds(FLOOR, batch1_min_cosine=FLOOR),
         method="as tests do",
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -249,7 +252,7 @@ def test_parity_texts_hold_every_kind_that_breaks_exporters(tokeniser: Tokeniser
 def test_one_text_fits_the_limit_just_and_another_is_cut(
     base: Path, spec: EmbeddingSpec, tokeniser: Tokeniser
 ) -> None:
-    roomy = Tokeniser.open(base, read_contract(base, spec, 4096))
+    roomy = Tokeniser.open(base, read_framing(base, spec, 4096))
     fitting, long = (len(row) for row in roomy.ids(parity_texts(tokeniser)[-2:]))
     assert fitting <= 200 < long
     # a word is at most a few tokens, so the fitting one ends near the limit
@@ -259,7 +262,7 @@ def test_one_text_fits_the_limit_just_and_another_is_cut(
 def test_longest_text_has_about_a_thousand_tokens_where_more_would_fit(
     base: Path, spec: EmbeddingSpec
 ) -> None:
-    roomy = Tokeniser.open(base, read_contract(base, spec, 4096))
+    roomy = Tokeniser.open(base, read_framing(base, spec, 4096))
     lengths = sorted(len(row) for row in roomy.ids(parity_texts(roomy)))
     assert 1000 < lengths[-1] <= 1024 and lengths[-2] < 1000
 
@@ -277,23 +280,23 @@ def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> No
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        limits=Limits(worst_cosine=0.999999, alone_cosine=0.999999),
+        thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),
     )
     assert found.verdict == "pass" and found.texts == len(ODD_TEXTS)
-    assert found.alone_worst_cosine is None and found.alone_floor is None
+    assert found.batch1_worst_cosine is None and found.thresholds.batch1_min_cosine is None
     assert found.method.startswith("weights only, layer by layer")
 
 
 def test_streamed_weights_under_another_tokenizer_fail(
     artifact: Artifact, checkpoint: Checkpoint
 ) -> None:
-    contract = replace(artifact.manifest.contract, bos_id=None)
-    other = Tokeniser.open(artifact.folder, contract)
+    framing = replace(artifact.manifest.framing, bos_id=None)
+    other = Tokeniser.open(artifact.folder, framing)
     found = compare_weights(
         Encoder(open_streamed_reference(checkpoint), other),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        limits=Limits(worst_cosine=-1.0),
+        thresholds=Thresholds(min_cosine=-1.0),
     )
     assert found.reasons == ["token ids differ from the reference's ('')"]
 
@@ -317,7 +320,7 @@ def test_streamed_weight_that_differs_fails(
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
-        limits=Limits(worst_cosine=0.999999, alone_cosine=0.999999),
+        thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),
     )
     assert found.verdict == "fail" and found.worst_cosine < 0.9999
 
@@ -329,7 +332,10 @@ def test_model_that_fits_in_memory_is_compared_by_its_graph(artifact: Artifact) 
     parity = artifact.manifest.evidence["parity.json"]
     assert parity.covers == artifact.manifest.artifact_id
     text = (artifact.folder / "parity.json").read_text()
-    assert '"method": "every text by both, in padded batches of unlike lengths and alone"' in text
+    assert (
+        '"method": "every text by both, in padded batches of unlike lengths and at batch size 1"'
+        in text
+    )
 
 
 def test_model_that_does_not_fit_is_compared_by_its_weights(

@@ -88,7 +88,9 @@ class Assembler:
             places, planned_rows = zip(*members, strict=True)
             shown = [data.rows[index] for index in planned_rows[0].examples]
             prompt = data.task.prompt(self.examples(shown))
-            texts = self.tokeniser.cut([rows[place].query for place in places], self.limits.query)
+            texts = self.tokeniser.truncate(
+                [rows[place].query for place in places], self.limits.query
+            )
             groups.append(shared(self.tokeniser.ids(texts, prompt), list(places)))
             seen = {text_hash(text) for row in shown for text in row.pos}
             banned += [seen] * len(places)
@@ -100,15 +102,17 @@ class Assembler:
     def examples(self, rows: Iterable[Row]) -> list[Example]:
         """Return rows as worked examples: query and first positive, cut to the limits."""
         rows = list(rows)
-        queries = self.tokeniser.cut([row.query for row in rows], self.limits.example_query)
-        responses = self.tokeniser.cut([row.pos[0] for row in rows], self.limits.example_response)
+        queries = self.tokeniser.truncate([row.query for row in rows], self.limits.example_query)
+        responses = self.tokeniser.truncate(
+            [row.pos[0] for row in rows], self.limits.example_response
+        )
         return [Example(*texts) for texts in zip(queries, responses, strict=True)]
 
     def count_cut(self, data: DataSet, row: Row, planned: PlannedRow) -> int:
         """Return how many of a planned row's texts are longer than the limits."""
         own = _own_texts(row, planned)
-        queries = self.tokeniser.cut([row.query], self.limits.query)
-        documents = self.tokeniser.cut(own, self.limits.document)
+        queries = self.tokeniser.truncate([row.query], self.limits.query)
+        documents = self.tokeniser.truncate(own, self.limits.document)
         return sum(
             short != text
             for short, text in zip([*queries, *documents], [row.query, *own], strict=True)
@@ -127,16 +131,16 @@ class Assembler:
             + most * (limits.example_query + limits.example_response)
             + limits.query
         )
-        if length > self.tokeniser.contract.max_tokens:
+        if length > self.tokeniser.framing.max_tokens:
             raise InputError(
                 f"expected {most} examples and a query within the model's "
-                f"{self.tokeniser.contract.max_tokens} tokens, found up to {length}; lower "
+                f"{self.tokeniser.framing.max_tokens} tokens, found up to {length}; lower "
                 "examples.most or limits"
             )
 
     def _documents(self, texts: list[str], first: int, task: Task | None) -> Group:
         prompt = NO_PROMPT if task is None else task.prompt(())
-        ids = self.tokeniser.ids(self.tokeniser.cut(texts, self.limits.document), prompt)
+        ids = self.tokeniser.ids(self.tokeniser.truncate(texts, self.limits.document), prompt)
         return shared(ids, list(range(first, first + len(texts))))
 
 

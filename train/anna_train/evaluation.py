@@ -91,5 +91,5 @@ def _ndcg(model: MistralModel, held: Held, settings: Settings, processes: Proces
 def _group(
     assembler: Assembler, texts: Sequence[str], prompt: Prompt, limit: int, first: int
 ) -> Group:
-    ids = assembler.tokeniser.ids(assembler.tokeniser.cut(texts, limit), prompt)
+    ids = assembler.tokeniser.ids(assembler.tokeniser.truncate(texts, limit), prompt)
     return shared(ids, list(range(first, first + len(texts))))

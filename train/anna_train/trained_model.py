@@ -12,7 +12,7 @@ from transformers import AutoModel, BitsAndBytesConfig, MistralModel
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.text.framing import find_tokenizer, read_contract
+from anna_export.text.framing import find_tokenizer, read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_train.tune_recipe import LoraRecipe, TuneRecipe
 
@@ -26,7 +26,7 @@ class Base:
     Args:
         folder: Its Hugging Face folder.
         spec: Its numbers.
-        tokeniser: Its tokenizer under its contract.
+        tokeniser: Its tokenizer under its framing.
     """
 
     folder: Path
@@ -69,8 +69,8 @@ def open_base(name: str) -> Base:
                 f"{str(error).splitlines()[0]}; name the base model's folder"
             ) from None
     spec = read_spec(folder)
-    contract = read_contract(find_tokenizer(folder, None), spec, None)
-    return Base(folder, spec, Tokeniser.open(folder, contract))
+    framing = read_framing(find_tokenizer(folder, None), spec, None)
+    return Base(folder, spec, Tokeniser.open(folder, framing))
 
 
 def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedModel:

@@ -7,6 +7,7 @@ from typing import Any
 from anna_export.graph.names import ATTENTION_MASK, EMBEDDING, INPUT_IDS
 
 TEXT = "text"
+_TOKENS = (INPUT_IDS, ATTENTION_MASK)
 
 
 class Word(str):
@@ -17,11 +18,11 @@ def pbtxt(values: Mapping[str, Any], indent: str = "") -> str:
     """Return values in protobuf's text format; a list is one entry after the other."""
     lines = []
     for name, value in values.items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Mapping):
-                lines.append(f"{indent}{name} {{\n{pbtxt(one, indent + '  ')}{indent}}}\n")
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, Mapping):
+                lines.append(f"{indent}{name} {{\n{pbtxt(entry, indent + '  ')}{indent}}}\n")
             else:
-                lines.append(f"{indent}{name}: {_scalar(one)}\n")
+                lines.append(f"{indent}{name}: {_scalar(entry)}\n")
     return "".join(lines)
 
 
@@ -40,7 +41,7 @@ def tokenizer_config(name: str, batch: int, delay_us: int) -> dict[str, Any]:
         "backend": "python",
         "max_batch_size": batch,
         "input": [_tensor(TEXT, "TYPE_STRING", [1])],
-        "output": [_tensor(known, "TYPE_INT64", [-1]) for known in (INPUT_IDS, ATTENTION_MASK)],
+        "output": [_tensor(tokens, "TYPE_INT64", [-1]) for tokens in _TOKENS],
         "dynamic_batching": {"max_queue_delay_microseconds": delay_us},
         "instance_group": [{"kind": Word("KIND_CPU"), "count": 1}],
     }
@@ -54,7 +55,7 @@ def encoder_config(
         "name": name,
         **backend,
         "max_batch_size": batch,
-        "input": [_tensor(known, "TYPE_INT64", [-1]) for known in (INPUT_IDS, ATTENTION_MASK)],
+        "input": [_tensor(tokens, "TYPE_INT64", [-1]) for tokens in _TOKENS],
         "output": [_tensor(EMBEDDING, "TYPE_FP32", [dim])],
         "dynamic_batching": {
             "preferred_batch_size": sorted({max(1, batch // 4), batch}),
@@ -68,7 +69,6 @@ def ensemble_config(
     name: str, tokenizer: str, encoder: str, batch: int, dim: int
 ) -> dict[str, Any]:
     """Describe both as one: a text in, its vector out."""
-    tokens = (INPUT_IDS, ATTENTION_MASK)
     return {
         "name": name,
         "platform": "ensemble",
@@ -81,12 +81,12 @@ def ensemble_config(
                     "model_name": tokenizer,
                     "model_version": -1,
                     "input_map": [_maps(TEXT)],
-                    "output_map": [_maps(known) for known in tokens],
+                    "output_map": [_maps(tokens) for tokens in _TOKENS],
                 },
                 {
                     "model_name": encoder,
                     "model_version": -1,
-                    "input_map": [_maps(known) for known in tokens],
+                    "input_map": [_maps(tokens) for tokens in _TOKENS],
                     "output_map": [_maps(EMBEDDING)],
                 },
             ]

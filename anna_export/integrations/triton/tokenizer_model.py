@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import triton_python_backend_utils as pb_utils
 
-from anna_export.text.framing import TokenContract
+from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.text.tokeniser import Tokeniser
 
@@ -26,26 +26,26 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the tokenizer and hold it to the artifact's golden token ids."""
         folder = Path(__file__).parent
-        told = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        self.tokeniser = Tokeniser.open(folder, TokenContract(**told["contract"]))
-        for golden in told["golden"]:
-            found = self.tokeniser.ids([golden["text"]])[0]
-            if found != golden["ids"]:
+        config = json.loads((folder / "framing.json").read_text(encoding="utf-8"))
+        self.tokeniser = Tokeniser.open(folder, TokenFraming(**config["framing"]))
+        for golden in config["golden"]:
+            (ids,) = self.tokeniser.ids([golden["text"]])
+            if ids != golden["ids"]:
                 raise pb_utils.TritonModelException(
                     f"expected the golden token ids of {golden['text'][:40]!r}, found others; "
-                    f"install tokenizers=={told['tokenizers']}"
+                    f"install tokenizers=={config['tokenizers']}"
                 )
-        self.prompt = Prompt(**told["prompt"])
+        self.prompt = Prompt(**config["prompt"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests with ids and masks, all padded alike so that they can be one batch."""
         texts = [[value.decode() for value in _values(request).reshape(-1)] for request in requests]
-        rows = self.tokeniser.ids([text for some in texts for text in some], self.prompt)
+        rows = self.tokeniser.ids([text for request in texts for text in request], self.prompt)
         batch = self.tokeniser.batch(rows)
         answers, start = [], 0
-        for some in texts:
-            part = slice(start, start + len(some))
-            start += len(some)
+        for request in texts:
+            part = slice(start, start + len(request))
+            start += len(request)
             tensors = {"input_ids": batch.ids[part], "attention_mask": batch.mask[part]}
             answers.append(
                 pb_utils.InferenceResponse(
@@ -56,5 +56,5 @@ class TritonPythonModel:
 
 
 def _values(request: Any) -> np.ndarray:
-    found: np.ndarray = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
-    return found
+    values: np.ndarray = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
+    return values

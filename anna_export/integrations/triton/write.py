@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from anna_export.artifact.folder import Artifact
 from anna_export.choices import Target
@@ -30,13 +30,8 @@ from anna_export.text.prompts import Prompt
 # What marks a folder as one that may be overwritten.
 MARK: Final = "anna-export.json"
 # What the tokenizer's model imports of anna_export.
-_MODULES: Final = (
-    "errors",
-    "spec",
-    *(f"files/{name}" for name in ("__init__", "atomic", "disk", "json_file", "locks")),
-    *(f"text/{name}" for name in ("__init__", "batch", "framing", "prefix", "prompts")),
-    *(f"text/{name}" for name in ("special_tokens", "tokeniser")),
-)
+_MODULES: Final = ("errors.py", "spec.py")
+_PACKAGES: Final = ("files", "text")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELAY_US: Final = 1000
 
@@ -46,10 +41,10 @@ class Package:
     """What is written.
 
     Args:
-        name: Of the ensemble without a prompt of its own name; others are NAME_PROMPT.
+        name: Of the ensemble without a prompt; the others are NAME.PROMPT.
         device: "cpu" or "cuda".
-        engine: A compute capability, such as "sm_90", whose TensorRT engine takes the graph's
-            place; None for ONNX Runtime.
+        engine: A compute capability, such as "sm_90", whose TensorRT engine replaces the graph;
+            None for ONNX Runtime.
         batch: Most texts that Triton computes together.
 
     Raises:
@@ -64,11 +59,10 @@ class Package:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InputError(
-                f"expected a model name of letters, digits, '_', '.' and '-', found {self.name!r}; "
-                "give another --name"
+                f"expected a model `name` of letters, digits, '_', '.' and '-', found {self.name!r}"
             )
         if self.batch < 1:
-            raise InputError(f"expected --max-batch-size of at least 1, found {self.batch}")
+            raise InputError(f"expected `batch` of at least 1, found {self.batch}")
 
 
 def write_repository(
@@ -90,78 +84,80 @@ def write_repository(
     names = _ensembles(artifact, package.name)
     dim, encoder = artifact.manifest.spec.dim, f"{package.name}.encoder"
     with staged(out, overwrite=overwrite, holding=MARK) as folder:
-        version = _model(folder, encoder)
-        backend = _put_encoder(artifact, package, engine, version)
         on_gpu = engine is not None or package.device == "cuda"
         kind = "KIND_GPU" if on_gpu else "KIND_CPU"
+        backend = {"backend": "onnxruntime"} if engine is None else {"platform": "tensorrt_plan"}
         config = encoder_config(encoder, backend, package.batch, dim, _DELAY_US, kind)
-        (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+        _put_encoder(artifact, package, engine, _put_model(folder, config))
         for name, prompt in names.items():
             tokenizer = f"{name}.tokenizer"
-            version = _model(folder, tokenizer)
+            version = _put_model(folder, tokenizer_config(tokenizer, package.batch, _DELAY_US))
             _put_tokenizer(artifact, artifact.manifest.prompts.find(prompt), version)
-            config = tokenizer_config(tokenizer, package.batch, _DELAY_US)
-            (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
-            version = _model(folder, name)
-            config = ensemble_config(name, tokenizer, encoder, package.batch, dim)
-            (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
-        told = {"artifact_id": artifact.manifest.artifact_id, "ensembles": names}
-        (folder / MARK).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            _put_model(folder, ensemble_config(name, tokenizer, encoder, package.batch, dim))
+        _put_json(folder / MARK, {"artifact_id": artifact.manifest.artifact_id, "ensembles": names})
     return names
 
 
 def _ensembles(artifact: Artifact, name: str) -> dict[str, str]:
     """Name an ensemble for no prompt, and one for each."""
-    found = {name: ""}
+    prompts = {name: ""}
     for prompt in sorted(artifact.manifest.prompts.by_name):
-        told = f"{name}.{re.sub(r'[^A-Za-z0-9_-]', '_', prompt)}"
-        if told in found:
+        ensemble = f"{name}.{re.sub(r'[^A-Za-z0-9_-]', '_', prompt)}"
+        if ensemble in prompts:
             raise InputError(
                 f"expected prompts whose names differ in letters and digits, found {prompt!r} and "
-                f"{found[told]!r}; rename one of them"
+                f"{prompts[ensemble]!r}; rename one of them"
             )
-        found[told] = prompt
-    return found
+        prompts[ensemble] = prompt
+    return prompts
 
 
-def _model(folder: Path, name: str) -> Path:
-    """Make a model's folder and return that of its first version."""
-    version = folder / name / "1"
+def _put_model(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Write a model's config and return the folder of its first version."""
+    version = folder / config["name"] / "1"
     version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
     return version
+
+
+def _put_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _put_encoder(
     artifact: Artifact, package: Package, engine: StoredEngine | None, version: Path
-) -> Mapping[str, str]:
+) -> None:
     if engine is not None:
         shutil.copyfile(engine.path, version / "model.plan")
-        return {"platform": "tensorrt_plan"}
+        return
     graph = artifact.graph(CANONICAL if package.device == "cuda" else CPU)
     shutil.copyfile(graph, version / "model.onnx")
     # a copy: runtimes refuse weights that have another name too
     shutil.copyfile(artifact.folder / DATA_FILE, version / DATA_FILE)
-    return {"backend": "onnxruntime"}
 
 
 def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
     manifest = artifact.manifest
     shutil.copyfile(artifact.folder / TOKENIZER_FILE, version / TOKENIZER_FILE)
-    told = {
-        "contract": asdict(manifest.contract),
+    config = {
+        "framing": asdict(manifest.framing),
         "prompt": asdict(prompt),
         "golden": [golden.model_dump() for golden in manifest.golden],
         "tokenizers": manifest.versions.get("tokenizers"),
     }
-    (version / "contract.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    _put_json(version / "framing.json", config)
     source, modules = resources.files("anna_export"), version / "anna_export"
     model = source / "integrations" / "triton" / "tokenizer_model.py"
     (version / "model.py").write_bytes(model.read_bytes())
-    for folder in (modules, modules / "files", modules / "text"):
-        folder.mkdir()
+    modules.mkdir()
     (modules / "__init__.py").write_text("", encoding="utf-8")
     for module in _MODULES:
-        (modules / f"{module}.py").write_bytes((source / f"{module}.py").read_bytes())
+        (modules / module).write_bytes((source / module).read_bytes())
+    for package in _PACKAGES:
+        (modules / package).mkdir()
+        for file in (source / package).iterdir():
+            if file.name.endswith(".py"):
+                (modules / package / file.name).write_bytes(file.read_bytes())
 
 
 def _engine(artifact: Artifact, name: str) -> StoredEngine:
@@ -170,26 +166,30 @@ def _engine(artifact: Artifact, name: str) -> StoredEngine:
     Raises:
         InputError: If there is none, or it takes prefixes, which Triton has none of.
     """
-    engines = [one for one in stored_engines(artifact) if one.record.capability.name == name]
-    found = next((one for one in engines if one.record.target is Target.TENSORRT), None)
-    if found is None:
-        others = ", ".join(str(one.record) for one in stored_engines(artifact)) or "none"
+    stored = stored_engines(artifact)
+    fitting = [
+        engine
+        for engine in stored
+        if (engine.record.capability.name, engine.record.target) == (name, Target.TENSORRT)
+    ]
+    if not fitting:
+        others = ", ".join(str(engine.record) for engine in stored) or "none"
         raise InputError(
             f"expected a TensorRT engine for {name} in {artifact.folder}, found {others}; build "
-            "one with anna-export build --target tensorrt (Triton runs none of TensorRT-RTX)"
+            "one with anna-export build for the target tensorrt (Triton runs none of TensorRT-RTX)"
         )
-    if found.record.prefix:
+    if fitting[0].record.prefix:
         raise InputError(
             f"expected an engine without prefixes, which Triton would have to be sent, found "
-            f"{found.path}; export without prompts, or leave out --engine"
+            f"{fitting[0].path}; export without prompts, or leave out `engine`"
         )
-    return found
+    return fitting[0]
 
 
 def _require_graph_for_cuda(artifact: Artifact) -> None:
     precision = artifact.manifest.precision
     if precision in (Precision.INT8, Precision.INT4):
         raise InputError(
-            f"expected --device cpu, found cuda: {precision} is for CPUs; package an artifact in "
+            f"expected `device` cpu, found cuda: {precision} is for CPUs; package an artifact in "
             "fp16, bf16 or fp32 for a GPU"
         )

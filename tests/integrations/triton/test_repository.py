@@ -46,10 +46,10 @@ def repository(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def schema() -> Any:
     """Return Triton's published ModelConfig, from its own client package."""
-    found = importlib.util.find_spec("tritonclient")
-    if found is None or not found.submodule_search_locations:
+    client = importlib.util.find_spec("tritonclient")
+    if client is None or not client.submodule_search_locations:
         pytest.skip("needs Triton's schema: pip install --no-deps tritonclient")
-    path = Path(found.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
+    path = Path(client.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -80,18 +80,23 @@ def test_every_config_is_one_of_tritons_schema(repository: Path) -> None:
         assert (model / "1").is_dir()
 
 
+def described(tensors: Any) -> dict[str, tuple[int, list[int]]]:
+    """Return each tensor's type and shape, by its name."""
+    return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in tensors}
+
+
 def test_steps_of_an_ensemble_fit_together(repository: Path) -> None:
     for name in ("small", "small.ask", "small.b-c"):
         config = config_of(repository / name)
-        known = {one.name: (one.data_type, list(one.dims)) for one in config.input}
+        tensors = described(config.input)
         for step in config.ensemble_scheduling.step:
             model = config_of(repository / step.model_name)
-            inputs = {one.name: (one.data_type, list(one.dims)) for one in model.input}
-            outputs = {one.name: (one.data_type, list(one.dims)) for one in model.output}
-            assert {key: known[value] for key, value in step.input_map.items()} == inputs
-            known |= {value: outputs[key] for key, value in step.output_map.items()}
+            outputs = described(model.output)
+            inputs = {key: tensors[value] for key, value in step.input_map.items()}
+            assert inputs == described(model.input)
+            tensors |= {value: outputs[key] for key, value in step.output_map.items()}
         (output,) = config.output
-        assert known[output.name] == (output.data_type, list(output.dims))
+        assert tensors[output.name] == described([output])[output.name]
 
 
 RUNNER = """
@@ -101,7 +106,7 @@ class Tensor:
     def __init__(self, name, values): self.name, self.values = name, values
     def as_numpy(self): return self.values
 class Response:
-    def __init__(self, tensors): self.tensors = {one.name: one.values for one in tensors}
+    def __init__(self, tensors): self.tensors = {tensor.name: tensor.values for tensor in tensors}
 class TritonModelException(Exception): pass
 utils = types.ModuleType("triton_python_backend_utils")
 utils.Tensor, utils.InferenceResponse = Tensor, Response
@@ -149,17 +154,17 @@ def test_its_vectors_are_the_artifacts(
     graph = repository / "small.encoder" / "1" / "model.onnx"
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     with np.load(tmp_path / "tokens.npz") as tokens:
-        (found,) = session.run(None, dict(tokens))
+        (vectors,) = session.run(None, dict(tokens))
     expected = open_encoder(artifact.folder).encode(TEXTS, prompt)
-    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(vectors, expected, atol=2e-6, rtol=0)
 
 
 def test_tokenizer_of_another_library_is_found_out(repository: Path, tmp_path: Path) -> None:
     copy = tmp_path / "1"
     shutil.copytree(repository / "small.tokenizer" / "1", copy)
-    told = json.loads((copy / "contract.json").read_text())
-    told["golden"][0]["ids"][-1] += 1
-    (copy / "contract.json").write_text(json.dumps(told))
+    config = json.loads((copy / "framing.json").read_text())
+    config["golden"][0]["ids"][-1] += 1
+    (copy / "framing.json").write_text(json.dumps(config))
     command = [sys.executable, "-c", RUNNER, str(copy), "[]", str(tmp_path / "x.npz")]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode and "expected the golden token ids of" in ran.stderr
@@ -198,7 +203,7 @@ def test_what_cannot_be_packaged_is_refused(
     out = tmp_path / "models"
     with pytest.raises(InputError, match=r"expected a TensorRT engine for sm_90 in .*, found none"):
         write_repository(artifact, Package("m", engine="sm_90"), out, overwrite=False)
-    with pytest.raises(InputError, match=r"expected a model name of letters, .* found 'a/b'"):
+    with pytest.raises(InputError, match=r"expected a model `name` of letters, .* found 'a/b'"):
         Package("a/b")
     int8 = make_artifact(base, Precision.INT8, max_loss=1)
     with pytest.raises(InputError, match="int8 is for CPUs; package an artifact in fp16"):
@@ -209,8 +214,7 @@ def test_what_cannot_be_packaged_is_refused(
 def test_an_engine_takes_the_place_of_the_graph(
     base: Path, make_artifact: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    made = make_artifact(base, Precision.BF16)
-    shutil.copytree(made.folder, tmp_path / "artifact")
+    shutil.copytree(make_artifact(base, Precision.BF16).folder, tmp_path / "artifact")
     opened = open_artifact(tmp_path / "artifact")
     record = {
         "target": "tensorrt",
@@ -225,7 +229,7 @@ def test_an_engine_takes_the_place_of_the_graph(
         "refittable": False,
         "profiles": [],
         "layers": {},
-        "shortcomings": [],
+        "fusion_report": [],
         "seconds": 1,
         "sha256": "",
         "size_bytes": 4,

@@ -114,12 +114,12 @@ class Truncated:
 
     def __init__(self, model: Path, max_tokens: int | None) -> None:
         from anna_export.spec import read_spec
-        from anna_export.text.framing import read_contract
+        from anna_export.text.framing import read_framing
         from anna_export.text.tokeniser import Tokeniser
 
-        contract = read_contract(model, read_spec(model), max_tokens)
-        self.limit = contract.max_tokens
-        self._tokeniser = Tokeniser.open(model, replace(contract, max_tokens=2**40))
+        framing = read_framing(model, read_spec(model), max_tokens)
+        self.limit = framing.max_tokens
+        self._tokeniser = Tokeniser.open(model, replace(framing, max_tokens=2**40))
         self._texts = self._long = self._longest = 0
         self._first: tuple[Place, str] | None = None
 

@@ -1,4 +1,4 @@
-"""What TensorRT would take wrongly or not at all, found before it is asked."""
+"""What TensorRT would take wrongly or not at all, refused before it parses."""
 
 import onnx_ir as ir
 
@@ -9,12 +9,12 @@ LARGEST_OPSET = 25
 _QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 
 
-def require_takeable(model: ir.Model, arithmetic: ir.DataType) -> None:
+def require_compatible(model: ir.Model, compute_dtype: ir.DataType) -> None:
     """Refuse a graph that the parser would misread without a word.
 
     Args:
         model: The graph.
-        arithmetic: The high-precision type: that of every scale, for its output has it too.
+        compute_dtype: The high-precision type: that of every scale, for its output has it too.
 
     Raises:
         DamagedError: Naming the node.
@@ -29,19 +29,19 @@ def require_takeable(model: ir.Model, arithmetic: ir.DataType) -> None:
             continue
         scale = node.inputs[1]
         assert scale is not None
-        if scale.dtype is not arithmetic:
+        if scale.dtype is not compute_dtype:
             raise DamagedError(
-                f"expected the scale {scale.name} in {arithmetic}, found {scale.dtype} at "
-                f"{_place(node)}; export the artifact again"
+                f"expected the scale {scale.name} in {compute_dtype}, found {scale.dtype} at "
+                f"{_layer_of(node)}; export the artifact again"
             )
 
 
-def _place(node: ir.Node) -> str:
+def _layer_of(node: ir.Node) -> str:
     """Name the layer that a node is, or that it rounds an input of."""
-    at = node
-    while not (at.name or "").startswith("layers."):
-        uses = list(at.outputs[0].uses())
+    user = node
+    while not (user.name or "").startswith("layers."):
+        uses = list(user.outputs[0].uses())
         if not uses:
             return node.name or node.op_type
-        at = uses[0].node
-    return at.name or ""
+        user = uses[0].node
+    return user.name or ""

@@ -18,7 +18,7 @@ from anna_export.errors import DamagedError, InputError
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import FREE_WASTE_TOKENS, MAX_WASTE, BatchLimits, batches_by_length
-from anna_export.text.framing import read_contract
+from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
@@ -31,7 +31,7 @@ POOL = (*ODD_TEXTS, *ordinary_texts(14), long_text(150))
 class Angles:
     """A backend whose vector is an angle made of a row's ids and their order; counts its work."""
 
-    name, arithmetic = "angles", "fp32"
+    name, compute_label = "angles", "fp32"
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         self.spec = replace(spec, dim=2)
@@ -52,7 +52,7 @@ class Angles:
 
 @pytest.fixture(scope="module")
 def tokeniser(base: Path) -> Tokeniser:
-    return Tokeniser.open(base, read_contract(base, read_spec(base), None))
+    return Tokeniser.open(base, read_framing(base, read_spec(base), None))
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_batches_behind_a_prefix_keep_within_every_limit(
 def test_only_a_cpu_computes_long_texts_behind_a_prefix_one_by_one() -> None:
     lengths = [300] * 8
     assert len(batches_by_length(lengths, BatchLimits(), 512)) == 8
-    assert len(batches_by_length(lengths, BatchLimits(pairs=1 << 24, alone=None), 512)) == 1
-    assert len(batches_by_length(lengths, BatchLimits(pairs=None, alone=None), 512)) == 1
+    assert len(batches_by_length(lengths, BatchLimits(pairs=1 << 24, single=None), 512)) == 1
+    assert len(batches_by_length(lengths, BatchLimits(pairs=None, single=None), 512)) == 1
 
 
 @pytest.mark.parametrize("unit", ["alone", "many"])
@@ -165,7 +165,7 @@ def test_empty_row_of_ids_is_refused(angles: Angles, tokeniser: Tokeniser, unit:
 def test_row_longer_than_the_longest_sequence_is_refused(
     angles: Angles, tokeniser: Tokeniser
 ) -> None:
-    encoder, limit = Encoder(angles, tokeniser), tokeniser.contract.max_tokens
+    encoder, limit = Encoder(angles, tokeniser), tokeniser.framing.max_tokens
     encoder.encode_ids([[3] * limit])
     with pytest.raises(InputError, match=f"at most {limit} tokens a row, found {limit + 1}"):
         encoder.encode_ids([[3], [3] * (limit + 1)])

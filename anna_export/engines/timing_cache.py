@@ -1,4 +1,4 @@
-"""TensorRT's timings of kernels, kept from one build to the next on the same GPU."""
+"""TensorRT's timing cache: timings of kernels, kept from one build to the next on the same GPU."""
 
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +10,8 @@ from anna_export.files.atomic import write_bytes
 from anna_export.files.cache import default_cache
 
 
-class Timings:
-    """The timings of one library's version on one GPU.
+class TimingCache:
+    """The timing cache of one library's version on one GPU.
 
     Args:
         trt: TensorRT.
@@ -23,12 +23,12 @@ class Timings:
         self._path: Path = default_cache() / "engines" / name
 
     def load(self, config: Any) -> None:
-        """Have a build use what is known; timings of another kind of GPU are left aside."""
-        known = self._path.read_bytes() if self._path.is_file() else b""
-        if not config.set_timing_cache(config.create_timing_cache(known), False):
+        """Have a build use the stored timings; those of another kind of GPU are left aside."""
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        if not config.set_timing_cache(config.create_timing_cache(content), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self, config: Any) -> None:
-        """Keep what is known after a build."""
+        """Store the timings of a build, and those it began with."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(self._path, memoryview(config.get_timing_cache().serialize()))

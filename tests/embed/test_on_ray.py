@@ -54,7 +54,7 @@ def test_command_gives_what_it_gives_without(
 def test_an_actor_that_is_killed_is_started_again_and_nothing_is_lost(
     artifact: Artifact, encoder: Encoder, texts: Path, tmp_path: Path
 ) -> None:
-    from anna_export.embed.on_ray import Spread
+    from anna_export.embed.on_ray import connect_ray
 
     opening = partial(open_encoder, artifact.folder)
     out = tmp_path / "vectors.npy"
@@ -68,9 +68,9 @@ def test_an_actor_that_is_killed_is_started_again_and_nothing_is_lost(
                 killed.append(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
 
-    with Spread(opening, artifact.manifest.prompts, "local", 1, 0) as spread:
+    with connect_ray(opening, artifact.manifest.prompts, "local", 1) as embedder:
         embedded = embed_file(
-            spread, "a", read_texts(texts, "text"), out, shard_texts=4, progress=kill_once
+            embedder, "a", read_texts(texts, "text"), out, shard_texts=4, progress=kill_once
         )
     assert killed and embedded.texts == len(TEXTS)
     np.testing.assert_allclose(np.load(out), encoder.encode(TEXTS), atol=1e-6, rtol=0)
@@ -80,8 +80,8 @@ def test_an_actor_that_is_killed_is_started_again_and_nothing_is_lost(
 def test_a_run_that_was_stopped_goes_on_with_or_without_the_cluster(
     artifact: Artifact, encoder: Encoder, texts: Path, tmp_path: Path
 ) -> None:
-    from anna_export.embed.file import Here
-    from anna_export.embed.on_ray import Spread
+    from anna_export.embed.file import LocalEmbedder
+    from anna_export.embed.on_ray import connect_ray
 
     opening = partial(open_encoder, artifact.folder)
     source, out = read_texts(texts, "text"), tmp_path / "vectors.npy"
@@ -90,33 +90,36 @@ def test_a_run_that_was_stopped_goes_on_with_or_without_the_cluster(
         if done >= 12:
             raise KeyboardInterrupt
 
-    with Spread(opening, artifact.manifest.prompts, "local", 2, 0) as spread:
+    with connect_ray(opening, artifact.manifest.prompts, "local", 2) as embedder:
         with pytest.raises(KeyboardInterrupt):
-            embed_file(spread, "a", source, out, shard_texts=4, progress=stop)
+            embed_file(embedder, "a", source, out, shard_texts=4, progress=stop)
     assert not out.exists()
-    embedded = embed_file(Here(encoder), "a", source, out, shard_texts=4)
+    embedded = embed_file(LocalEmbedder(encoder), "a", source, out, shard_texts=4)
     assert 12 <= embedded.resumed < len(TEXTS)
     np.testing.assert_allclose(np.load(out), encoder.encode(TEXTS), atol=1e-6, rtol=0)
 
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_what_a_node_cannot_open_is_said_in_its_words(artifact: Artifact, tmp_path: Path) -> None:
-    from anna_export.embed.on_ray import Spread
+    from anna_export.embed.on_ray import connect_ray
 
     opening = partial(open_encoder, tmp_path / "elsewhere")
     with pytest.raises(MissingError, match=r"expected an artifact, found no manifest\.json in"):
-        Spread(opening, artifact.manifest.prompts, "local", 1, 0)
+        with connect_ray(opening, artifact.manifest.prompts, "local", 1):
+            pass
 
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_more_gpus_than_there_are_and_no_cluster_are_refused(artifact: Artifact) -> None:
-    from anna_export.embed.on_ray import Spread
+    from anna_export.embed.on_ray import connect_ray
 
     opening = partial(open_encoder, artifact.folder)
     prompts = artifact.manifest.prompts
     with pytest.raises(InputError, match="expected 4 GPUs for 2 actors, found 0 in the cluster"):
-        Spread(opening, prompts, "local", 2, 2)
+        with connect_ray(opening, prompts, "local", 2, 2):
+            pass
     started = time.monotonic()
     with pytest.raises(InputError, match=r"expected a Ray cluster at 127\.0\.0\.1:9, found"):
-        Spread(opening, prompts, "127.0.0.1:9", None, 0)
+        with connect_ray(opening, prompts, "127.0.0.1:9"):
+            pass
     assert time.monotonic() - started < 60

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from anna_export.embed.file import Embedded, Here, embed_file, require_output
+from anna_export.embed.file import Embedded, LocalEmbedder, embed_file, require_output
 from anna_export.encoder import Encoder
 from anna_export.errors import (
     DamagedError,
@@ -36,7 +36,7 @@ class Counting:
 
     def __init__(self, encoder: Encoder) -> None:
         self.inner, self.rows = encoder.backend, 0
-        self.name, self.arithmetic = encoder.backend.name, encoder.backend.arithmetic
+        self.name, self.compute_label = encoder.backend.name, encoder.backend.compute_label
         self.spec = encoder.backend.spec
         self.bad: list[int] | None = None  # ids whose vector is NaN
 
@@ -73,7 +73,7 @@ def run(encoder: Encoder, counting: Counting, tmp_path: Path) -> Callable[..., E
     ) -> Embedded:
         texts = read_texts(tmp_path / source, field)
         options = {"shard_texts": 5, **options}
-        return embed_file(Here(counted), artifact_id, texts, tmp_path / out, **options)
+        return embed_file(LocalEmbedder(counted), artifact_id, texts, tmp_path / out, **options)
 
     return embed_texts
 
@@ -97,8 +97,8 @@ def names(folder: Path) -> set[str]:
 def stop_after(done: int) -> Callable[[int, int], None]:
     """A progress that interrupts, as Ctrl-C does, once so many texts are embedded."""
 
-    def progress(found: int, _: int) -> None:
-        if found >= done:
+    def progress(texts: int, _: int) -> None:
+        if texts >= done:
             raise KeyboardInterrupt
 
     return progress
@@ -111,10 +111,10 @@ def test_npy_has_the_encoders_vectors_in_order(
     run: Callable[..., Embedded], texts: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     assert run() == Embedded(tmp_path / "vectors.npy", len(TEXTS), 0)
-    found = np.load(tmp_path / "vectors.npy")
-    assert found.dtype == np.float32 and found.shape == (len(TEXTS), encoder.dim)
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert vectors.dtype == np.float32 and vectors.shape == (len(TEXTS), encoder.dim)
     # a shard is batched by itself: only the order of sums differs
-    np.testing.assert_allclose(found, encoder.encode(TEXTS), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(vectors, encoder.encode(TEXTS), rtol=0, atol=1e-6)
     assert names(tmp_path) == {"texts.txt", "vectors.npy"}
 
 
@@ -125,8 +125,8 @@ def test_parquet_has_row_numbers_as_ids(
     table = pq.read_table(tmp_path / "vectors.parquet")
     assert table.column_names == ["id", "embedding"]
     assert table["id"].to_pylist() == list(range(len(TEXTS)))
-    found = np.array(table["embedding"].to_pylist(), np.float32)
-    np.testing.assert_allclose(found, encoder.encode(TEXTS), rtol=0, atol=1e-6)  # as above
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors, encoder.encode(TEXTS), rtol=0, atol=1e-6)  # as above
 
 
 @pytest.mark.parametrize("ids", [[7, -3, 2**62], ["b", "a", "漢"]], ids=["int", "str"])
@@ -138,9 +138,9 @@ def test_ids_of_a_jsonl_are_kept_in_its_order(
     run("texts.jsonl", "vectors.parquet", shard_texts=2)
     table = pq.read_table(tmp_path / "vectors.parquet")
     assert table["id"].to_pylist() == ids
-    found = np.array(table["embedding"].to_pylist(), np.float32)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
     expected = encoder.encode([row["text"] for row in rows])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # as above
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)  # as above
 
 
 def test_field_names_the_key_of_the_text(
@@ -156,8 +156,8 @@ def test_prompt_stands_before_every_text(
 ) -> None:
     run(prompt="query")
     expected = encoder.encode([f"Query: {text}" for text in TEXTS])
-    found = np.load(tmp_path / "vectors.npy")
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # as above
+    vectors = np.load(tmp_path / "vectors.npy")
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)  # as above
 
 
 def test_texts_are_read_a_shard_at_a_time(
@@ -172,15 +172,15 @@ def test_texts_are_read_a_shard_at_a_time(
 
     monkeypatch.setattr(text_file, "_rows", watched)
     counted = Encoder(counting, encoder.tokeniser)
-    embed_file(Here(counted), "a", source, texts.with_name("v.npy"), shard_texts=5)
+    embed_file(LocalEmbedder(counted), "a", source, texts.with_name("v.npy"), shard_texts=5)
     assert len(ahead) == len(TEXTS) and max(ahead) == 5
 
 
 def test_progress_runs_through_all_shards(run: Callable[..., Embedded], texts: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    run(progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen) and {total for _, total in seen} == {len(TEXTS)}
-    assert {(5, 12), (10, 12), (12, 12)} <= set(seen)
+    reports: list[tuple[int, int]] = []
+    run(progress=lambda done, total: reports.append((done, total)))
+    assert reports == sorted(reports) and {total for _, total in reports} == {len(TEXTS)}
+    assert {(5, 12), (10, 12), (12, 12)} <= set(reports)
 
 
 # -- an interrupted run goes on --
@@ -231,7 +231,7 @@ def test_run_of_a_changed_file_starts_anew(
 def test_run_in_other_arithmetic_starts_anew(
     run: Callable[..., Embedded], interrupted: Counting
 ) -> None:
-    interrupted.arithmetic = "bf16 on CUDA"
+    interrupted.compute_label = "bf16 on CUDA"
     assert run().resumed == 0 and interrupted.rows == 12
 
 
@@ -258,7 +258,7 @@ def test_shard_of_texts_that_the_file_held_for_a_while_is_computed_again(
     source, content = read_texts(texts), texts.read_text()
     texts.write_text(content.replace(TEXTS[0], "another text", 1))
     with pytest.raises(InputError, match="found it changed meanwhile"):
-        embed_file(Here(encoder), "a", source, tmp_path / "vectors.npy", shard_texts=5)
+        embed_file(LocalEmbedder(encoder), "a", source, tmp_path / "vectors.npy", shard_texts=5)
     texts.write_text(content)
     assert run().resumed == 7 and counting.rows == 5
     np.testing.assert_allclose(
