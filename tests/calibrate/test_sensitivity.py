@@ -24,6 +24,7 @@ from anna_export.export.pipeline import Exported, export
 from anna_export.export.recipe import Recipe
 from anna_export.quantise.calibration import ActivationStats, Calibration, read_calibration
 from anna_export.quantise.int8 import Int8PerToken
+from anna_export.quantise.options import Int8
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
@@ -54,7 +55,7 @@ def spoilt(make_model: MakeModel) -> Path:
 @pytest.fixture(scope="module")
 def spared(spoilt: Path, few_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     out = tmp_path_factory.mktemp("spared") / "out"
-    return export(Recipe(spoilt, None, out, Precision.INT8, 64, calibration=few_texts), stage)
+    return export(Recipe(spoilt, None, out, Int8(few_texts), 64), stage)
 
 
 def calibration_of(artifact: Artifact) -> Calibration:

@@ -26,8 +26,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the tokenizer and hold it to the artifact's golden token ids."""
         folder = Path(__file__).parent
-        config = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        self.tokeniser = Tokeniser.open(folder, TokenFraming(**config["contract"]))
+        config = json.loads((folder / "framing.json").read_text(encoding="utf-8"))
+        self.tokeniser = Tokeniser.open(folder, TokenFraming(**config["framing"]))
         for golden in config["golden"]:
             (ids,) = self.tokeniser.ids([golden["text"]])
             if ids != golden["ids"]:

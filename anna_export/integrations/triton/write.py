@@ -140,12 +140,12 @@ def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
     manifest = artifact.manifest
     shutil.copyfile(artifact.folder / TOKENIZER_FILE, version / TOKENIZER_FILE)
     config = {
-        "contract": asdict(manifest.framing),
+        "framing": asdict(manifest.framing),
         "prompt": asdict(prompt),
         "golden": [golden.model_dump() for golden in manifest.golden],
         "tokenizers": manifest.versions.get("tokenizers"),
     }
-    _put_json(version / "contract.json", config)
+    _put_json(version / "framing.json", config)
     source, modules = resources.files("anna_export"), version / "anna_export"
     model = source / "integrations" / "triton" / "tokenizer_model.py"
     (version / "model.py").write_bytes(model.read_bytes())

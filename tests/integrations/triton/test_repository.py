@@ -162,9 +162,9 @@ def test_its_vectors_are_the_artifacts(
 def test_tokenizer_of_another_library_is_found_out(repository: Path, tmp_path: Path) -> None:
     copy = tmp_path / "1"
     shutil.copytree(repository / "small.tokenizer" / "1", copy)
-    config = json.loads((copy / "contract.json").read_text())
+    config = json.loads((copy / "framing.json").read_text())
     config["golden"][0]["ids"][-1] += 1
-    (copy / "contract.json").write_text(json.dumps(config))
+    (copy / "framing.json").write_text(json.dumps(config))
     command = [sys.executable, "-c", RUNNER, str(copy), "[]", str(tmp_path / "x.npz")]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode and "expected the golden token ids of" in ran.stderr
