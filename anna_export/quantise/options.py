@@ -109,6 +109,11 @@ STORAGES: Final[dict[Precision, type[Storage]]] = {
     Precision.INT8: Int8,
     Precision.INT4: Int4,
 }
+# Why a precision has no such option.
+_NO_USE: Final = {
+    "calibration": ", which needs none",
+    "max_loss": ", which is held to a worst cosine",
+}
 
 
 def storage(precision: Precision, **options: object) -> Storage:
@@ -125,9 +130,11 @@ def storage(precision: Precision, **options: object) -> Storage:
     for name in chosen:
         takers = [key for key, kind in STORAGES.items() if name in _option_names(kind)]
         if precision not in takers:
+            *others, last = takers
+            named = f"{', '.join(others)} or {last}" if others else last
             raise InputError(
-                f"expected `{name}` with {' or '.join(takers)}, found it with {precision}, which "
-                "has no such option; leave it out"
+                f"expected `{name}` with {named}, found it with {precision}"
+                f"{_NO_USE.get(name, '')}; leave it out"
             )
     return STORAGES[precision](**chosen)  # type: ignore[arg-type]
 

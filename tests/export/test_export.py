@@ -18,7 +18,7 @@ from anna_export.cli import run
 from anna_export.console.output import stage
 from anna_export.encoder import Encoder
 from anna_export.errors import ExistsError, InputError, MissingError, ParityError
-from anna_export.export import pipeline
+from anna_export.export import write as writing
 from anna_export.export.pipeline import Exported, export
 from anna_export.export.recipe import Recipe
 from anna_export.files.stream import Written
@@ -242,7 +242,7 @@ def one_wrong_weight(monkeypatch: pytest.MonkeyPatch) -> None:
         entry = hash_file(path)
         return Written(entry.sha256, entry.size_bytes)
 
-    monkeypatch.setattr(pipeline, "write_data_file", write)
+    monkeypatch.setattr(writing, "write_data_file", write)
 
 
 @pytest.mark.usefixtures("one_wrong_weight")
@@ -310,7 +310,7 @@ def test_prompt_too_long_for_the_limit_is_refused_before_any_work(
 ) -> None:
     model = Path(shutil.copytree(base, tmp_path / "base"))
     (model / PROMPTS_FILE).write_text(json.dumps({"prompts": {"query": "word " * 70}}))
-    monkeypatch.setattr(pipeline, "write_data_file", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr(writing, "write_data_file", lambda *_: pytest.fail("it was written"))
     with pytest.raises(InputError, match="expected a prompt shorter than"):
         export(Recipe(model, None, tmp_path / "out", Fp32(), TOKENS, verify=False), stage)
     assert names(tmp_path) == {"base"}
