@@ -135,7 +135,7 @@ def _variants(quick: bool) -> list[Variant]:
     others = [
         Variant(f"fp8, {dtype}", fp8.scheme(dtype))
         for dtype in HIGH_PRECISIONS
-        if dtype != quantise.load(Precision.FP8).arithmetic
+        if dtype != quantise.load(Precision.FP8).compute_dtype
     ]
     whole = replace(quantise.load(Precision.INT8), embedding=None)
     return [*chosen, *others, Variant("int8, embedding fp32", whole)]

@@ -166,7 +166,7 @@ def _losses(
         FP32: open_streamed_reference(checkpoint),
     }
     opened = load_encoder(artifact)
-    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]
 
     def prefix(prompt: Prompt, way: str) -> Prefix | None:
         if way == WHOLE:

@@ -22,7 +22,6 @@ from anna_train.gradient import Settings, compute_gradient, mini_batches
 from anna_train.loss import Losses, compute_loss
 from anna_train.prepare import Prepared, prepare
 from anna_train.processes import Processes
-from anna_train.progress import quiet_libraries
 from anna_train.step import take_step
 from anna_train.trained_model import load_model, lora_config
 from anna_train.tune_recipe import TuneRecipe, read_tune_recipe
@@ -34,6 +33,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor
 
 from anna_export.console.output import stage
+from anna_export.console.quiet import quiet_libraries
 from anna_export.spec import EmbeddingSpec
 
 THREADS = 1

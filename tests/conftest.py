@@ -177,8 +177,8 @@ def sharp(make_model: MakeModel) -> Path:
 @pytest.fixture(scope="session")
 def fp8(sharp: Path, make_artifact: MakeArtifact) -> Fp8:
     """That model in fp8 with a high-precision type; so small a model is far off, and may be."""
-    return lambda arithmetic: make_artifact(
-        sharp, Precision.FP8, max_tokens=256, high_precision=arithmetic, max_loss=1
+    return lambda high_precision: make_artifact(
+        sharp, Precision.FP8, max_tokens=256, high_precision=high_precision, max_loss=1
     )
 
 

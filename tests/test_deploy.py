@@ -23,13 +23,13 @@ def test_extras_options_and_routes_of_an_image_exist(path: Path) -> None:
     ]
     (wanted,) = re.findall(r"/source\[([a-z,]+)\]", text)
     assert set(wanted.split(",")) <= set(extras)
-    told = {
+    variables = {
         variable
         for option in command.params
         if isinstance(option, click.Option) and isinstance(option.envvar, str)
         for variable in [option.envvar]
     }
-    assert set(re.findall(r"ANNA_[A-Z_]+", text)) <= told
+    assert set(re.findall(r"ANNA_[A-Z_]+", text)) <= variables
     assert re.search(r"^USER anna$", text, re.M) and "STOPSIGNAL SIGTERM" in text
     assert "/health" in text and text.rstrip().endswith('["anna-export", "serve", "/artifact"]')
 
@@ -51,12 +51,11 @@ def test_board_asks_for_metrics_that_the_server_has() -> None:
         if not line.startswith("#")
     }
     board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
-    asked = {name for query in queries(board) for name in re.findall(r"anna_\w+", query)}
-    assert asked and asked <= names, asked - names
+    queried = {name for query in queries(board) for name in re.findall(r"anna_\w+", query)}
+    assert queried and queried <= names, queried - names
     # and shows all there are
     families = {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in names}
-    shown = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in asked}
-    assert families == shown
+    assert families == {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in queried}
 
 
 def test_quantiles_are_over_buckets() -> None:

@@ -2,10 +2,11 @@
 
 from anna_export import quantise
 from anna_export.artifact.folder import Artifact
+from anna_export.console.quiet import quiet_libraries
 from anna_export.machine.memory import require_memory
 from anna_export.quantise.footprint import forecast
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
-from anna_export.reference.model import empty_model, quiet
+from anna_export.reference.model import empty_model
 from anna_export.reference.stored import stored_model
 
 
@@ -20,9 +21,9 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
     spec, device = manifest.spec, pick_torch_device(device, manifest.spec)
     needed = forecast(spec, manifest.framing, quantise.scheme_of(manifest))
     require_memory(needed.reference_bytes, f"{artifact.folder} in PyTorch")
-    with quiet():
+    with quiet_libraries():
         model = empty_model(spec)
     model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
     stored.listen(model)
-    arithmetic = f"{compute_label(device)}, from the artifact's stored weights"
-    return PytorchBackend(model.to(device), spec, arithmetic, device)
+    label = f"{compute_label(device)}, from the artifact's stored weights"
+    return PytorchBackend(model.to(device), spec, label, device)

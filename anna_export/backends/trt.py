@@ -60,7 +60,7 @@ class TrtBackend:
         gpu: Where it runs.
         spec: The model's numbers.
         record: What is stored about the engine.
-        arithmetic: What it computes in, for verdicts.
+        compute_label: What it computes in, for verdicts.
     """
 
     name = "trt"
@@ -72,10 +72,10 @@ class TrtBackend:
         gpu: Gpu,
         spec: EmbeddingSpec,
         record: EngineRecord,
-        arithmetic: str,
+        compute_label: str,
     ) -> None:
         self.spec = spec
-        self.arithmetic = arithmetic
+        self.compute_label = compute_label
         self._trt, self._engine, self._gpu, self._record = trt, engine, gpu, record
         profiles = record.profiles
         most_rows = max(profile.batch for profile in profiles)
@@ -248,6 +248,6 @@ def load_stored(
 ) -> TrtBackend:
     """Load an engine by these libraries; the rest as `open_backend`."""
     record, manifest = stored.record, artifact.manifest
-    arithmetic = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
+    compute_label = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
     engine = load_engine(trt, stored, logger_of(trt))
-    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, arithmetic)
+    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, compute_label)

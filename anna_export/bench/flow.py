@@ -15,6 +15,7 @@ from anna_export.bench.process import Arrivals, ContenderProcess, Told
 from anna_export.bench.result import Open, Rival, Row, Run, Spread, Versus, environment
 from anna_export.bench.statistics import Comparison, Interval, compare, interval, percentiles
 from anna_export.bench.workload import Shape, texts_of
+from anna_export.cosine import cosines, length_errors
 from anna_export.errors import InputError, ParityError
 from anna_export.progress import Progress, Stage
 from anna_export.quantise import scheme_of
@@ -30,6 +31,7 @@ _GROWTH: Final = 0.05
 # Below these, vectors are not those of the same model: whoever made them wins nothing.
 SAME_VECTORS: Final = 0.98
 _ALONE: Final = 0.9999  # where a precision has no bound of its own
+_LENGTH_TOLERANCE: Final = 1e-2
 # Contenders are opened so often: one process may be faster than the next for all its life.
 _STARTS: Final = 3
 _SEED: Final = 0
@@ -128,40 +130,34 @@ def _alone_limit(artifact: Artifact) -> float:
 
 
 def _require_sound(ours: ContenderProcess, texts: list[str], limit: float) -> float:
-    """Return the worst cosine of a text alone to itself among others.
+    """Return the worst cosine of a text at batch size 1 to the same text in a batch.
 
     Raises:
         ParityError: If it is below the limit, or a vector is not of unit length.
     """
-    together = ours.vectors(texts).astype(np.float64)
-    alone = np.concatenate([ours.vectors([text]) for text in texts])
-    lengths = np.linalg.norm(together, axis=1)
-    others = np.linalg.norm(alone.astype(np.float64), axis=1)
-    cosines = (together * alone).sum(axis=1) / np.maximum(lengths * others, 1e-12)
-    worst = float(np.nan_to_num(cosines, nan=-1).min())
-    if worst < limit or not (np.abs(lengths - 1) < 1e-2).all():
+    together = ours.vectors(texts)
+    worst = float(cosines(together, np.concatenate([ours.vectors([text]) for text in texts])).min())
+    length_error = length_errors(together).max()
+    if worst < limit or not length_error < _LENGTH_TOLERANCE:
         raise ParityError(
-            f"expected unit vectors that are the same alone and in a batch (cosine at least "
-            f"{limit}) before they are timed, found a cosine of {worst:.7f} and lengths of "
-            f"{lengths.min():.3f} to {lengths.max():.3f} from {ours.told.name}; run anna-export "
-            "verify"
+            f"expected unit vectors that are the same at batch size 1 and in a batch (cosine at "
+            f"least {limit}) before they are timed, found a cosine of {worst:.7f} and lengths up "
+            f"to {length_error:.3f} from 1 from {ours.told.name}; run anna-export verify"
         )
     return worst
 
 
 def _hold_against(ours: ContenderProcess, theirs: ContenderProcess, texts: list[str]) -> Rival:
     """Compare vectors of the same texts."""
-    one, other = ours.vectors(texts), theirs.vectors(texts)
-    if one.shape != other.shape:
-        cosines = np.full(len(texts), -1.0)
-    else:
-        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-        cosines = np.nan_to_num((one * other).sum(axis=1) / np.maximum(lengths, 1e-12), nan=-1)
+    vectors, others = ours.vectors(texts), theirs.vectors(texts)
+    # of another dimension: as unlike as can be
+    same_shape = vectors.shape == others.shape
+    likeness = cosines(vectors, others) if same_shape else np.full(len(texts), -1.0)
     return Rival(
         name=theirs.told.name,
         arithmetic=theirs.told.arithmetic,
-        worst_cosine=float(cosines.min()),
-        mean_cosine=float(cosines.mean()),
+        worst_cosine=float(likeness.min()),
+        mean_cosine=float(likeness.mean()),
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.quantise.embedding import EmbeddingFormat
-from anna_export.reference.model import empty_model, quiet
+from anna_export.reference.model import empty_model
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ class LayerwiseForward:
         self.spec = checkpoint.spec
         self._checkpoint = checkpoint
         self.device = device
-        with quiet():
+        with quiet_libraries():
             self._model = empty_model(checkpoint.spec)
 
     def start(

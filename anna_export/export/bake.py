@@ -77,7 +77,7 @@ def bake(
         backend = open_streamed(manifest.spec, read, "the artifact's stored weights", {}, on_read)
     else:
         backend = open_streamed_reference(checkpoint, on_read)
-    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]
     baked: dict[str, StoredPrefix] = {}
     in_order = list(rows)
     for members in batches:
@@ -98,7 +98,7 @@ def prefix_bytes(
     """Return the size of the files that prompts are baked into."""
     tokens = sum(len(_ids(tokeniser, prompt)) for prompt in prompts)
     numbers = 2 * spec.layers * spec.kv_dim * tokens
-    return numbers * TORCH_DTYPES[scheme.arithmetic].itemsize
+    return numbers * TORCH_DTYPES[scheme.compute_dtype].itemsize
 
 
 def _ids(tokeniser: Tokeniser, prompt: Prompt) -> list[int]:

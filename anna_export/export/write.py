@@ -121,7 +121,7 @@ def _quantised(scheme: Scheme, calibration: Calibration | None) -> Quantised | N
     if calibration is None:
         return None
     return Quantised(
-        compute_dtype=scheme.arithmetic,
+        compute_dtype=scheme.compute_dtype,
         calibration_sha256=calibration.texts_sha256,
         calibration_texts=calibration.texts,
         calibration_tokens=calibration.tokens,

@@ -154,7 +154,7 @@ class _Graph:
         return self.op("Cast", x, to=IR_DTYPES[wanted])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines, (max_tokens, head_dim / 2); stored in fp32, which the twin needs."""
+        """Cosines and sines, (max_tokens, head_dim / 2); in fp32, as the fallback graph needs."""
         half, rows, theta = self.spec.head_dim // 2, self.max_tokens, self.spec.rope_theta
         shape = ir.Shape([rows, half])
 

@@ -10,6 +10,7 @@ from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError
 from anna_export.text.batch import TokenBatch
+from anna_export.text.framing import MIN_TOKENS
 from anna_export.text.tokeniser import Tokeniser
 
 try:
@@ -43,8 +44,10 @@ class AnnaEncoder(torch.nn.Module):
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
         framing = self.encoder.tokeniser.framing
-        if not 8 <= tokens <= self._longest:
-            raise InputError(f"expected max_seq_length in 8..{self._longest}, found {tokens}")
+        if not MIN_TOKENS <= tokens <= self._longest:
+            raise InputError(
+                f"expected max_seq_length in {MIN_TOKENS}..{self._longest}, found {tokens}"
+            )
         shorter = replace(framing, max_tokens=tokens)
         self.encoder.tokeniser = Tokeniser.open(self.folder, shorter)
 
@@ -54,8 +57,9 @@ class AnnaEncoder(torch.nn.Module):
         """Turn texts into padded token ids, the prompt, given by its front, around each."""
         if not all(isinstance(text, str) for text in inputs):
             raise InputError("expected texts as str, found something else in a batch")
-        tokeniser, found = self.encoder.tokeniser, self.encoder.prompts.for_front(prompt or "")
-        batch = tokeniser.batch(tokeniser.ids(inputs, found))
+        tokeniser = self.encoder.tokeniser
+        ids = tokeniser.ids(inputs, self.encoder.prompts.for_front(prompt or ""))
+        batch = tokeniser.batch(ids)
         return {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),

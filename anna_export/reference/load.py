@@ -7,10 +7,10 @@ import peft
 import torch
 import transformers
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
-from anna_export.reference.model import quiet
 from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
@@ -45,7 +45,7 @@ def open_reference(
     tokenizer = find_tokenizer(model, adapter)
     framing = framing or read_framing(tokenizer, spec, None, model)
     device = pick_torch_device(device, spec)
-    with quiet():
+    with quiet_libraries():
         loaded = _load(checkpoint, adapter).to(device)
     return Encoder(
         PytorchBackend(loaded, spec, compute_label(device), device),

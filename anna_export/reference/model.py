@@ -1,32 +1,10 @@
-"""transformers' own model: empty, and without its notices on the terminal."""
+"""transformers' own model, without weights."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 
 from anna_export.spec import EmbeddingSpec
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars and notices off the terminal."""
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            # theirs to heed, not a user's: peft asks transformers for a name it has deprecated
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        transformers.utils.logging.set_verbosity(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def empty_model(spec: EmbeddingSpec) -> Any:

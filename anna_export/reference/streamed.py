@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from anna_export.artifact.folder import Artifact
+from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
-from anna_export.reference.model import empty_model, quiet
+from anna_export.reference.model import empty_model
 from anna_export.reference.stored import ReadWeight, stored_model
 from anna_export.spec import EmbeddingSpec
 from anna_export.weights.adapter import Delta
@@ -70,13 +71,13 @@ def open_streamed(
             on_read()
         return weight
 
-    with quiet():
+    with quiet_libraries():
         model = empty_model(spec)
     for name, module in model.named_modules():
         if module._parameters:
             _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
-    arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
-    return PytorchBackend(model, spec, arithmetic)
+    compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
+    return PytorchBackend(model, spec, compute_label)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:

@@ -45,7 +45,7 @@ class RequestTokeniser:
     def __init__(self, artifact: Artifact, config: ServerConfig) -> None:
         manifest = artifact.manifest
         self._tokeniser = artifact.tokeniser()
-        self._spec, self._contract = manifest.spec, manifest.framing
+        self._spec, self._framing = manifest.spec, manifest.framing
         self._prompts, self._config = manifest.prompts, config
         self._prefix_ids: Mapping[Prompt, list[int]] = StoredPrefixes(artifact).ids
 
@@ -88,7 +88,7 @@ class RequestTokeniser:
             rows = self._tokeniser.ids(texts, self._prompts.find(request.prompt_name))
         except InputError as error:
             raise Refusal.invalid(str(error), "inputs") from None
-        special = {self._contract.bos_id, self._contract.eos_id}
+        special = {self._framing.bos_id, self._framing.eos_id}
         return [
             [
                 {
@@ -143,7 +143,7 @@ class RequestTokeniser:
         if truncated and not request.truncate:
             longest = rows[truncated[0]]
             raise Refusal.invalid(
-                f"expected at most {self._contract.max_tokens:,} tokens a text, prompt included, "
+                f"expected at most {self._framing.max_tokens:,} tokens a text, prompt included, "
                 f"found {len(longest.ids) + longest.truncated:,}; shorten it, or send "
                 "truncate: true",
                 f"{field}.{truncated[0]}",
@@ -162,9 +162,9 @@ class RequestTokeniser:
                 "expected texts behind a prompt, found token ids, which are used as they are", field
             )
         framed = request.add_special_tokens
-        bos = [self._contract.bos_id] if framed and self._contract.bos_id is not None else []
-        eos = [self._contract.eos_id] if framed else []
-        room = self._contract.max_tokens - len(bos) - len(eos)
+        bos = [self._framing.bos_id] if framed and self._framing.bos_id is not None else []
+        eos = [self._framing.eos_id] if framed else []
+        room = self._framing.max_tokens - len(bos) - len(eos)
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
             if len(row) > room and not request.truncate:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from anna_export.cosine import cosines, length_errors
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
 from anna_export.serve.log import log
@@ -166,18 +167,17 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
         DamagedError: If a vector is not finite, not of unit length, not that of the same text in
             another batch, or not what it was when the artifact was proved.
     """
-    label = encoder.backend.arithmetic
+    label = encoder.backend.compute_label
     if golden:
         require_golden(golden, compute(encoder, [text.ids for text in golden]), label)
     rows = encoder.tokeniser.ids(_TEXTS)
-    together = compute(encoder, rows).astype(np.float64)
-    apart = np.concatenate([compute(encoder, [row]) for row in rows])
-    lengths = np.linalg.norm(together, axis=1)
-    worst = float(np.nan_to_num((together * apart).sum(axis=1), nan=-1).min())
-    if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all() or worst < _MIN_COSINE:
+    together = compute(encoder, rows)
+    worst = cosines(together, np.concatenate([compute(encoder, [row]) for row in rows])).min()
+    length_error = length_errors(together).max()
+    if not length_error < _LENGTH_TOLERANCE or worst < _MIN_COSINE:
         raise DamagedError(
-            f"expected unit vectors that are the same alone and in a batch, found lengths "
-            f"{np.round(lengths, 3).tolist()} and a cosine of {worst:.3f} in {label}; run "
+            f"expected unit vectors that are the same at batch size 1 and in a batch, found "
+            f"lengths up to {length_error:.3f} from 1 and a cosine of {worst:.3f} in {label}; run "
             "anna-export verify"
         )
     return Ready(encoder.backend.name, label, encoder.limits, _tokens_per_second(encoder, rows[0]))

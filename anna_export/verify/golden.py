@@ -1,4 +1,4 @@
-"""Golden vectors: the reference's vectors of a few texts, to which whoever serves holds its own."""
+"""Golden vectors: the reference's vectors of a few texts; a server checks its own against them."""
 
 import base64
 from collections.abc import Sequence
@@ -10,22 +10,23 @@ import numpy as np
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PARITY_FILE
+from anna_export.cosine import cosines
 from anna_export.errors import DamagedError
 
 COUNT: Final = 4
 MOST_TOKENS: Final = 64
-# What another processor or runtime may add to what the artifact was off by when it was proved.
+# By how much a cosine may be below the one at the time of the proof: processors round otherwise.
 SLACK: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenVector:
-    """One text's.
+    """The reference's vector of one text.
 
     Args:
-        ids: Its token ids, framed, without a prompt.
+        ids: The text's token ids, framed, without a prompt.
         vector: The reference's, as base64 of D little-endian float32.
-        cosine: The artifact's own vector to it, when it was proved.
+        cosine: Between it and the artifact's own vector, when the artifact was proved.
     """
 
     ids: list[int]
@@ -38,22 +39,21 @@ class GoldenVector:
 
 
 def golden_of(
-    rows: Sequence[Sequence[int]], vectors: np.ndarray, cosines: np.ndarray
+    rows: Sequence[Sequence[int]], vectors: np.ndarray, likeness: np.ndarray
 ) -> list[GoldenVector]:
-    """Choose a few texts of those that were compared.
+    """Choose a few short and different texts of those that were compared.
 
     Args:
         rows: Token ids of N texts.
         vectors: (N, D) the reference's.
-        cosines: (N,) the artifact's to these.
+        likeness: (N,) cosines between these and the artifact's.
     """
-    chosen: list[GoldenVector] = []
-    for row, vector, cosine in zip(rows, vectors, cosines, strict=True):
-        known = [one.ids for one in chosen]
-        if len(row) <= MOST_TOKENS and list(row) not in known and len(chosen) < COUNT:
-            told = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-            chosen.append(GoldenVector(list(row), told, float(cosine)))
-    return chosen
+    chosen: dict[tuple[int, ...], GoldenVector] = {}
+    for row, vector, cosine in zip(rows, vectors, likeness, strict=True):
+        if len(row) <= MOST_TOKENS and tuple(row) not in chosen and len(chosen) < COUNT:
+            encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            chosen[tuple(row)] = GoldenVector(list(row), encoded, float(cosine))
+    return list(chosen.values())
 
 
 def read_golden(artifact: Artifact) -> list[GoldenVector]:
@@ -65,9 +65,9 @@ def read_golden(artifact: Artifact) -> list[GoldenVector]:
     entry = artifact.manifest.evidence.get(PARITY_FILE)
     if entry is None or entry.covers != artifact.manifest.artifact_id:
         return []
-    found: Any = read_evidence(artifact, PARITY_FILE)
+    content: Any = read_evidence(artifact, PARITY_FILE)
     try:
-        return [GoldenVector(**one) for one in found["vectors"].get("golden", [])]
+        return [GoldenVector(**fields) for fields in content["vectors"].get("golden", [])]
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(
             f"expected golden vectors in {artifact.folder / PARITY_FILE}, found: {error}; run "
@@ -75,18 +75,16 @@ def read_golden(artifact: Artifact) -> list[GoldenVector]:
         ) from None
 
 
-def require_golden(golden: Sequence[GoldenVector], vectors: np.ndarray, arithmetic: str) -> None:
-    """Hold vectors of the golden texts to what they were when the artifact was proved.
+def require_golden(golden: Sequence[GoldenVector], vectors: np.ndarray, label: str) -> None:
+    """Refuse (N, D) vectors of the golden texts that are not what they were at the proof.
 
     Raises:
         DamagedError: If one is further from the reference's than SLACK explains.
     """
-    for one, vector in zip(golden, vectors, strict=True):
-        expected = one.values()
-        lengths = float(np.linalg.norm(vector) * np.linalg.norm(expected))
-        cosine = float(vector @ expected) / max(lengths, 1e-12)
-        if not cosine >= one.cosine - SLACK:
+    expected = np.stack([text.values() for text in golden])
+    for text, cosine in zip(golden, cosines(vectors, expected), strict=True):
+        if not cosine >= text.cosine - SLACK:
             raise DamagedError(
-                f"expected a cosine of {one.cosine:.4f} to a golden vector, as when the artifact "
-                f"was proved, found {cosine:.4f} in {arithmetic}; run anna-export verify"
+                f"expected a cosine of {text.cosine:.4f} to a golden vector, as when the artifact "
+                f"was proved, found {cosine:.4f} in {label}; run anna-export verify"
             )

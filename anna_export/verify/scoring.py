@@ -1,8 +1,5 @@
 """One model on one mteb task: mteb's own score, and what it is made of."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +7,7 @@ from typing import Any, Final
 import mteb
 import numpy as np
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.verify.estimators import Sample
 from anna_export.verify.estimators import score as estimated
 from anna_export.verify.mteb_model import MtebModel
@@ -48,10 +46,10 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
     """
     predictions: dict[str, dict[str, Any]] = {}
 
-    def keep(found: Any, _: object, __: Path, hf_split: str, hf_subset: str) -> None:
-        predictions.setdefault(hf_subset, {})[hf_split] = found
+    def keep(values: Any, _: object, __: Path, hf_split: str, hf_subset: str) -> None:
+        predictions.setdefault(hf_subset, {})[hf_split] = values
 
-    with _quiet():
+    with quiet_libraries():
         cache = mteb.ResultCache(results)
         task = load(source)
         # mteb would write them as JSON, which takes longer than to search
@@ -85,7 +83,7 @@ def ask(source: TaskSource, model: MtebModel) -> None:
         MissingError: If the task's data is not here and cannot be had.
         UnsupportedError: If the task's kind of score is not known.
     """
-    with _quiet(), np.errstate(all="ignore"):
+    with quiet_libraries(), np.errstate(all="ignore"):
         require_supported(source.build())
         task = load(source)
         mteb.evaluate(
@@ -97,15 +95,3 @@ def ask(source: TaskSource, model: MtebModel) -> None:
             co2_tracker=False,
         )
         task.unload_data()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep mteb's log off the terminal."""
-    logger = logging.getLogger("mteb")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -6,7 +6,6 @@ keep the state of their random generator.
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import datasets
 import mteb
 import pydantic
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError, MissingError
 from anna_export.files.validation import validated
 
@@ -122,7 +122,7 @@ def load(source: TaskSource) -> Any:
         InputError: If local data is not of mteb's layout.
     """
     task = source.build()
-    with _quiet(), _cached(source.folder):
+    with quiet_libraries(), _cached(source.folder):
         try:
             task.load_data()
         except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -219,18 +219,3 @@ def _cached(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the bars of datasets, and what the hub's client logs of its retries, to themselves."""
-    bars, logger = datasets.are_progress_bars_disabled(), logging.getLogger("huggingface_hub")
-    level = logger.level
-    datasets.disable_progress_bars()
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -131,7 +131,9 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
     assert found.err.count("\n") == 1 and "mean loss (1 - cosine) " in found.err
     assert "is above 1e-09" in found.err and str(tmp_path / "out.rejected") in found.err
     shown = json.loads(found.out)
-    assert shown["parity"]["verdict"] == "fail" and shown["parity"]["thresholds"]["max_loss"] == 1e-9
+    assert (
+        shown["parity"]["verdict"] == "fail" and shown["parity"]["thresholds"]["max_loss"] == 1e-9
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"out.rejected"}
     rejected = open_artifact(tmp_path / "out.rejected", check=True)
     # all was tried

@@ -100,8 +100,8 @@ def test_proved_vectors_are_those_that_the_artifact_gives(
 def test_proof_on_a_cpu_says_which_graph_it_was_of(exported: Exports, precision: Precision) -> None:
     parity = exported(precision).parity
     assert parity is not None
-    twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
-    assert parity.candidate == f"ort: fp32 on CPU{twin}"
+    fallback = "" if precision is Precision.FP32 else f" (fallback of the {precision} graph)"
+    assert parity.candidate == f"ort: fp32 on CPU{fallback}"
     assert "PyTorch" in parity.reference
 
 
@@ -176,7 +176,7 @@ def test_card_tells_the_proof(exported: Exports) -> None:
     for figure in (
         f"{parity.worst_cosine:.7f}",
         "**pass**",
-        "twin of the bf16 graph",
+        "fallback of the bf16 graph",
         made.artifact.manifest.artifact_id,
     ):
         assert figure in card

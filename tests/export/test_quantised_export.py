@@ -238,7 +238,7 @@ def test_manifest_tells_how_it_was_quantised(
     assert opened.manifest == artifact.manifest
     told, calibration = opened.manifest.quantised, read_calibration(opened)
     assert told is not None and calibration is not None
-    assert told.compute_dtype == quantise.load(precision).arithmetic
+    assert told.compute_dtype == quantise.load(precision).compute_dtype
     assert told.calibration_sha256 == calibration.texts_sha256
     assert told.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
     assert told.calibration_tokens == calibration.tokens > told.calibration_texts

@@ -44,9 +44,21 @@ def all_ids(served: Artifact, item: QueueItem) -> list[int]:
     return [*prefix, *item.ids]
 
 
+def openai(**fields: Any) -> OpenAIRequest:
+    return OpenAIRequest.model_validate(fields)
+
+
+def tei(**fields: Any) -> TeiRequest:
+    return TeiRequest.model_validate(fields)
+
+
+def tokenize(**fields: Any) -> TokenizeRequest:
+    return TokenizeRequest.model_validate(fields)
+
+
 def refusal(tokeniser: RequestTokeniser, **fields: Any) -> Refusal:
     with pytest.raises(Refusal) as refused:
-        tokeniser.read(OpenAIRequest(**fields))
+        tokeniser.read(openai(**fields))
     return refused.value
 
 
@@ -67,7 +79,7 @@ def test_a_text_with_a_prompt_is_split_after_its_cached_prefix(
     served: Artifact, tokeniser: RequestTokeniser, fields: dict[str, str], name: str
 ) -> None:
     prompt = prompt_of(served, name)
-    (item,) = tokeniser.read(OpenAIRequest(input="a text", **fields)).items
+    (item,) = tokeniser.read(openai(input="a text", **fields)).items
     assert item.prompt == prompt and item.cached_tokens == len(StoredPrefixes(served).ids[prompt])
     assert all_ids(served, item) == served.tokeniser().ids(["a text"], prompt)[0]
     assert item.tokens == len(all_ids(served, item))
@@ -76,7 +88,7 @@ def test_a_text_with_a_prompt_is_split_after_its_cached_prefix(
 def test_a_text_without_a_prompt_has_no_prefix(
     served: Artifact, tokeniser: RequestTokeniser
 ) -> None:
-    (item,) = tokeniser.read(OpenAIRequest(input="a text", prompt_name="")).items
+    (item,) = tokeniser.read(openai(input="a text", prompt_name="")).items
     (ids,) = served.tokeniser().ids(["a text"])
     assert item == QueueItem(tuple(ids))
 
@@ -84,7 +96,7 @@ def test_a_text_without_a_prompt_has_no_prefix(
 def test_an_instruction_is_worded_as_the_format_does(
     served: Artifact, tokeniser: RequestTokeniser
 ) -> None:
-    request = OpenAIRequest(input="a text", instruction="Find the answer.")
+    request = openai(input="a text", instruction="Find the answer.")
     (item,) = tokeniser.read(request).items
     prompt = FORMATS["e5"].prompt("Find the answer.")
     assert item == QueueItem(tuple(served.tokeniser().ids(["a text"], prompt)[0]))
@@ -94,7 +106,7 @@ def test_items_are_in_the_order_of_the_texts_and_counted(
     served: Artifact, tokeniser: RequestTokeniser
 ) -> None:
     texts = ["one text", "a", "one text"]
-    request = tokeniser.read(TeiRequest(inputs=texts))
+    request = tokeniser.read(tei(inputs=texts))
     rows = served.tokeniser().ids(texts, prompt_of(served, "sts"))
     assert [all_ids(served, item) for item in request.items] == rows
     assert request.tokens == sum(map(len, rows)) and request.truncated == 0
@@ -111,7 +123,7 @@ def test_a_text_that_is_too_long_is_refused_by_its_index(tokeniser: RequestToken
 def test_a_text_that_is_too_long_is_truncated_where_the_request_says_so(
     served: Artifact, tokeniser: RequestTokeniser
 ) -> None:
-    request = tokeniser.read(TeiRequest(inputs=["a", LONG], truncate=True))
+    request = tokeniser.read(tei(inputs=["a", LONG], truncate=True))
     assert request.truncated == 1
     ids = all_ids(served, request.items[1])
     assert len(ids) == MAX_TOKENS and ids[0] == BOS and ids[-1] == EOS
@@ -157,7 +169,7 @@ def test_a_request_beyond_a_limit_or_without_a_meaning_is_refused(
 
 
 def test_limits_are_the_most_that_is_allowed(tokeniser: RequestTokeniser) -> None:
-    request = OpenAIRequest(input=["a"] * 5, dimensions=DIM, prompt_name="")
+    request = openai(input=["a"] * 5, dimensions=DIM, prompt_name="")
     assert len(tokeniser.read(request).items) == 5
 
 
@@ -165,15 +177,15 @@ def test_limits_are_the_most_that_is_allowed(tokeniser: RequestTokeniser) -> Non
 
 
 def test_token_ids_are_used_as_they_are(tokeniser: RequestTokeniser) -> None:
-    assert tokeniser.read(OpenAIRequest(input=[5, 6])).items == [QueueItem((5, 6))]
-    request = tokeniser.read(OpenAIRequest(input=[[5, 6], [VOCABULARY - 1]]))
+    assert tokeniser.read(openai(input=[5, 6])).items == [QueueItem((5, 6))]
+    request = tokeniser.read(openai(input=[[5, 6], [VOCABULARY - 1]]))
     assert request.items == [QueueItem((5, 6)), QueueItem((VOCABULARY - 1,))]
 
 
 def test_special_tokens_are_put_around_token_ids_where_the_request_says_so(
     tokeniser: RequestTokeniser,
 ) -> None:
-    request = OpenAIRequest(input=[5, 6], add_special_tokens=True)
+    request = openai(input=[5, 6], add_special_tokens=True)
     assert tokeniser.read(request).items == [QueueItem((BOS, 5, 6, EOS))]
 
 
@@ -182,7 +194,7 @@ def test_token_ids_that_start_with_a_prompt_are_split_after_its_cached_prefix(
 ) -> None:
     prompt = prompt_of(served, "sts")
     (row,) = served.tokeniser().ids(["a text"], prompt)
-    (item,) = tokeniser.read(OpenAIRequest(input=row)).items
+    (item,) = tokeniser.read(openai(input=row)).items
     assert item.prompt == prompt and all_ids(served, item) == row
 
 
@@ -196,8 +208,8 @@ def test_token_ids_that_are_too_long_are_refused_or_truncated(
     error = refusal(tokeniser, input=[[5], row], **options)
     assert (error.code, error.param) == ("text_too_long", "input.1")
     assert f"expected at most {room} token ids, found {room + 1}" in error.message
-    assert tokeniser.read(OpenAIRequest(input=[row[:-1]], **options)).truncated == 0
-    request = tokeniser.read(OpenAIRequest(input=[row], truncate=True, **options))
+    assert tokeniser.read(openai(input=[row[:-1]], **options)).truncated == 0
+    request = tokeniser.read(openai(input=[row], truncate=True, **options))
     assert request.truncated == 1 and request.tokens == MAX_TOKENS
 
 
@@ -220,7 +232,7 @@ def test_token_ids_that_have_no_meaning_are_refused(
 
 
 def test_token_ids_may_say_that_they_have_no_prompt(tokeniser: RequestTokeniser) -> None:
-    request = OpenAIRequest(input=[5], prompt_name="")
+    request = openai(input=[5], prompt_name="")
     assert tokeniser.read(request).items == [QueueItem((5,))]
 
 
@@ -230,11 +242,11 @@ def test_token_ids_may_say_that_they_have_no_prompt(tokeniser: RequestTokeniser)
 def test_tokens_of_a_text_are_named_and_special_ones_marked(
     served: Artifact, tokeniser: RequestTokeniser
 ) -> None:
-    (tokens,) = tokeniser.tokens(TokenizeRequest(inputs="a text", prompt_name="passage"))
+    (tokens,) = tokeniser.tokens(tokenize(inputs="a text", prompt_name="passage"))
     (ids,) = served.tokeniser().ids(["a text"], prompt_of(served, "passage"))
     assert [token["id"] for token in tokens] == ids
     assert [token["special"] for token in tokens] == [True, *[False] * (len(ids) - 2), True]
-    request = TokenizeRequest(inputs="a text", prompt_name="passage", add_special_tokens=False)
+    request = tokenize(inputs="a text", prompt_name="passage", add_special_tokens=False)
     assert tokeniser.tokens(request) == [tokens[1:-1]]
 
 
@@ -242,8 +254,8 @@ def test_tokens_of_too_many_texts_and_of_no_prompt_are_refused(
     tokeniser: RequestTokeniser,
 ) -> None:
     for request, message in (
-        (TokenizeRequest(inputs=["a"] * 6), "expected at most 5 texts, found 6"),
-        (TokenizeRequest(inputs="a", prompt_name="no"), "expected a known prompt"),
+        (tokenize(inputs=["a"] * 6), "expected at most 5 texts, found 6"),
+        (tokenize(inputs="a", prompt_name="no"), "expected a known prompt"),
     ):
         with pytest.raises(Refusal) as refused:
             tokeniser.tokens(request)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
 from anna_export.progress import Stage
 from anna_train.base_model import train_base
@@ -11,7 +12,6 @@ from anna_train.check.doctor import Request, check
 from anna_train.corpus import Corpus
 from anna_train.mining.mine import mine
 from anna_train.mining.score import score
-from anna_train.progress import quiet_libraries
 from anna_train.tokenizer import build_tokenizer, check_exact, load_sentencepiece
 from anna_train.tune import tune
 from anna_train.tune_recipe import read_tune_recipe

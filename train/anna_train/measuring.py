@@ -14,11 +14,11 @@ from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import MissingError
 from anna_export.text.prompt_formats import FORMATS
 from anna_train.corpus import Corpus
 from anna_train.evaluate import Figures, Retrieval, Scores, retrieval
-from anna_train.progress import quiet_libraries
 from anna_train.repeatable import repeatable
 
 # Held-out pairs that the models are evaluated on: every query against this many documents.

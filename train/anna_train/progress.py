@@ -1,6 +1,5 @@
 """Progress on stderr: how much is done, how fast it goes, how long it will take."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from transformers.utils import logging
 
 
 class RateColumn(ProgressColumn):
@@ -40,20 +38,3 @@ def progress_bar(title: str, steps: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=steps)
         yield lambda: progress.advance(task)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide transformers' own bars and remarks inside the block: they would break up ours."""
-    verbosity = logging.get_verbosity()
-    shown = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

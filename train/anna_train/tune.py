@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from anna_export.console.quiet import quiet_libraries
 from anna_export.files.atomic import require_absent, staged
 from anna_export.files.locks import sole_writer
 from anna_export.progress import Stage, no_stage
@@ -19,7 +20,6 @@ from anna_train.evaluation import evaluate
 from anna_train.gradient import Settings
 from anna_train.prepare import Prepared, prepare
 from anna_train.processes import Processes, joined
-from anna_train.progress import quiet_libraries
 from anna_train.step import LOGGED, take_step
 from anna_train.trained_model import TrainedModel, load_model
 from anna_train.training_log import TrainingLog, read_log

@@ -47,9 +47,9 @@ def model(request: pytest.FixtureRequest, folder: Path) -> SentenceTransformer:
     return SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
 
 
-def same(found: np.ndarray, expected: np.ndarray) -> bool:
+def same(vectors: np.ndarray, expected: np.ndarray) -> bool:
     # its batches are other than ours: the order of sums differs
-    return found.dtype == np.float32 and bool(np.abs(found - expected).max() <= 1e-6)
+    return vectors.dtype == np.float32 and bool(np.abs(vectors - expected).max() <= 1e-6)
 
 
 def test_vectors_are_those_of_open_encoder(model: SentenceTransformer, encoder: Encoder) -> None:
@@ -86,9 +86,9 @@ def test_default_prompt_is_used_where_none_is_named(
 
 
 def test_tensors_and_batches_of_any_size(model: SentenceTransformer, encoder: Encoder) -> None:
-    found = model.encode(TEXTS, batch_size=3, convert_to_tensor=True)
-    assert isinstance(found, torch.Tensor)
-    assert same(found.numpy(), encoder.encode(TEXTS))
+    vectors = model.encode(TEXTS, batch_size=3, convert_to_tensor=True)
+    assert isinstance(vectors, torch.Tensor)
+    assert same(vectors.numpy(), encoder.encode(TEXTS))
 
 
 def test_it_says_its_dimensions_and_similarity(
@@ -101,8 +101,7 @@ def test_it_says_its_dimensions_and_similarity(
 
 
 def test_truncated_dimensions_are_cut(model: SentenceTransformer) -> None:
-    whole, cut = model.encode(TEXTS), model.encode(TEXTS, truncate_dim=16)
-    assert same(cut, whole[:, :16])
+    assert same(model.encode(TEXTS, truncate_dim=16), model.encode(TEXTS)[:, :16])
 
 
 def test_no_texts_give_no_vectors(model: SentenceTransformer) -> None:
