@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu-check install clean
+.PHONY: demo test docs lint bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
-test: install lint
+test: install lint docs
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+# no network: the theme takes no fonts or scripts from elsewhere
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ class Backend(Protocol):
     """One runtime with one model loaded."""
 
     name: str  # such as "ort"
-    arithmetic: str  # what it computes in, for verdicts: "fp32 on CPU"
+    compute_label: str  # what it computes in, for verdicts: "fp32 on CPU"
     spec: EmbeddingSpec
 
     def run(self, batch: TokenBatch) -> np.ndarray:
@@ -209,7 +209,7 @@ class Encoder:
             if not finite.all():
                 raise DamagedError(
                     f"expected finite vectors, found NaN or infinity for text "
-                    f"{name(members[int(np.argmin(finite))])} in {self.backend.arithmetic}; "
+                    f"{name(members[int(np.argmin(finite))])} in {self.backend.compute_label}; "
                     "export in a wider precision"
                 )
             vectors[members] = rows

@@ -118,7 +118,7 @@ def _measure(
         ]
         samples["embed_seconds"] = embedded.seconds
     else:
-        why = "its fp32 twin does not fit in this memory"
+        why = "its fp32 fallback graph does not fit in this memory"
         not_run.append({"name": f"{precision}: loaded and embedding", "why": why})
     say(f"{precision}: proving")
     verify = [str(TOOL), "verify", str(out), "--reference", *source[1:], "--json"]

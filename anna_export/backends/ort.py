@@ -46,13 +46,13 @@ class OrtBackend:
         self,
         session: onnxruntime.InferenceSession,
         spec: EmbeddingSpec,
-        arithmetic: str,
+        compute_label: str,
         limits: BatchLimits,
     ) -> None:
         self._session = session
         self.limits = limits
         self.spec = spec
-        self.arithmetic = arithmetic
+        self.compute_label = compute_label
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
@@ -91,7 +91,7 @@ def open_backend(
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries, where pip has put them
         path, provider = artifact.graph(CANONICAL), _CUDA
-        arithmetic = f"{manifest.precision} on CUDA"
+        compute_label = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
         limits = _CUDA_LIMITS
     else:
@@ -99,7 +99,7 @@ def open_backend(
         needed = forecast(manifest.spec, manifest.framing, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
         path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
-        arithmetic, limits = scheme.cpu_arithmetic, BatchLimits()
+        compute_label, limits = scheme.cpu_compute_label, BatchLimits()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -112,7 +112,7 @@ def open_backend(
         raise InputError(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
-    return OrtBackend(session, manifest.spec, arithmetic, limits)
+    return OrtBackend(session, manifest.spec, compute_label, limits)
 
 
 def multiply_exactly(options: onnxruntime.SessionOptions) -> None:
@@ -129,7 +129,7 @@ def _hindrance_on_cuda(scheme: Scheme) -> str | None:
             f"expected `device` cpu, found cuda: {scheme.precision} is for CPUs; export it in fp8 "
             "or bf16 for a GPU"
         )
-    if scheme.precision is Precision.FP8 and scheme.arithmetic is Precision.BF16:
+    if scheme.precision is Precision.FP8 and scheme.compute_dtype is Precision.BF16:
         return (
             "expected `device` cpu, found cuda: ONNX Runtime's CUDA provider rounds no bf16 to "
             "FP8; export it with `high_precision` fp16 for it"

@@ -25,5 +25,5 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
         model = empty_model(spec)
     model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
     stored.listen(model)
-    arithmetic = f"{compute_label(device)}, from the artifact's stored weights"
-    return PytorchBackend(model.to(device), spec, arithmetic, device)
+    label = f"{compute_label(device)}, from the artifact's stored weights"
+    return PytorchBackend(model.to(device), spec, label, device)

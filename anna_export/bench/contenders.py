@@ -50,7 +50,7 @@ class OpenArtifact:
         backend = encoder.backend
         return Opened(
             f"{self.folder.name} ({backend.name})",
-            backend.arithmetic,
+            backend.compute_label,
             lambda texts: encoder.encode(texts, self.prompt),
         )
 

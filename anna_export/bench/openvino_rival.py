@@ -22,13 +22,13 @@ class OpenVinoBackend:
     Args:
         request: Its inference request: ids and mask to unit vectors.
         spec: The model's numbers.
-        arithmetic: What it computes in.
+        compute_label: What it computes in.
     """
 
     name = "openvino"
 
-    def __init__(self, request: Any, spec: EmbeddingSpec, arithmetic: str) -> None:
-        self._request, self.spec, self.arithmetic = request, spec, arithmetic
+    def __init__(self, request: Any, spec: EmbeddingSpec, compute_label: str) -> None:
+        self._request, self.spec, self.compute_label = request, spec, compute_label
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
@@ -72,11 +72,11 @@ class OpenOpenVino:
             },
         )
         version = openvino.__version__.split("-")[0]
-        arithmetic = f"{'bf16' if narrow else 'fp32'} on CPU, from the artifact's stored weights"
-        backend = OpenVinoBackend(compiled.create_infer_request(), spec, arithmetic)
+        compute_label = f"{'bf16' if narrow else 'fp32'} on CPU, from the artifact's stored weights"
+        backend = OpenVinoBackend(compiled.create_infer_request(), spec, compute_label)
         encoder = Encoder(backend, artifact.tokeniser(), artifact.manifest.prompts)
         return Opened(
-            f"OpenVINO {version}", arithmetic, lambda texts: encoder.encode(texts, self.prompt)
+            f"OpenVINO {version}", compute_label, lambda texts: encoder.encode(texts, self.prompt)
         )
 
 

@@ -64,7 +64,7 @@ class LocalEmbedder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.dim, self.prompts = encoder.dim, encoder.prompts
-        self.compute_label = encoder.backend.arithmetic
+        self.compute_label = encoder.backend.compute_label
 
     def encode(
         self, shards: Iterator[tuple[int, list[str]]], prompt: str | None, report: Report

@@ -37,7 +37,7 @@ class _Actor:
 
     def info(self) -> EncoderInfo:
         encoder = self._opened()
-        return EncoderInfo(encoder.dim, encoder.backend.arithmetic)
+        return EncoderInfo(encoder.dim, encoder.backend.compute_label)
 
     def encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         return self._opened().encode(texts, prompt)

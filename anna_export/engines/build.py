@@ -68,7 +68,7 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
     manifest = artifact.manifest
     chosen = require_buildable(manifest.precision, request)
     fp8_modules = _fp8_modules(artifact)
-    bf16 = quantise.scheme_of(manifest).arithmetic is Precision.BF16
+    bf16 = quantise.scheme_of(manifest).compute_dtype is Precision.BF16
     for capability in chosen:
         require_kernels(capability, min(fp8_modules, default=None), bf16)
     trt = load_library(request.target)
@@ -192,7 +192,7 @@ def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Cap
 def gpu_form(artifact: Artifact) -> ir.Model:
     """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
     model = ir.load(artifact.graph(CANONICAL))
-    require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).arithmetic])
+    require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).compute_dtype])
     prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
     for rewrite in (prefix, MergeLinear()):
         rewrite(model)

@@ -35,6 +35,7 @@ _BATCH_TOKENS: Final = 4096
 def bake(
     artifact: Artifact,
     names: Collection[str],
+    tokeniser: Tokeniser,
     checkpoint: Checkpoint | None,
     progress: Progress | None = None,
 ) -> dict[str, StoredPrefix]:
@@ -43,6 +44,7 @@ def bake(
     Args:
         artifact: Its manifest knows the prompts, and is not changed.
         names: Which prompts.
+        tokeniser: The artifact's.
         checkpoint: What the artifact was made from; None for the artifact's own weights.
         progress: Told how many tokens are done.
 
@@ -53,7 +55,7 @@ def bake(
     Raises:
         DamagedError: If a key or value is not finite in the artifact's type.
     """
-    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
+    manifest = artifact.manifest
     named: dict[Prompt, list[str]] = {}
     for name in names:
         named.setdefault(manifest.prompts.by_name[name], []).append(name)
@@ -75,7 +77,7 @@ def bake(
         backend = open_streamed(manifest.spec, read, "the artifact's stored weights", {}, on_read)
     else:
         backend = open_streamed_reference(checkpoint, on_read)
-    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).arithmetic]
+    dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]
     baked: dict[str, StoredPrefix] = {}
     in_order = list(rows)
     for members in batches:
@@ -96,7 +98,7 @@ def prefix_bytes(
     """Return the size of the files that prompts are baked into."""
     tokens = sum(len(_ids(tokeniser, prompt)) for prompt in prompts)
     numbers = 2 * spec.layers * spec.kv_dim * tokens
-    return numbers * TORCH_DTYPES[scheme.arithmetic].itemsize
+    return numbers * TORCH_DTYPES[scheme.compute_dtype].itemsize
 
 
 def _ids(tokeniser: Tokeniser, prompt: Prompt) -> list[int]:

@@ -8,22 +8,22 @@ import onnx_ir as ir
 class Emitter:
     """Adds nodes in front of one node of a graph."""
 
-    def __init__(self, graph: ir.Graph, at: ir.Node) -> None:
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph = graph
-        self._at = at
+        self._node = node
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Add a standard node of one output."""
         node = ir.node(kind, list(inputs), attributes)
-        self._graph.insert_before(self._at, node)
+        self._graph.insert_before(self._node, node)
         return node.outputs[0]
 
-    def give_way(self, value: ir.Value) -> None:
-        """Put a value in the place of the node's output; what gives it takes the node's name."""
-        node, giver = self._at, value.producer()
-        assert giver is not None, node.name
+    def replace_node(self, value: ir.Value) -> None:
+        """Put a value in the place of the node's output; its producer takes the node's name."""
+        node, producer = self._node, value.producer()
+        assert producer is not None, node.name
         value.type, value.shape = node.outputs[0].type, node.outputs[0].shape
-        giver.name = node.name
+        producer.name = node.name
         ir.convenience.replace_all_uses_with(node.outputs[0], value)
         self._graph.remove(node, safe=True)
 

@@ -14,19 +14,19 @@ _SCHEMES: Final = {
 }
 
 
-def load(precision: Precision, arithmetic: Precision | None = None) -> Scheme:
+def load(precision: Precision, high_precision: Precision | None = None) -> Scheme:
     """Return the scheme of a precision.
 
     Args:
         precision: Which one.
-        arithmetic: Type of what fp8 does not quantise; None for its default, bf16.
+        high_precision: Type of what fp8 does not quantise; None for its default, bf16.
 
     Raises:
-        InputError: If a precision other than fp8 is given an arithmetic, or fp8 one that it lacks.
+        InputError: If a precision other than fp8 is given one, or fp8 one that it lacks.
     """
-    if arithmetic is not None and precision is Precision.FP8:
-        return fp8.scheme(arithmetic)
-    if arithmetic is not None:
+    if high_precision is not None and precision is Precision.FP8:
+        return fp8.scheme(high_precision)
+    if high_precision is not None:
         raise InputError(
             f"expected `high_precision` with fp8, found it with {precision}; leave it out"
         )

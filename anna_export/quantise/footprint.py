@@ -126,7 +126,7 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
     if scheme.dequantises:
         return round(matrices * _DEQUANTISED_BYTES)
     # the provider computes in fp32; a narrow type is held beside its widened copy
-    narrow = scheme.arithmetic is not Precision.FP32
+    narrow = scheme.compute_dtype is not Precision.FP32
     return matrices * 4 + (sum(stored.values()) if narrow else stored[EMBEDDING_WEIGHT])
 
 
@@ -139,7 +139,7 @@ def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
             return scheme.linear.layout(*shape)
         if scheme.embedding is not None and name == EMBEDDING_WEIGHT:
             return scheme.embedding.layout(*shape)
-        return {"": (IR_DTYPES[scheme.arithmetic], shape)}
+        return {"": (IR_DTYPES[scheme.compute_dtype], shape)}
 
     return {
         name: sum(
@@ -153,7 +153,7 @@ def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
 def _export_bytes(spec: EmbeddingSpec, scheme: Scheme, tokens: int) -> int:
     """Return the most memory that making a scheme's weights takes, libraries apart."""
     shapes = spec.weight_shapes()
-    item = TORCH_DTYPES[scheme.arithmetic].itemsize if scheme.linear is None else 4
+    item = TORCH_DTYPES[scheme.compute_dtype].itemsize if scheme.linear is None else 4
     # two tensors are made at once, each held as stored (at most fp32), as turned and as merged, or
     # in four fp32 copies while it is quantised; the embedding is not turned
     held = item + 8 if scheme.linear is None else 16

@@ -35,26 +35,26 @@ class Fp8Static:
     """W8A8 in E4M3: weights scaled per output, activations per tensor, by calibration.
 
     Args:
-        arithmetic: The high-precision type: bf16, fp16 or fp32.
+        high_precision: The high-precision type: bf16, fp16 or fp32.
 
     Raises:
         InputError: If it is another.
     """
 
-    arithmetic: Precision
+    high_precision: Precision
 
     def __post_init__(self) -> None:
-        if self.arithmetic not in IR_DTYPES:
+        if self.high_precision not in IR_DTYPES:
             raise InputError(
                 f"expected {', '.join(IR_DTYPES)} as fp8's high-precision type, found "
-                f"{self.arithmetic}"
+                f"{self.high_precision}"
             )
 
     def layout(self, outputs: int, inputs: int) -> Layout:
         """The weight turned to (in, out), and one scale an output."""
         return {
             "": (ir.DataType.FLOAT8E4M3FN, (inputs, outputs)),
-            "_scale": (IR_DTYPES[self.arithmetic], (outputs,)),
+            "_scale": (IR_DTYPES[self.high_precision], (outputs,)),
         }
 
     def quantize(self, weight: torch.Tensor, stats: ActivationStats | None = None) -> Stored:
@@ -63,7 +63,7 @@ class Fp8Static:
         return {"": _codes(weight, scale.float()[:, None]).T, "_scale": scale}
 
     def dequantize(self, stored: Stored) -> torch.Tensor:
-        """Return (out, in) fp32, as the CPU twin has it: exact where scales are in 16 bits."""
+        """Return (out, in) fp32, as the CPU's graph has it: exact where scales are in 16 bits."""
         return stored[""].T.float() * stored["_scale"].float()[:, None]
 
     def fake_quantize_input(self, x: torch.Tensor, stats: ActivationStats) -> torch.Tensor:
@@ -100,7 +100,7 @@ class Fp8Static:
 
     def _scale(self, largest: torch.Tensor) -> torch.Tensor:
         """Return the scales, in the high-precision type, that take these values to 448."""
-        dtype = TORCH_DTYPES[self.arithmetic]
+        dtype = TORCH_DTYPES[self.high_precision]
         info = torch.finfo(dtype)
         # No smaller, so that all codes are still apart when multiplied by it, even in fp16, which
         # is subnormal there; 512 and not 448, so that the largest is finite however it is rounded.
@@ -113,7 +113,7 @@ def _codes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x / scale).clamp_(-LARGEST, LARGEST).to(E4M3)
 
 
-def scheme(arithmetic: Precision = Precision.BF16) -> Scheme:
+def scheme(high_precision: Precision = Precision.BF16) -> Scheme:
     """Return the scheme with this high-precision type.
 
     Raises:
@@ -121,9 +121,9 @@ def scheme(arithmetic: Precision = Precision.BF16) -> Scheme:
     """
     return Scheme(
         Precision.FP8,
-        arithmetic=arithmetic,
+        compute_dtype=high_precision,
         cpu_passes=WIDENED,
-        cpu_arithmetic="E4M3 products emulated in fp32 (twin of the fp8 graph)",
+        cpu_compute_label="E4M3 products emulated in fp32 (fallback of the fp8 graph)",
         thresholds=Thresholds(max_loss=0.01, batch1_min_cosine=0.9999),
-        linear=Fp8Static(arithmetic),
+        linear=Fp8Static(high_precision),
     )

@@ -174,9 +174,9 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 
 SCHEME = Scheme(
     Precision.INT4,
-    arithmetic=Precision.FP32,
+    compute_dtype=Precision.FP32,
     cpu_passes=(MatMulNBits(), CpuAttention()),
-    cpu_arithmetic="4-bit weights by 8-bit activations, fp32 elsewhere",
+    cpu_compute_label="4-bit weights by 8-bit activations, fp32 elsewhere",
     thresholds=Thresholds(max_loss=0.05, batch1_min_cosine=0.9999),
     linear=Int4Blocks(),
     embedding=Int8PerRow(),

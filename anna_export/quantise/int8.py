@@ -84,9 +84,9 @@ class Int8PerToken:
 
 SCHEME = Scheme(
     Precision.INT8,
-    arithmetic=Precision.FP32,
+    compute_dtype=Precision.FP32,
     cpu_passes=(MatMulIntegerToFloat(), CpuAttention()),
-    cpu_arithmetic="int8 products on CPU, fp32 elsewhere",
+    cpu_compute_label="int8 products on CPU, fp32 elsewhere",
     thresholds=Thresholds(max_loss=0.01, batch1_min_cosine=0.9999),
     linear=Int8PerToken(),
     embedding=Int8PerRow(),

@@ -21,7 +21,7 @@ Stored = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LinearInput:
-    """A linear input in a graph: (…, channels), its name, and what calibration saw of it."""
+    """A linear input in a graph: (…, channels), its name and its statistics."""
 
     value: ir.Value
     name: str
@@ -66,7 +66,7 @@ class LinearFormat(Protocol):
 class QuantiseLinear(ir.passes.InPlacePass):
     """Quantise the linear layers of a canonical graph.
 
-    1. Every MatMul named as a linear module, but for those whose input calibration keeps.
+    1. Every MatMul named as a linear module, but for those whose input is unquantized.
     2. Layers that share an input share the nodes that round it.
     3. The stored tensors take the weight's name; they are computed when they are written.
     4. The node that gives the layer's output takes the layer's name.
@@ -103,10 +103,10 @@ class QuantiseLinear(ir.passes.InPlacePass):
             into = Emitter(graph, node)
             if x not in rounded:
                 channels = self._shapes[f"{node.name}.weight"][1]
-                found = LinearInput(x, name, channels, stats)
-                rounded[x] = self._linear.emit_input(into, found)
+                linear_input = LinearInput(x, name, channels, stats)
+                rounded[x] = self._linear.emit_input(into, linear_input)
             weight = self._store(graph, node, stats)
-            into.give_way(self._linear.emit_linear(into, rounded[x], weight))
+            into.replace_node(self._linear.emit_linear(into, rounded[x], weight))
         return ir.passes.PassResult(model, modified=bool(rounded))
 
     def _store(self, graph: ir.Graph, node: ir.Node, stats: ActivationStats) -> dict[str, ir.Value]:

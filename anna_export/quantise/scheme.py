@@ -45,9 +45,9 @@ class Scheme:
 
     Args:
         precision: Its name.
-        arithmetic: Type of all weights and products that are not quantised.
+        compute_dtype: Type of all weights and products that are not quantised.
         cpu_passes: Lower the canonical graph to what ONNX Runtime computes on a CPU.
-        cpu_arithmetic: What that computes in, for verdicts.
+        cpu_compute_label: What that computes in, for verdicts.
         thresholds: How close its vectors must stay.
         linear: How linear layers are quantised; None where they are not.
         embedding: How the embedding table is; None where it is not.
@@ -56,9 +56,9 @@ class Scheme:
     """
 
     precision: Precision
-    arithmetic: Precision
+    compute_dtype: Precision
     cpu_passes: tuple[ir.passes.InPlacePass, ...]
-    cpu_arithmetic: str
+    cpu_compute_label: str
     thresholds: Thresholds
     linear: LinearFormat | None = None
     embedding: EmbeddingFormat | None = None
@@ -90,17 +90,15 @@ class Scheme:
         self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None = None
     ) -> dict[str, ir.Model]:
         """Return one graph for each target, over the same weights, none of them read."""
-        canonical, cpu = (
-            self._canonical(checkpoint, max_tokens, calibration) for _ in (CANONICAL, CPU)
-        )
-        for rewrite in self.cpu_passes:
-            rewrite(cpu)
+        canonical = self._canonical(checkpoint, max_tokens, calibration)
+        # the clone shares the tensors, which stay unread
+        cpu = ir.passes.Sequential(*self.cpu_passes)(canonical.clone()).model
         return {CANONICAL: canonical, CPU: cpu}
 
     def _canonical(
         self, checkpoint: Checkpoint, max_tokens: int, calibration: Calibration | None
     ) -> ir.Model:
-        model = build_graph(checkpoint, self.arithmetic, max_tokens)
+        model = build_graph(checkpoint, self.compute_dtype, max_tokens)
         if self.linear is not None:
             assert calibration is not None, "a quantised scheme is calibrated first"
             QuantiseLinear(self.linear, checkpoint, calibration)(model)

@@ -16,18 +16,18 @@ class PytorchBackend:
     Args:
         model: It returns `last_hidden_state`.
         spec: Its numbers.
-        arithmetic: What it computes in, and from what.
+        compute_label: What it computes in, and from what.
         device: Where its weights are.
     """
 
     name = "pytorch"
 
     def __init__(
-        self, model: Any, spec: EmbeddingSpec, arithmetic: str, device: str = "cpu"
+        self, model: Any, spec: EmbeddingSpec, compute_label: str, device: str = "cpu"
     ) -> None:
         self.model = model
         self.spec = spec
-        self.arithmetic = arithmetic
+        self.compute_label = compute_label
         self._device = device
 
     def run(self, batch: TokenBatch) -> np.ndarray:

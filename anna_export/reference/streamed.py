@@ -76,8 +76,8 @@ def open_streamed(
     for name, module in model.named_modules():
         if module._parameters:
             _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
-    arithmetic = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
-    return PytorchBackend(model, spec, arithmetic)
+    compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
+    return PytorchBackend(model, spec, compute_label)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:

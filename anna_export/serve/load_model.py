@@ -62,7 +62,7 @@ def _require_verified(artifact: Artifact, encoder: Encoder) -> None:
     from anna_export.verify.parity_file import read_parity
 
     proof, manifest = read_parity(artifact), artifact.manifest
-    candidate = f"{encoder.backend.name}: {encoder.backend.arithmetic}"
+    candidate = f"{encoder.backend.name}: {encoder.backend.compute_label}"
     if proof is None:
         verdict = "none"
     elif proof.verdict != "pass":

@@ -167,7 +167,7 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
         DamagedError: If a vector is not finite, not of unit length, not that of the same text in
             another batch, or not what it was when the artifact was proved.
     """
-    label = encoder.backend.arithmetic
+    label = encoder.backend.compute_label
     if golden:
         require_golden(golden, compute(encoder, [text.ids for text in golden]), label)
     rows = encoder.tokeniser.ids(_TEXTS)

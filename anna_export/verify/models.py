@@ -63,7 +63,7 @@ class Model:
     @property
     def label(self) -> str:
         """Its runtime and what that computes in."""
-        return f"{self.encoder.backend.name}: {self.encoder.backend.arithmetic}"
+        return f"{self.encoder.backend.name}: {self.encoder.backend.compute_label}"
 
 
 def open_models(
@@ -129,7 +129,7 @@ def _identity(encoder: Encoder, model: Mapping[str, object]) -> dict[str, object
     return {
         **model,
         "backend": encoder.backend.name,
-        "arithmetic": encoder.backend.arithmetic,
+        "arithmetic": encoder.backend.compute_label,
         "framing": asdict(encoder.tokeniser.framing),
         "versions": {name: versions[name] for name in _LIBRARIES if name in versions},
         "source": source_sha256(),

@@ -52,7 +52,7 @@ def truth(base: Path, adapter: Path, batch: TokenBatch) -> np.ndarray:
 
 def test_it_says_what_it_is(backend: Backend, artifact: Artifact) -> None:
     assert backend.name in ("ort", "pytorch")
-    assert backend.arithmetic.startswith("fp32 ") and "CPU" in backend.arithmetic
+    assert backend.compute_label.startswith("fp32 ") and "CPU" in backend.compute_label
     assert backend.spec == artifact.manifest.spec
 
 

@@ -120,8 +120,8 @@ def test_arithmetic_says_what_is_computed_in_and_from_what(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:
     backend = ort.open_backend(make_artifact(base, precision))
-    twin = "" if precision is Precision.FP32 else f" (twin of the {precision} graph)"
-    assert backend.arithmetic == f"fp32 on CPU{twin}"
+    fallback = "" if precision is Precision.FP32 else f" (fallback of the {precision} graph)"
+    assert backend.compute_label == f"fp32 on CPU{fallback}"
 
 
 def test_int8_on_a_processor_whose_products_overflow_has_unsigned_weights(

@@ -36,7 +36,7 @@ class Counting:
 
     def __init__(self, encoder: Encoder) -> None:
         self.inner, self.rows = encoder.backend, 0
-        self.name, self.arithmetic = encoder.backend.name, encoder.backend.arithmetic
+        self.name, self.compute_label = encoder.backend.name, encoder.backend.compute_label
         self.spec = encoder.backend.spec
         self.bad: list[int] | None = None  # ids whose vector is NaN
 
@@ -231,7 +231,7 @@ def test_run_of_a_changed_file_starts_anew(
 def test_run_in_other_arithmetic_starts_anew(
     run: Callable[..., Embedded], interrupted: Counting
 ) -> None:
-    interrupted.arithmetic = "bf16 on CUDA"
+    interrupted.compute_label = "bf16 on CUDA"
     assert run().resumed == 0 and interrupted.rows == 12
 
 

@@ -173,7 +173,7 @@ def test_no_text_gives_no_vector(opened: Opened) -> None:
 def test_it_names_its_engine(opened: Opened) -> None:
     record = opened.stored.record
     assert opened.backend.name == "trt"
-    assert opened.backend.arithmetic == (
+    assert opened.backend.compute_label == (
         f"fp32 in {record.target} 11.4.0 for compute capability 9.0 (engine {record.sha256[:12]})"
     )
 

@@ -200,7 +200,7 @@ def test_no_other_cast_between_float_types_is_left(build: Build, precision: Prec
     assert typed <= looked_up
 
 
-def test_fp32_graph_is_its_own_twin(build: Build) -> None:
+def test_fp32_graph_is_its_own_fallback(build: Build) -> None:
     model = build(Precision.FP32)
     before = str(model.graph)
     assert not ComputeInFp32()(model).modified
@@ -208,7 +208,7 @@ def test_fp32_graph_is_its_own_twin(build: Build) -> None:
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_twin_computes_in_fp32_from_the_rounded_weights(
+def test_fallback_graph_computes_in_fp32_from_the_rounded_weights(
     make_model: MakeModel,
     make_artifact: MakeArtifact,
     run_graph: RunGraph,
@@ -223,7 +223,7 @@ def test_twin_computes_in_fp32_from_the_rounded_weights(
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_twin_reads_the_weights_the_canonical_graph_reads(
+def test_fallback_graph_reads_the_weights_the_canonical_graph_reads(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:
     def places(target: str) -> Iterator[tuple[str, int | None, int | None]]:
@@ -296,7 +296,7 @@ def test_attention_that_is_not_ours_is_left_alone(model: ir.Model, message: str)
     assert str(model.graph) == before
 
 
-def test_graph_with_a_narrow_input_has_no_twin() -> None:
+def test_graph_with_a_narrow_input_has_no_fallback() -> None:
     x = ir.val("x", dtype=ir.DataType.FLOAT16, shape=[2])
     node = ir.node("Neg", [x])
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": OPSET}, name="g")

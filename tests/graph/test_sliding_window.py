@@ -122,7 +122,7 @@ def test_graphs_equal_transformers_on_any_right_padded_batch(
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
-def test_twin_of_a_narrow_graph_keeps_the_window(
+def test_fallback_graph_of_a_narrow_graph_keeps_the_window(
     make_model: MakeModel,
     truth: Callable[..., np.ndarray],
     make_artifact: MakeArtifact,

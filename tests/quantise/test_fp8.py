@@ -28,14 +28,14 @@ MakeModel = Callable[..., Path]
 MakeArtifact = Callable[..., Artifact]
 Fp8 = Callable[[Precision], Artifact]
 OpenGraph = Callable[..., ir.Model]
-ARITHMETICS = tuple(IR_DTYPES)
+HIGH_PRECISIONS = tuple(IR_DTYPES)
 E4M3 = ir.DataType.FLOAT8E4M3FN
 
 
 @pytest.fixture(scope="module")
 def graph(fp8: Fp8) -> OpenGraph:
-    def load(arithmetic: Precision = Precision.BF16, target: str = CANONICAL) -> ir.Model:
-        return ir.load(fp8(arithmetic).graph(target))
+    def load(high_precision: Precision = Precision.BF16, target: str = CANONICAL) -> ir.Model:
+        return ir.load(fp8(high_precision).graph(target))
 
     return load
 
@@ -67,11 +67,11 @@ def quantised(model: ir.Model) -> list[ir.Node]:
 
 
 @pytest.mark.parametrize("target", [CANONICAL, CPU])
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_every_linear_layer_is_quantised(
-    graph: OpenGraph, sharp: Path, arithmetic: Precision, target: str
+    graph: OpenGraph, sharp: Path, high_precision: Precision, target: str
 ) -> None:
-    found = graph(arithmetic, target)
+    found = graph(high_precision, target)
     modules = [node.name or "" for node in quantised(found)]
     assert sorted(modules) == sorted(read_spec(sharp).linear_modules())
     assert len(nodes(found, "MatMul")) == len(modules)
@@ -96,17 +96,17 @@ def test_layers_that_share_an_input_share_one_pair(graph: OpenGraph) -> None:
 
 
 @pytest.mark.parametrize("target", [CANONICAL, CPU])
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_weights_are_stored_in_e4m3_and_never_quantised_in_the_graph(
-    graph: OpenGraph, arithmetic: Precision, target: str
+    graph: OpenGraph, high_precision: Precision, target: str
 ) -> None:
-    found = graph(arithmetic, target)
+    found = graph(high_precision, target)
     stored = {name: v for name, v in found.graph.initializers.items() if "_proj" in (name or "")}
     codes = {name for name, value in stored.items() if value.dtype is E4M3}
     assert len(codes) == 3 * 7
     assert stored.keys() - codes == {f"{name}_scale" for name in codes}
     scales = {value.dtype for name, value in stored.items() if name not in codes}
-    assert scales == {IR_DTYPES[arithmetic]}
+    assert scales == {IR_DTYPES[high_precision]}
     for node in nodes(found, "QuantizeLinear"):
         assert not any(value in node.inputs for value in stored.values())
 
@@ -127,16 +127,16 @@ def test_each_output_of_a_weight_has_a_scale(graph: OpenGraph) -> None:
         assert names == [f"{node.name}.weight", f"{node.name}.weight_scale"]
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_an_input_has_one_static_scale_in_the_high_precision_type(
-    fp8: Fp8, graph: OpenGraph, arithmetic: Precision
+    fp8: Fp8, graph: OpenGraph, high_precision: Precision
 ) -> None:
-    calibration, found = read_calibration(fp8(arithmetic)), graph(arithmetic)
+    calibration, found = read_calibration(fp8(high_precision)), graph(high_precision)
     assert calibration is not None
     for node in nodes(found, "QuantizeLinear"):
         _, scale, zero = node.inputs
         assert scale is not None and zero is not None and scale.const_value is not None
-        assert (scale.dtype, scale.shape) == (IR_DTYPES[arithmetic], ir.Shape([]))
+        assert (scale.dtype, scale.shape) == (IR_DTYPES[high_precision], ir.Shape([]))
         assert (zero.dtype, zero.shape) == (E4M3, ir.Shape([]))
         clip_amax = calibration.inputs[(scale.name or "").removesuffix(".scale")].clip_amax
         # bf16 has 8 bits
@@ -157,25 +157,25 @@ def test_attention_stays_in_high_precision(graph: OpenGraph) -> None:
         assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_nothing_but_the_linear_layers_differs_from_the_plain_graph(
-    graph: OpenGraph, sharp: Path, arithmetic: Precision
+    graph: OpenGraph, sharp: Path, high_precision: Precision
 ) -> None:
-    found = kinds(graph(arithmetic))
+    found = kinds(graph(high_precision))
     del found["QuantizeLinear"], found["DequantizeLinear"]
-    assert found == kinds(build_graph(Checkpoint.open(sharp), arithmetic, 64))
+    assert found == kinds(build_graph(Checkpoint.open(sharp), high_precision, 64))
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_onnx_checker_accepts_the_canonical_graph(fp8: Fp8, arithmetic: Precision) -> None:
-    onnx.checker.check_model(fp8(arithmetic).graph(CANONICAL), full_check=True)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_onnx_checker_accepts_the_canonical_graph(fp8: Fp8, high_precision: Precision) -> None:
+    onnx.checker.check_model(fp8(high_precision).graph(CANONICAL), full_check=True)
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_twin_computes_in_fp32_alone(graph: OpenGraph, arithmetic: Precision) -> None:
-    found = graph(arithmetic, CPU)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_fallback_graph_computes_in_fp32_alone(graph: OpenGraph, high_precision: Precision) -> None:
+    found = graph(high_precision, CPU)
     narrow = {value for value in found.graph.initializers.values() if value.dtype in NARROW}
-    assert bool(narrow) == (arithmetic is not Precision.FP32)
+    assert bool(narrow) == (high_precision is not Precision.FP32)
     if narrow:  # the table of tokens is cast after the look-up
         narrow |= {node.outputs[0] for node in nodes(found, "Gather")}
     for node in found.graph:
@@ -185,17 +185,19 @@ def test_twin_computes_in_fp32_alone(graph: OpenGraph, arithmetic: Precision) ->
             assert node.attributes["to"].as_int() not in NARROW
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_pass_applied_twice_changes_nothing(fp8: Fp8, sharp: Path, arithmetic: Precision) -> None:
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_pass_applied_twice_changes_nothing(
+    fp8: Fp8, sharp: Path, high_precision: Precision
+) -> None:
     scheme, calibration = (
-        quantise.load(Precision.FP8, arithmetic),
-        read_calibration(fp8(arithmetic)),
+        quantise.load(Precision.FP8, high_precision),
+        read_calibration(fp8(high_precision)),
     )
-    twin = scheme.graphs(Checkpoint.open(sharp), 64, calibration)[CPU]
-    before = str(twin.graph)
+    fallback = scheme.graphs(Checkpoint.open(sharp), 64, calibration)[CPU]
+    before = str(fallback.graph)
     for rewrite in scheme.cpu_passes:
-        assert not rewrite(twin).modified
-    assert str(twin.graph) == before
+        assert not rewrite(fallback).modified
+    assert str(fallback.graph) == before
 
 
 def test_graph_that_is_quantised_already_is_refused(fp8: Fp8, sharp: Path) -> None:
@@ -285,11 +287,11 @@ def test_narrower_range_does_not_hide_a_massive_activation() -> None:
 # -- the high-precision type --
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_high_precision_type_is_that_of_the_scheme(arithmetic: Precision) -> None:
-    scheme = quantise.load(Precision.FP8, arithmetic)
-    assert (scheme.precision, scheme.arithmetic) == (Precision.FP8, arithmetic)
-    assert scheme.linear == Fp8Static(arithmetic)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_high_precision_type_is_that_of_the_scheme(high_precision: Precision) -> None:
+    scheme = quantise.load(Precision.FP8, high_precision)
+    assert (scheme.precision, scheme.compute_dtype) == (Precision.FP8, high_precision)
+    assert scheme.linear == Fp8Static(high_precision)
 
 
 def test_high_precision_type_is_bf16_by_default() -> None:
@@ -298,7 +300,5 @@ def test_high_precision_type_is_bf16_by_default() -> None:
 
 @pytest.mark.parametrize("precision", [p for p in Precision if p is not Precision.FP8])
 def test_no_other_precision_takes_a_high_precision_type(precision: Precision) -> None:
-    with pytest.raises(
-        InputError, match=f"--high-precision with --fp8, found it with --{precision};"
-    ):
+    with pytest.raises(InputError, match=f"`high_precision` with fp8, found it with {precision};"):
         quantise.load(precision, Precision.BF16)

@@ -28,7 +28,7 @@ MakeBatch = Callable[..., TokenBatch]
 RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 Fp8 = Callable[[Precision], Artifact]
 Probe = Callable[..., dict[ir.Value, torch.Tensor]]
-ARITHMETICS = tuple(IR_DTYPES)
+HIGH_PRECISIONS = tuple(IR_DTYPES)
 
 
 def calibration_of(artifact: Artifact) -> Calibration:
@@ -83,8 +83,8 @@ def compare(
     checkpoint = Checkpoint.open(sharp)
     names = checkpoint.spec.linear_modules()
 
-    def compare(arithmetic: Precision, target: str) -> dict[str, float]:
-        artifact, linear = fp8(arithmetic), Fp8Static(arithmetic)
+    def compare(high_precision: Precision, target: str) -> dict[str, float]:
+        artifact, linear = fp8(high_precision), Fp8Static(high_precision)
         inputs = calibration_of(artifact).inputs
         distances = {}
         for layer in run_probed(probe, artifact, target, make_batch(1, 33, 2, 64)):
@@ -102,12 +102,12 @@ def compare(
     return compare
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_each_layer_of_the_twin_is_its_emulation(
-    compare: Callable[[Precision, str], dict[str, float]], arithmetic: Precision
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_each_layer_of_the_fallback_graph_is_its_emulation(
+    compare: Callable[[Precision, str], dict[str, float]], high_precision: Precision
 ) -> None:
     # inputs and weights are equal bit by bit: only the order of sums differs
-    assert max(compare(arithmetic, CPU).values()) <= 1e-5
+    assert max(compare(high_precision, CPU).values()) <= 1e-5
 
 
 def test_each_layer_computed_in_fp16_is_close_to_its_emulation(
@@ -132,17 +132,17 @@ def truths(sharp: Path, batches: list[TokenBatch]) -> list[np.ndarray]:
     return [reference.run(batch).astype(np.float64) for batch in batches]
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_twin_is_no_farther_from_the_reference_than_the_emulation(
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_fallback_graph_is_no_farther_from_the_reference_than_the_emulation(
     fp8: Fp8,
     sharp: Path,
     run_graph: RunGraph,
     batches: list[TokenBatch],
     truths: list[np.ndarray],
-    arithmetic: Precision,
+    high_precision: Precision,
 ) -> None:
-    artifact = fp8(arithmetic)
-    forward, linear = LayerwiseForward(Checkpoint.open(sharp)), Fp8Static(arithmetic)
+    artifact = fp8(high_precision)
+    forward, linear = LayerwiseForward(Checkpoint.open(sharp)), Fp8Static(high_precision)
     emulated = measure_loss(forward, linear, calibration_of(artifact).inputs, {}, batches)
     found = [run_graph(artifact, CPU, batch) for batch in batches]
     cosines = [(a * b).sum(axis=1) for a, b in zip(found, truths, strict=True)]
@@ -152,11 +152,11 @@ def test_twin_is_no_farther_from_the_reference_than_the_emulation(
     assert loss >= 0.9 * emulated > 0.001
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_emulation_of_the_stored_numbers_gives_the_twins_vectors_but_for_rounding_flips(
-    fp8: Fp8, run_graph: RunGraph, batches: list[TokenBatch], arithmetic: Precision
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_emulation_of_the_stored_numbers_gives_the_fallbacks_vectors_but_for_rounding_flips(
+    fp8: Fp8, run_graph: RunGraph, batches: list[TokenBatch], high_precision: Precision
 ) -> None:
-    artifact = fp8(arithmetic)
+    artifact = fp8(high_precision)
     emulated = open_encoder(artifact.folder, backend="pytorch").backend
     off = [
         1 - (run_graph(artifact, CPU, batch).astype(np.float64) * emulated.run(batch)).sum(axis=1)
@@ -166,11 +166,11 @@ def test_emulation_of_the_stored_numbers_gives_the_twins_vectors_but_for_roundin
     assert np.quantile(np.concatenate(off), 0.9) <= 1e-6
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_vector_is_the_same_alone_and_in_a_batch(
-    fp8: Fp8, run_graph: RunGraph, batches: list[TokenBatch], arithmetic: Precision
+    fp8: Fp8, run_graph: RunGraph, batches: list[TokenBatch], high_precision: Precision
 ) -> None:
-    artifact, batch = fp8(arithmetic), batches[0]
+    artifact, batch = fp8(high_precision), batches[0]
     together = run_graph(artifact, CPU, batch).astype(np.float64)
     alone = [
         run_graph(artifact, CPU, TokenBatch(batch.ids[[row], :length], batch.lengths[[row]]))[0]

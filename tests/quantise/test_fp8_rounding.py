@@ -19,7 +19,7 @@ from anna_export.quantise.fp8 import Fp8Static
 from anna_export.spec import Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES
 
-ARITHMETICS = tuple(IR_DTYPES)
+HIGH_PRECISIONS = tuple(IR_DTYPES)
 FAST = settings(max_examples=200, derandomize=True, deadline=None)
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 LARGEST = st.floats(0, allow_nan=False, allow_infinity=False, width=32)  # value of a tensor
@@ -40,8 +40,8 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Roun
     """ONNX Runtime's Q/DQ pair of (N,) values in a scale, in either type that it computes in."""
     folder = tmp_path_factory.mktemp("pair")
     return {
-        arithmetic: _pair(folder / f"{arithmetic}.onnx", IR_DTYPES[arithmetic])
-        for arithmetic in (Precision.FP32, Precision.FP16)
+        high_precision: _pair(folder / f"{high_precision}.onnx", IR_DTYPES[high_precision])
+        for high_precision in (Precision.FP32, Precision.FP16)
     }
 
 
@@ -74,14 +74,14 @@ def _pair(path: Path, dtype: ir.DataType) -> RoundTrip:
 
 @FAST
 @given(values=st.lists(FINITE, min_size=1, max_size=40), clip_amax=LARGEST)
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_any_value_in_any_range_rounds_as_in_onnx_runtime(
     round_trip: dict[Precision, RoundTrip],
-    arithmetic: Precision,
+    high_precision: Precision,
     values: list[float],
     clip_amax: float,
 ) -> None:
-    linear, x = Fp8Static(arithmetic), torch.tensor(values)
+    linear, x = Fp8Static(high_precision), torch.tensor(values)
     found = linear.fake_quantize_input(x, stats(clip_amax))
     expected = round_trip[Precision.FP32](x, stored_scale(linear, clip_amax).float())
     assert torch.equal(bits(found), bits(expected))
@@ -144,22 +144,22 @@ def stored_scale(linear: Fp8Static, largest: float) -> torch.Tensor:
 
 @FAST
 @given(largest=LARGEST)
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_scale_is_a_normal_number_and_the_largest_code_stays_finite(
-    arithmetic: Precision, largest: float
+    high_precision: Precision, largest: float
 ) -> None:
-    scale = stored_scale(Fp8Static(arithmetic), largest)
-    dtype = TORCH_DTYPES[arithmetic]
+    scale = stored_scale(Fp8Static(high_precision), largest)
+    dtype = TORCH_DTYPES[high_precision]
     assert scale.dtype is dtype
     assert scale >= torch.finfo(dtype).smallest_normal
     assert torch.isfinite(448 * scale)
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_largest_value_rounds_to_the_largest_code_whichever_way_its_scale_was_rounded(
-    arithmetic: Precision,
+    high_precision: Precision,
 ) -> None:
-    linear = Fp8Static(arithmetic)
+    linear = Fp8Static(high_precision)
     largest = torch.linspace(0.5, 9, 500)
     stored = linear.quantize(largest[:, None])
     assert (stored[""].float() == 448).all()
@@ -171,12 +171,12 @@ def test_largest_value_rounds_to_the_largest_code_whichever_way_its_scale_was_ro
 # -- weights --
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_stored_weight_is_codes_of_the_rounded_scale(arithmetic: Precision) -> None:
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_stored_weight_is_codes_of_the_rounded_scale(high_precision: Precision) -> None:
     torch.manual_seed(0)
     weight = torch.randn(37, 53) * torch.logspace(-7, 2, 37)[:, None]
-    stored = Fp8Static(arithmetic).quantize(weight)
-    layout = Fp8Static(arithmetic).layout(37, 53)
+    stored = Fp8Static(high_precision).quantize(weight)
+    layout = Fp8Static(high_precision).layout(37, 53)
     assert {key: tuple(value.shape) for key, value in stored.items()} == {
         key: shape for key, (_, shape) in layout.items()
     }
@@ -185,35 +185,35 @@ def test_stored_weight_is_codes_of_the_rounded_scale(arithmetic: Precision) -> N
     assert torch.equal(stored[""].view(torch.uint8), codes.view(torch.uint8))
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 @pytest.mark.parametrize("size", [0.0, 1e-9, 3e-5, 0.02, 1.0, 7e3])
 def test_codes_survive_being_read_as_numbers_of_the_high_precision_type(
-    arithmetic: Precision, size: float
+    high_precision: Precision, size: float
 ) -> None:
     # all 254 codes that are numbers, in one row with the largest
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     codes = codes[~codes.float().isnan()]
-    linear = Fp8Static(arithmetic)
+    linear = Fp8Static(high_precision)
     scale = linear.quantize(torch.full((1, 1), size))["_scale"]
     numbers = (codes.float() * scale.float()).to(scale.dtype).float()
     again = (numbers / scale.float()).to(torch.float8_e4m3fn)
     assert torch.equal(again.view(torch.uint8), codes.view(torch.uint8))
 
 
-@pytest.mark.parametrize("arithmetic", [Precision.FP16, Precision.BF16])
-def test_weight_restored_from_a_scale_of_16_bits_is_exact(arithmetic: Precision) -> None:
+@pytest.mark.parametrize("high_precision", [Precision.FP16, Precision.BF16])
+def test_weight_restored_from_a_scale_of_16_bits_is_exact(high_precision: Precision) -> None:
     torch.manual_seed(0)
-    linear = Fp8Static(arithmetic)
+    linear = Fp8Static(high_precision)
     stored = linear.quantize(torch.randn(37, 53) * torch.logspace(-9, 2, 37)[:, None])
     # 4 bits times 11 or 8
     exact = stored[""].T.double() * stored["_scale"].double()[:, None]
     assert torch.equal(linear.dequantize(stored).double(), exact)
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_storing_what_was_restored_stores_the_same_numbers(arithmetic: Precision) -> None:
+@pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
+def test_storing_what_was_restored_stores_the_same_numbers(high_precision: Precision) -> None:
     torch.manual_seed(0)
-    linear = Fp8Static(arithmetic)
+    linear = Fp8Static(high_precision)
     stored = linear.quantize(torch.randn(37, 53) * 0.02)
     again = linear.quantize(linear.dequantize(stored))
     assert torch.equal(again["_scale"], stored["_scale"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from anna_export import quantise
 from anna_export.artifact.folder import Artifact
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.graph.names import CANONICAL, CPU
-from anna_export.graph.passes.cpu_attention import DOMAIN
+from anna_export.graph.passes.cpu_attention import DOMAIN, CpuAttention
 from anna_export.graph.passes.matmul_nbits import MatMulNBits
 from anna_export.quantise.calibration import ActivationStats, read_calibration
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of
@@ -285,11 +286,18 @@ def test_quantised_weight_takes_little_more_than_5_bits() -> None:
 
 def test_pass_applied_twice_changes_nothing(int4: Artifact, uneven: Path) -> None:
     calibration = read_calibration(int4)
-    twin = SCHEME.graphs(Checkpoint.open(uneven), 64, calibration)[CPU]
-    before = str(twin.graph)
+    fallback = SCHEME.graphs(Checkpoint.open(uneven), 64, calibration)[CPU]
+    before = str(fallback.graph)
     for rewrite in SCHEME.cpu_passes:
-        assert not rewrite(twin).modified
-    assert str(twin.graph) == before
+        assert not rewrite(fallback).modified
+    assert str(fallback.graph) == before
+
+
+def test_lowering_for_a_cpu_leaves_the_canonical_graph_alone(int4: Artifact, uneven: Path) -> None:
+    lowered = replace(SCHEME, cpu_passes=(CpuAttention(),))
+    calibration, checkpoint = read_calibration(int4), Checkpoint.open(uneven)
+    graphs = [scheme.graphs(checkpoint, 64, calibration)[CANONICAL] for scheme in (SCHEME, lowered)]
+    assert str(graphs[0].graph) == str(graphs[1].graph)
 
 
 def chain(

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from anna_export import quantise
+from anna_export.graph.builder import build_graph
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.quantise.scheme import Scheme
@@ -63,6 +64,21 @@ def test_both_graphs_store_the_same_weights_in_the_same_type(
     assert stored[0] == stored[1]
     matrices = {dtype for name, (dtype, _) in stored[0].items() if name.endswith("_proj.weight")}
     assert matrices == {IR_DTYPES[scheme.precision]}
+
+
+def test_lowering_for_a_cpu_leaves_the_canonical_graph_alone(
+    scheme: Scheme, graphs: dict[str, ir.Model], base: Path
+) -> None:
+    canonical = build_graph(Checkpoint.open(base), scheme.precision, 64)
+    assert str(graphs[CANONICAL].graph) == str(canonical.graph)
+
+
+def test_graphs_share_tensors_that_are_unread(graphs: dict[str, ir.Model], base: Path) -> None:
+    canonical, cpu = (graphs[target].graph.initializers for target in (CANONICAL, CPU))
+    for name in Checkpoint.open(base).spec.weight_shapes():
+        tensor = canonical[name].const_value
+        assert isinstance(tensor, ir.LazyTensor) and not tensor.cache
+        assert cpu[name].const_value is tensor
 
 
 def test_thresholds_are_no_looser_than_what_is_promised(scheme: Scheme) -> None:

@@ -43,7 +43,7 @@ class StubBackend:
     us_per_token: float
     safe: bool = False
     name: str = "stub"
-    arithmetic: str = "stub"
+    compute_label: str = "stub"
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, D) float32 rows."""

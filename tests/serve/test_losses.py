@@ -22,7 +22,7 @@ class Spoiled:
     """A backend whose second row is lost."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name, self.arithmetic, self.spec = backend.name, backend.arithmetic, backend.spec
+        self.name, self.compute_label, self.spec = backend.name, backend.compute_label, backend.spec
         self._backend = backend
 
     def run(self, batch: TokenBatch) -> np.ndarray:

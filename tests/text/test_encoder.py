@@ -31,7 +31,7 @@ POOL = (*ODD_TEXTS, *ordinary_texts(14), long_text(150))
 class Angles:
     """A backend whose vector is an angle made of a row's ids and their order; counts its work."""
 
-    name, arithmetic = "angles", "fp32"
+    name, compute_label = "angles", "fp32"
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         self.spec = replace(spec, dim=2)

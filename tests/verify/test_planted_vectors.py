@@ -33,7 +33,7 @@ class Spoiled:
         batch: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
         vectors: Callable[[TokenBatch, np.ndarray], np.ndarray] = lambda _, vectors: vectors,
     ) -> None:
-        self.name, self.arithmetic = whole.name, whole.arithmetic
+        self.name, self.compute_label = whole.name, whole.compute_label
         self.spec: EmbeddingSpec = whole.spec
         self._whole, self._batch, self._vectors = whole, batch, vectors
 

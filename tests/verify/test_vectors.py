@@ -34,7 +34,7 @@ Spoil = Callable[[TokenBatch, np.ndarray], np.ndarray]
 class Table:
     """A backend with a (D,) unit vector for every first token; `spoil` changes what it returns."""
 
-    name, arithmetic = "table", "fp32"
+    name, compute_label = "table", "fp32"
 
     def __init__(self, spec: EmbeddingSpec, spoil: Spoil | None = None) -> None:
         self.spec = replace(spec, dim=3)

@@ -1,4 +1,4 @@
-"""The fp32 twin: the same stored weights computed in fp32, where the narrow type cannot be."""
+"""The fp32 fallback graph: fp32 over the stored weights, where the narrow type is not computed."""
 
 import onnx_ir as ir
 
@@ -7,7 +7,7 @@ FLOATS = (*NARROW, ir.DataType.FLOAT)
 
 
 class ComputeInFp32(ir.passes.InPlacePass):
-    """Widen a bf16 or fp16 graph to fp32 arithmetic over the same weights.
+    """Widen a bf16 or fp16 graph to compute in fp32 over the same weights.
 
     1. Every narrow initializer is followed by one Cast to fp32; a table that is only looked up
        is cast after the look-up, so that it is never held twice.
@@ -42,7 +42,8 @@ class ComputeInFp32(ir.passes.InPlacePass):
             _widen(graph, value)
         for value in (value for node in graph for value in node.outputs):
             if value.dtype in NARROW and value not in stored:
-                value.dtype = ir.DataType.FLOAT
+                # a type of its own: a clone of the graph shares the old one
+                value.type = ir.TensorType(ir.DataType.FLOAT)
         return ir.passes.PassResult(model, modified=bool(superfluous or unwidened))
 
 

@@ -21,10 +21,10 @@ class WithoutPrefix(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite inputs and every attention node."""
         graph = model.graph
-        kept = [value for value in graph.inputs if value.name not in (PREFIX_KEYS, PREFIX_VALUES)]
-        modified = len(kept) < len(graph.inputs)
+        inputs = [value for value in graph.inputs if value.name not in (PREFIX_KEYS, PREFIX_VALUES)]
+        modified = len(inputs) < len(graph.inputs)
         graph.inputs.clear()
-        graph.inputs.extend(kept)
+        graph.inputs.extend(inputs)
         for call in attention.calls(graph):
             _replace(graph, call)
             modified = True
@@ -33,18 +33,18 @@ class WithoutPrefix(ir.passes.InPlacePass):
 
 
 def _replace(graph: ir.Graph, call: ir.Node) -> None:
-    found = attention.numbers(call)
+    numbers = attention.numbers(call)
     query, key, value, _, _, mask = call.inputs
-    bare = bool(found["causal"]) and not found["window"]
+    bare = bool(numbers["causal"]) and not numbers["window"]
     attributes = {
-        "q_num_heads": found["num_heads"],
-        "kv_num_heads": found["kv_num_heads"],
-        "scale": 1 / math.sqrt(found["head_dim"]),
+        "q_num_heads": numbers["num_heads"],
+        "kv_num_heads": numbers["kv_num_heads"],
+        "scale": 1 / math.sqrt(numbers["head_dim"]),
         "is_causal": int(bare),
     }
     inputs = (query, key, value) if bare else (query, key, value, mask)
     into = Emitter(graph, call)
-    into.give_way(into.op("Attention", *inputs, **attributes))
+    into.replace_node(into.op("Attention", *inputs, **attributes))
 
 
 class PrefixToGive(ir.passes.InPlacePass):
@@ -52,7 +52,7 @@ class PrefixToGive(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take the defaults away."""
-        found = [name for name in (PREFIX_KEYS, PREFIX_VALUES) if name in model.graph.initializers]
-        for name in found:
+        names = [name for name in (PREFIX_KEYS, PREFIX_VALUES) if name in model.graph.initializers]
+        for name in names:
             model.graph.initializers.pop(name)
-        return ir.passes.PassResult(model, modified=bool(found))
+        return ir.passes.PassResult(model, modified=bool(names))

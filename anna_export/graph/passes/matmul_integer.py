@@ -17,14 +17,18 @@ class MatMulIntegerToFloat(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every chain that rule 1 allows."""
-        graph, one = model.graph, ir.tensor(np.float32(1), name="scale_one")
+        graph, scale_one = model.graph, ir.tensor(np.float32(1), name="scale_one")
         chains = [chain for node in graph if (chain := _chain(node)) is not None]
         for product, cast, scaled, scale in chains:
             graph.opset_imports[DOMAIN] = 1
             codes, weight, zero = product.inputs
             new = ir.node(
                 "MatMulIntegerToFloat",
-                [codes, weight, Emitter(graph, product).constant("scale_one", one), scale, zero],
+                [
+                    *(codes, weight),
+                    Emitter(graph, product).constant("scale_one", scale_one),
+                    *(scale, zero),
+                ],
                 domain=DOMAIN,
                 name=product.name,
             )

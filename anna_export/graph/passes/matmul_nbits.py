@@ -24,25 +24,27 @@ class MatMulNBits(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Refuse blocks whose zero points straddle bytes from one output to the next."""
         for product in model.graph:
-            restored = _restored(product)
-            if restored is not None and _blocks(restored) % 2:
+            dequantize = _dequantize_of(product)
+            if dequantize is not None and _blocks(dequantize) % 2:
                 raise ir.passes.PreconditionError(
                     f"expected an even number of blocks in {product.name}, found "
-                    f"{_blocks(restored)}; keep it in high precision"
+                    f"{_blocks(dequantize)}; keep it in high precision"
                 )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every chain that rule 1 allows."""
         graph = model.graph
         chains = [
-            (product, restored) for product in graph if (restored := _restored(product)) is not None
+            (product, dequantize)
+            for product in graph
+            if (dequantize := _dequantize_of(product)) is not None
         ]
-        for product, restored in chains:
+        for product, dequantize in chains:
             graph.opset_imports[DOMAIN] = 1
-            codes, scale, zero = restored.inputs
+            codes, scale, zero = dequantize.inputs
             assert codes is not None and codes.shape is not None and zero is not None
             outputs, inputs = codes.shape.numpy()
-            block = restored.attributes["block_size"].as_int()
+            block = dequantize.attributes["block_size"].as_int()
             _declare_as_bytes(codes, [outputs, inputs // block, block // 2])
             _declare_as_bytes(zero, [outputs, inputs // block // 2])
             new = ir.node(
@@ -64,40 +66,40 @@ class MatMulNBits(ir.passes.InPlacePass):
             )
             graph.insert_before(product, new)
             ir.convenience.replace_all_uses_with(product.outputs[0], new.outputs[0])
-            turned = product.inputs[1]
-            assert turned is not None
-            transpose = turned.producer()
+            transposed = product.inputs[1]
+            assert transposed is not None
+            transpose = transposed.producer()
             assert transpose is not None
-            graph.remove([product, transpose, restored], safe=True)
+            graph.remove([product, transpose, dequantize], safe=True)
         return ir.passes.PassResult(model, modified=bool(chains))
 
 
-def _restored(product: ir.Node) -> ir.Node | None:
+def _dequantize_of(product: ir.Node) -> ir.Node | None:
     """Return the DequantizeLinear whose transposed output a MatMul alone multiplies by."""
     if product.op_type != "MatMul":
         return None
-    transpose = _giver(product, 1, "Transpose")
-    restored = _giver(transpose, 0, "DequantizeLinear") if transpose is not None else None
-    if restored is None or len(restored.inputs) != 3 or not _blocked(restored):
+    transpose = _producer(product, 1, "Transpose")
+    dequantize = _producer(transpose, 0, "DequantizeLinear") if transpose is not None else None
+    if dequantize is None or len(dequantize.inputs) != 3 or not _blocked(dequantize):
         return None
-    codes = restored.inputs[0]
-    stored = all(value is not None and value.is_initializer() for value in restored.inputs)
-    return restored if stored and codes is not None and codes.dtype is ir.DataType.UINT4 else None
+    codes = dequantize.inputs[0]
+    stored = all(value is not None and value.is_initializer() for value in dequantize.inputs)
+    return dequantize if stored and codes is not None and codes.dtype is ir.DataType.UINT4 else None
 
 
-def _giver(node: ir.Node, place: int, kind: str) -> ir.Node | None:
-    value = node.inputs[place]
-    found = value.producer() if value is not None and len(list(value.uses())) == 1 else None
-    return found if found is not None and found.op_type == kind else None
+def _producer(node: ir.Node, index: int, kind: str) -> ir.Node | None:
+    value = node.inputs[index]
+    producer = value.producer() if value is not None and len(list(value.uses())) == 1 else None
+    return producer if producer is not None and producer.op_type == kind else None
 
 
-def _blocked(restored: ir.Node) -> bool:
-    attributes = restored.attributes
+def _blocked(dequantize: ir.Node) -> bool:
+    attributes = dequantize.attributes
     return attributes.get_int("block_size", 0) > 0 and attributes.get_int("axis", 1) == 1
 
 
-def _blocks(restored: ir.Node) -> int:
-    scale = restored.inputs[1]
+def _blocks(dequantize: ir.Node) -> int:
+    scale = dequantize.inputs[1]
     assert scale is not None and scale.shape is not None
     return scale.shape.numpy()[1]
 
@@ -111,4 +113,5 @@ def _declare_as_bytes(value: ir.Value, shape: Sequence[int]) -> None:
         ir.Shape(shape),
         name=value.name,
     )
-    value.dtype, value.shape = ir.DataType.UINT8, ir.Shape(shape)
+    # a type of its own: a clone of the graph shares the old one
+    value.type, value.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape(shape)

@@ -55,9 +55,9 @@ def _join(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     if scales:
         weight = into.op("DequantizeLinear", weight, *scales, axis=1)
     product = into.op("MatMul", _input(products[0], 0), weight)
-    giver = product.producer()
-    assert giver is not None
-    giver.name = "+".join(node.name or "" for node in products)
+    producer = product.producer()
+    assert producer is not None
+    producer.name = "+".join(node.name or "" for node in products)
     outputs = np.array([_tensor(weight).shape.numpy()[-1] for weight, *_ in stored])
     name = "outputs " + "+".join(map(str, outputs))
     lengths = into.constant(name, ir.tensor(outputs.astype(np.int64)))
@@ -85,7 +85,7 @@ def _joined(into: Emitter, values: Sequence[ir.Value]) -> ir.Value:
     name = "+".join(value.name or "" for value in values)
     tensors = [_tensor(value) for value in values]
     dtype, shapes = tensors[0].dtype, [tensor.shape.numpy() for tensor in tensors]
-    shape = ir.Shape([*shapes[0][:-1], sum(found[-1] for found in shapes)])
+    shape = ir.Shape([*shapes[0][:-1], sum(part[-1] for part in shapes)])
 
     def concatenate() -> ir.Tensor:
         joined = np.concatenate([tensor.numpy() for tensor in tensors], axis=-1)

@@ -1,0 +1,1 @@
+"""Pages that are generated when the site is built, so that they cannot be out of date."""
