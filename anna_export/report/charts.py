@@ -274,7 +274,9 @@ def layers(artifacts: Sequence[Facts]) -> Chart | None:
         )
     if not figure.data:
         return None
-    figure.update_xaxes(title_text="layer", tickformat="d", dtick=max(1, count // 16))
+    figure.update_xaxes(
+        title_text="layer", tickformat="d", dtick=max(1, count // 16), range=[-0.5, count - 0.5]
+    )
     figure.update_yaxes(title_text="signal to noise, dB")
     note = "Each mark is a linear module; higher is better."
     return Chart("layers", "Sensitivity of layers", note, figure)
