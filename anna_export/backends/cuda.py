@@ -14,8 +14,8 @@ import numpy as np
 
 from anna_export.errors import ExtraError, SpaceError
 
-# what the GPU does on its stream; the call returns at once
-Work = Callable[[], None]
+# Puts work on the GPU's stream; the call returns at once.
+GpuLaunch = Callable[[], None]
 
 
 def load_cuda() -> ModuleType:
@@ -66,8 +66,8 @@ class Gpu:
 
     def __init__(self, cudart: Any) -> None:
         self._cudart = cudart
-        made = cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)
-        self.stream = int(self._call(made))
+        stream = cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)
+        self.stream = int(self._call(stream))
 
     def allocate(self, size_bytes: int) -> Block:
         """Return memory on the GPU; at least one byte, for what is empty has an address too."""
@@ -113,8 +113,8 @@ class Gpu:
         """Return when all work is done."""
         self._call(self._cudart.cudaStreamSynchronize(self.stream))
 
-    def record(self, work: Work) -> Work:
-        """Record work as a CUDA graph, without doing it, and return what does it in one launch."""
+    def record(self, work: GpuLaunch) -> GpuLaunch:
+        """Record work as a CUDA graph, without doing it, and return the launch of that graph."""
         cudart = self._cudart
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(cudart.cudaStreamBeginCapture(self.stream, mode))
@@ -141,5 +141,5 @@ class Gpu:
 
 def _check(cudart: Any, status: Any) -> None:
     if status != cudart.cudaError_t.cudaSuccess:
-        _, told = cudart.cudaGetErrorString(status)
-        raise RuntimeError(f"CUDA: {told.decode()}")
+        _, text = cudart.cudaGetErrorString(status)
+        raise RuntimeError(f"CUDA: {text.decode()}")

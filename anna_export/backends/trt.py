@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from anna_export.artifact.folder import Artifact
-from anna_export.backends.cuda import Block, Gpu, Work, load_cuda
+from anna_export.backends.cuda import Block, Gpu, GpuLaunch, load_cuda
 from anna_export.choices import Target
 from anna_export.engines.loading import load_engine, load_library, logger_of
 from anna_export.engines.profiles import TOKEN_BUDGET, Bucket, Shape, choose_bucket
@@ -42,7 +42,7 @@ MOST_LAUNCHES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Front:
+class _GpuPrefix:
     """A prefix on the GPU: P tokens; 0 where there is none."""
 
     ids: tuple[int, ...]
@@ -93,50 +93,50 @@ class TrtBackend:
         self._scratch_bytes = engine.device_memory_size_v2
         self._scratch = gpu.allocate(self._scratch_bytes)
         self._contexts: dict[int, Any] = {}  # by profile
-        self._fronts: OrderedDict[tuple[int, ...], _Front] = OrderedDict()
-        self._launches: OrderedDict[tuple[tuple[int, ...], Bucket], Work] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, ...], _GpuPrefix] = OrderedDict()
+        self._launches: OrderedDict[tuple[tuple[int, ...], Bucket], GpuLaunch] = OrderedDict()
         self._one_at_a_time = threading.Lock()
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
-        found = np.empty((len(batch.ids), self.spec.dim), dtype=np.float32)
+        vectors = np.empty((len(batch.ids), self.spec.dim), dtype=np.float32)
         profiles, done = self._record.profiles, 0
         with self._one_at_a_time:
-            front = self._front(batch.prefix)
-            while done < len(found):
-                left = len(found) - done
-                bucket = choose_bucket(profiles, left, batch.width, len(front.ids))
+            prefix = self._on_gpu(batch.prefix)
+            while done < len(vectors):
+                left = len(vectors) - done
+                bucket = choose_bucket(profiles, left, batch.width, len(prefix.ids))
                 rows = min(bucket.rows, left)
                 part = slice(done, done + rows)
                 self._write(batch.ids[part], batch.lengths[part], bucket)
-                self._launch(bucket, front)
+                self._launch(bucket, prefix)
                 self._gpu.wait()
-                found[part] = self._vectors[:rows]
+                vectors[part] = self._vectors[:rows]
                 done += rows
-        return found
+        return vectors
 
     def _write(self, ids: np.ndarray, lengths: np.ndarray, bucket: Bucket) -> None:
         """Put a batch where the GPU copies it from; rows that pad it hold one token."""
         shape = (bucket.rows, bucket.tokens)
         count = bucket.rows * bucket.tokens
-        written, mask = (array[:count].reshape(shape) for array in (self._ids, self._mask))
-        written[:] = 0
-        written[: len(ids), : ids.shape[1]] = ids
+        padded, mask = (array[:count].reshape(shape) for array in (self._ids, self._mask))
+        padded[:] = 0
+        padded[: len(ids), : ids.shape[1]] = ids
         mask[:] = np.arange(bucket.tokens) == 0
         mask[: len(ids)] = np.arange(bucket.tokens) < lengths[:, None]
 
-    def _launch(self, bucket: Bucket, front: _Front) -> None:
+    def _launch(self, bucket: Bucket, prefix: _GpuPrefix) -> None:
         if not bucket.is_small:
             if bucket.profile not in self._contexts:
                 self._contexts[bucket.profile] = self._new_context(bucket)
-            self._work(self._contexts[bucket.profile], bucket, front)()
+            self._work(self._contexts[bucket.profile], bucket, prefix)()
             return
-        key = front.ids, bucket
+        key = prefix.ids, bucket
         if key in self._launches:
             self._launches.move_to_end(key)
             self._launches[key]()
             return
-        work = self._work(self._new_context(bucket), bucket, front)
+        work = self._work(self._new_context(bucket), bucket, prefix)
         work()
         if self._record.target is Target.TENSORRT:
             # the first run settled what depends on the shape; TensorRT-RTX records by itself
@@ -162,18 +162,18 @@ class TrtBackend:
         self._gpu.wait()
         return context
 
-    def _work(self, context: Any, bucket: Bucket, front: _Front) -> Work:
-        """Return what computes a bucket behind a prefix, copies included."""
+    def _work(self, context: Any, bucket: Bucket, prefix: _GpuPrefix) -> GpuLaunch:
+        """Return the launch that computes a bucket with a cached prefix, copies included."""
         spec, gpu, blocks = self.spec, self._gpu, self._blocks
         tokens = (bucket.rows, bucket.tokens)
-        prefix = (spec.layers, spec.kv_heads, len(front.ids), spec.head_dim)
+        states = (spec.layers, spec.kv_heads, len(prefix.ids), spec.head_dim)
         shapes: dict[str, Shape] = {INPUT_IDS: tokens, ATTENTION_MASK: tokens}
         addresses = {name: block.address for name, block in blocks.items()}
         if self._record.prefix:
-            shapes |= {PREFIX_KEYS: prefix, PREFIX_VALUES: prefix}
+            shapes |= {PREFIX_KEYS: states, PREFIX_VALUES: states}
             addresses |= {
-                PREFIX_KEYS: front.keys.address,
-                PREFIX_VALUES: front.values.address,
+                PREFIX_KEYS: prefix.keys.address,
+                PREFIX_VALUES: prefix.values.address,
             }
         for name, shape in shapes.items():
             _require(context.set_input_shape(name, shape))
@@ -190,30 +190,30 @@ class TrtBackend:
 
         return work
 
-    def _front(self, prefix: Prefix | None) -> _Front:
+    def _on_gpu(self, prefix: Prefix | None) -> _GpuPrefix:
         """Return a prefix on the GPU, copied there when it is first used."""
         ids = prefix.ids if prefix is not None else ()
-        if ids in self._fronts:
-            self._fronts.move_to_end(ids)
-            return self._fronts[ids]
+        if ids in self._prefixes:
+            self._prefixes.move_to_end(ids)
+            return self._prefixes[ids]
         size_bytes = prefix.keys.nbytes + prefix.values.nbytes if prefix is not None else 0
-        while self._fronts and self._prefix_bytes() + size_bytes > MOST_PREFIX_BYTES:
-            gone, _ = self._fronts.popitem(last=False)
+        while self._prefixes and self._prefix_bytes() + size_bytes > MOST_PREFIX_BYTES:
+            oldest, _ = self._prefixes.popitem(last=False)
             # what was recorded reads that memory
-            for key in [key for key in self._launches if key[0] == gone]:
+            for key in [key for key in self._launches if key[0] == oldest]:
                 del self._launches[key]
         empty = np.empty(0, np.float32)
         keys, values = (prefix.keys, prefix.values) if prefix is not None else (empty, empty)
-        front = _Front(ids, self._gpu.upload(keys), self._gpu.upload(values), size_bytes)
-        self._fronts[ids] = front
-        return front
+        uploaded = _GpuPrefix(ids, self._gpu.upload(keys), self._gpu.upload(values), size_bytes)
+        self._prefixes[ids] = uploaded
+        return uploaded
 
     def _prefix_bytes(self) -> int:
-        return sum(front.size_bytes for front in self._fronts.values())
+        return sum(prefix.size_bytes for prefix in self._prefixes.values())
 
 
 def _require(accepted: bool) -> None:
-    """Have what TensorRT refused in this package's own use of it end in its last words."""
+    """Raise where TensorRT refused a call, which only a fault of this package can cause."""
     if not accepted:
         raise RuntimeError("TensorRT refused a call; its own messages say why")
 
@@ -248,6 +248,6 @@ def load_stored(
 ) -> TrtBackend:
     """Load an engine by these libraries; the rest as `open_backend`."""
     record, manifest = stored.record, artifact.manifest
-    compute_label = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
+    label = f"{manifest.precision} in {record} (engine {record.sha256[:12]})"
     engine = load_engine(trt, stored, logger_of(trt))
-    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, compute_label)
+    return TrtBackend(trt, engine, Gpu(cudart), manifest.spec, record, label)

@@ -22,11 +22,11 @@ def prefix_attention_function(opset: int, spec: EmbeddingSpec) -> ir.Function:
     """Return the attention of Q queries to P prefix tokens and S text tokens.
 
     Inputs: query (B, Q, H head_dim), key and value (B, S, K head_dim), prefix_key and prefix_value
-    (K, P, head_dim), the same for all texts, and mask, bool, broadcast to (B, H, Q, P + S): what
-    each query sees. P may be 0. Output: (B, Q, H head_dim).
+    (K, P, head_dim), the same for all texts, and mask, bool, broadcast to (B, H, Q, P + S): the
+    keys that each query attends to. P may be 0. Output: (B, Q, H head_dim).
 
     The prefix is copied for every text: so TensorRT keeps attention fused, which it does not where
-    prefix and text are attended to apart.
+    attention is split over prefix and text.
     """
     names = ("query", "key", "value", "prefix_key", "prefix_value", "mask")
     query, key, value, prefix_key, prefix_value, mask = inputs = [ir.val(name) for name in names]
@@ -38,25 +38,25 @@ def prefix_attention_function(opset: int, spec: EmbeddingSpec) -> ir.Function:
     def constant(numbers: list[int]) -> ir.Value:
         return op("Constant", value=ir.tensor(numbers, dtype=ir.DataType.INT64))
 
-    def by_head(x: ir.Value, heads: int) -> ir.Value:
+    def to_heads(x: ir.Value, heads: int) -> ir.Value:
         x = op("Reshape", x, constant([0, 0, heads, spec.head_dim]))
         return op("Transpose", x, perm=[0, 2, 1, 3])
 
     copies = op("Concat", op("Shape", query, start=0, end=1), constant([1, 1, 1]), axis=0)
 
     def behind(prefix: ir.Value, x: ir.Value) -> ir.Value:
-        return op("Concat", op("Expand", prefix, copies), by_head(x, spec.kv_heads), axis=2)
+        return op("Concat", op("Expand", prefix, copies), to_heads(x, spec.kv_heads), axis=2)
 
     mixed = op(
         "Attention",
-        by_head(query, spec.heads),
+        to_heads(query, spec.heads),
         behind(prefix_key, key),
         behind(prefix_value, value),
         mask,
         scale=1 / math.sqrt(spec.head_dim),
     )
-    by_token = op("Transpose", mixed, perm=[0, 2, 1, 3])
-    output = op("Reshape", by_token, constant([0, 0, spec.q_dim]))
+    tokens = op("Transpose", mixed, perm=[0, 2, 1, 3])
+    output = op("Reshape", tokens, constant([0, 0, spec.q_dim]))
     output.name = "attended"
     body = ir.Graph(inputs, [output], nodes=tape.nodes, opset_imports={"": opset}, name=NAME)
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ATTRIBUTES]

@@ -33,8 +33,8 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
 
     Args:
         checkpoint: Where the weights are.
-        precision: Type of the weights and of the arithmetic. In fp16 the residual stream and the
-            norms are fp32: real models have activations there that fp16 cannot hold.
+        precision: Type of weights and products. In fp16 the residual stream and the norms are
+            fp32: real models have activations there that fp16 cannot hold.
         max_tokens: Longest sequence, prefix included; the length of the rotary tables.
 
     Returns:
@@ -46,7 +46,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
     graph = _Graph(checkpoint, precision, max_tokens)
     output = graph.embed()
     inputs = [graph.input_ids, graph.attention_mask, graph.prefix_keys, graph.prefix_values]
-    model = ir.Model(
+    return ir.Model(
         ir.Graph(
             inputs,
             [output],
@@ -62,12 +62,11 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
             pooling.pool_normalize_function(OPSET),
         ],
     )
-    return model
 
 
 @dataclass(frozen=True, slots=True)
 class _Positions:
-    """Where queries stand and what they may see."""
+    """Positions of queries, and which keys each of them attends to."""
 
     ids: ir.Value  # (B, Q) int64, from P on
     mask: ir.Value  # bool, broadcast to (B, H, Q, P + S)
@@ -79,6 +78,7 @@ class _Graph:
     def __init__(self, checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> None:
         self.checkpoint = checkpoint
         self.spec: EmbeddingSpec = checkpoint.spec
+        self.shapes = self.spec.weight_shapes()
         self.precision = precision
         wide = precision is Precision.FP16
         self.residual_precision = Precision.FP32 if wide else precision
@@ -91,8 +91,6 @@ class _Graph:
         self.prefix_keys, self.prefix_values = map(self.prefix, (PREFIX_KEYS, PREFIX_VALUES))
         self.cos, self.sin = self.rotary_tables()
 
-    # -- small pieces --
-
     def op(
         self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
     ) -> ir.Value:
@@ -102,9 +100,9 @@ class _Graph:
         return self.constant(name, np.array(value, dtype=np.int64))
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        known = {found.name: found for found in self.tape.initializers}
-        if name in known:
-            return known[name]
+        for constant in self.tape.initializers:
+            if constant.name == name:
+                return constant
         return self.tape.initializer(ir.tensor(value, name=name))
 
     def prefix(self, name: str) -> ir.Value:
@@ -117,19 +115,12 @@ class _Graph:
 
     def weight(self, name: str, precision: Precision, *, transpose: bool = False) -> ir.Value:
         checkpoint, dtype = self.checkpoint, TORCH_DTYPES[precision]
-        shape = self.spec.weight_shapes()[name]
+        shape = ir.Shape(reversed(self.shapes[name]) if transpose else self.shapes[name])
 
         def read() -> ir.Tensor:
-            tensor = checkpoint.read(name, dtype, transpose=transpose)
-            return as_ir(tensor, name)
+            return as_ir(checkpoint.read(name, dtype, transpose=transpose), name)
 
-        lazy = ir.LazyTensor(
-            read,
-            IR_DTYPES[precision],
-            ir.Shape(reversed(shape) if transpose else shape),
-            name=name,
-        )
-        return self.tape.initializer(lazy)
+        return self.tape.initializer(ir.LazyTensor(read, IR_DTYPES[precision], shape, name=name))
 
     def linear(self, x: ir.Value, module: str) -> ir.Value:
         weight = self.weight(f"{module}.weight", self.precision, transpose=True)
@@ -147,11 +138,11 @@ class _Graph:
     def widen(self, x: ir.Value) -> ir.Value:
         return self.cast(x, self.precision, self.residual_precision)
 
-    def cast(self, x: ir.Value, found: Precision, wanted: Precision) -> ir.Value:
-        x.dtype = IR_DTYPES[found]  # passes must know what is cast
-        if found is wanted:
+    def cast(self, x: ir.Value, source: Precision, target: Precision) -> ir.Value:
+        x.dtype = IR_DTYPES[source]  # passes must know what is cast
+        if source is target:
             return x
-        return self.op("Cast", x, to=IR_DTYPES[wanted])
+        return self.op("Cast", x, to=IR_DTYPES[target])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines, (max_tokens, head_dim / 2); in fp32, as the fallback graph needs."""
@@ -170,24 +161,22 @@ class _Graph:
 
         return table("rotary.cos"), table("rotary.sin")
 
-    # -- the model --
-
     def embed(self) -> ir.Value:
         spec = self.spec
         last_layer = spec.layers - 1
-        last, known = self.last_index(), self.all_positions()
-        everywhere = self.every_position(known)
+        last, positions = self.last_index(), self.all_positions()
+        text = self.text_positions(positions)
         embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
         x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
-            x = self.layer(layer, x, everywhere)
-        x = self.layer_for_last_token(last_layer, x, last, everywhere, known)
+            x = self.layer(layer, x, text)
+        x = self.layer_for_last_token(last_layer, x, last, text, positions)
         x = self.norm(x, "norm")
         # past the last layer there is one token a row, at index 0
         first = self.op(
             "ConstantOfShape", self.op("Shape", last), value=ir.tensor([0], name="zero")
         )
-        output = self.tape.op(
+        return self.tape.op(
             pooling.NAME,
             [x, first],
             {"plugin_namespace": pooling.DOMAIN, "aot": 1},
@@ -195,7 +184,6 @@ class _Graph:
             name="pool",
             output=ir.val(EMBEDDING, dtype=ir.DataType.FLOAT, shape=["batch", spec.dim]),
         )
-        return output
 
     def last_index(self) -> ir.Value:
         """(B,) index of each row's last real token."""
@@ -212,22 +200,22 @@ class _Graph:
         end = self.op("Add", self.prefix_length(), length)
         return self.op("Range", self.int64("zero", 0), end, self.int64("one", 1))
 
-    def every_position(self, known: ir.Value) -> _Positions:
-        """Place each token of the text behind the prefix; `known` are all positions, (P + S,)."""
+    def text_positions(self, positions: ir.Value) -> _Positions:
+        """Those of the text's tokens, behind the prefix; `positions` are all, (P + S,)."""
         start = self.op("Shape", self.prefix_keys, start=2, end=3)
-        end = self.op("Shape", known)
-        tokens = self.op("Slice", known, start, end)  # (S,)
+        end = self.op("Shape", positions)
+        tokens = self.op("Slice", positions, start, end)  # (S,)
         ids = self.op("Expand", tokens, self.op("Shape", self.input_ids))
-        return _Positions(ids, self.visible(tokens, known))
+        return _Positions(ids, self.causal_mask(tokens, positions))
 
-    def visible(self, at: ir.Value, known: ir.Value) -> ir.Value:
-        """Say which of all positions, (P + S,), those at (…, Q) see: bool (…, Q, P + S)."""
-        at = self.op("Unsqueeze", at, self.int64("axis_last", [-1]))
-        seen = self.op("GreaterOrEqual", at, known)
+    def causal_mask(self, queries: ir.Value, keys: ir.Value) -> ir.Value:
+        """Mask keys at positions (P + S,) for queries at (…, Q): bool (…, Q, P + S)."""
+        queries = self.op("Unsqueeze", queries, self.int64("axis_last", [-1]))
+        causal = self.op("GreaterOrEqual", queries, keys)
         if self.window is None:
-            return seen
-        near = self.op("Less", self.op("Sub", at, known), self.int64("window", self.window))
-        return self.op("And", seen, near)
+            return causal
+        distance = self.op("Sub", queries, keys)
+        return self.op("And", causal, self.op("Less", distance, self.int64("window", self.window)))
 
     @property
     def window(self) -> int | None:
@@ -243,18 +231,18 @@ class _Graph:
         return self.mlp(module, x)
 
     def layer_for_last_token(
-        self, layer: int, x: ir.Value, last: ir.Value, everywhere: _Positions, known: ir.Value
+        self, layer: int, x: ir.Value, last: ir.Value, text: _Positions, positions: ir.Value
     ) -> ir.Value:
         """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
         module = f"layers.{layer}"
         index = self.op("Unsqueeze", last, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1)
-        at_last = self.op("GatherND", everywhere.ids, index, batch_dims=1)  # (B, 1)
-        seen = self.visible(at_last, known)  # (B, 1, P + S)
-        seen = self.op("Unsqueeze", seen, self.int64("axis_1", [1]))
+        last_ids = self.op("GatherND", text.ids, index, batch_dims=1)  # (B, 1)
+        mask = self.causal_mask(last_ids, positions)  # (B, 1, P + S)
+        mask = self.op("Unsqueeze", mask, self.int64("axis_1", [1]))
         normed = self.norm(x, f"{module}.input_layernorm")
         query = self.op("GatherND", normed, index, batch_dims=1)
         attended = self.attention(
-            layer, query, normed, _Positions(at_last, seen), everywhere, causal=False
+            layer, query, normed, _Positions(last_ids, mask), text, causal=False
         )
         x = self.op("GatherND", x, index, batch_dims=1)
         x = self.op("Add", x, self.widen(attended))
@@ -265,19 +253,20 @@ class _Graph:
         layer: int,
         query: ir.Value,
         context: ir.Value,
-        at: _Positions,
-        context_at: _Positions,
+        query_positions: _Positions,
+        context_positions: _Positions,
         *,
         causal: bool,
     ) -> ir.Value:
         spec, module = self.spec, f"layers.{layer}.self_attn"
-        q = self.rotate(self.linear(query, f"{module}.q_proj"), at, spec.heads)
-        k = self.rotate(self.linear(context, f"{module}.k_proj"), context_at, spec.kv_heads)
+        q = self.rotate(self.linear(query, f"{module}.q_proj"), query_positions, spec.heads)
+        k = self.linear(context, f"{module}.k_proj")
+        k = self.rotate(k, context_positions, spec.kv_heads)
         v = self.linear(context, f"{module}.v_proj")
-        prefix = [self.of_layer(found, layer) for found in (self.prefix_keys, self.prefix_values)]
+        prefix = [self.of_layer(x, layer) for x in (self.prefix_keys, self.prefix_values)]
         mixed = self.tape.op(
             attention.NAME,
-            [q, k, v, *prefix, at.mask],
+            [q, k, v, *prefix, query_positions.mask],
             {
                 "num_heads": spec.heads,
                 "kv_num_heads": spec.kv_heads,
@@ -292,11 +281,11 @@ class _Graph:
 
     def of_layer(self, prefix: ir.Value, layer: int) -> ir.Value:
         """(K, P, head_dim) keys or values of one layer."""
-        found = self.op("Gather", prefix, self.int64(f"layer_{layer}", layer), axis=0)
-        return self.cast(found, Precision.FP32, self.precision)
+        states = self.op("Gather", prefix, self.int64(f"layer_{layer}", layer), axis=0)
+        return self.cast(states, Precision.FP32, self.precision)
 
-    def rotate(self, x: ir.Value, at: _Positions, heads: int) -> ir.Value:
-        return self.op("RotaryEmbedding", x, self.cos, self.sin, at.ids, num_heads=heads)
+    def rotate(self, x: ir.Value, positions: _Positions, heads: int) -> ir.Value:
+        return self.op("RotaryEmbedding", x, self.cos, self.sin, positions.ids, num_heads=heads)
 
     def mlp(self, module: str, x: ir.Value) -> ir.Value:
         normed = self.norm(x, f"{module}.post_attention_layernorm")

@@ -57,8 +57,8 @@ def artifact_of(
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
     prompts.write_text(json.dumps(PROMPT))
 
-    def make(precision: Precision, arithmetic: Precision | None, prompted: bool) -> Artifact:
-        fp8 = {"max_loss": 1, "high_precision": arithmetic} if arithmetic else {}
+    def make(precision: Precision, high_precision: Precision | None, prompted: bool) -> Artifact:
+        fp8 = {"max_loss": 1, "high_precision": high_precision} if high_precision else {}
         return make_artifact(
             model, precision, max_tokens=128, prompts=prompts if prompted else None, **fp8
         )
@@ -67,7 +67,7 @@ def artifact_of(
 
 
 KINDS = pytest.mark.parametrize(
-    ("precision", "arithmetic"),
+    ("precision", "high_precision"),
     [
         (Precision.BF16, None),
         (Precision.FP16, None),
@@ -83,10 +83,10 @@ KINDS = pytest.mark.parametrize(
 def test_engines_are_as_meant_on_both_gpus(
     artifact_of: Callable[..., Artifact],
     precision: Precision,
-    arithmetic: Precision | None,
+    high_precision: Precision | None,
     prompted: bool,
 ) -> None:
-    artifact = artifact_of(precision, arithmetic, prompted)
+    artifact = artifact_of(precision, high_precision, prompted)
     records = build(artifact, EngineRequest(RTX, (ADA, BLACKWELL)), no_stage).records
     names = [f"engines/tensorrt-rtx/{name}.engine" for name in ("sm_89", "sm_120")]
     assert list(records) == names

@@ -3,7 +3,7 @@
 One text, or no prefix: GroupQueryAttention, which never holds the (S, S) scores. Measured (ONNX
 Runtime 1.32, 16/4 heads of 64; benchmarks/lowering.py): as fast as the standard operator up to
 1,024 tokens, 1.15 times faster at 2,048 and 1.4 times at 4,096. It wants a copy of the prefix for
-every text, and of several texts takes none. Those attend to prefix and text apart, under one
+every text, and of several texts takes none. Those split attention over prefix and text, under one
 shared maximum: the fastest of four forms (benchmarks/prefix_forms.py).
 """
 
@@ -18,7 +18,7 @@ from anna_export.graph.emitter import Emitter
 from anna_export.graph.names import INPUT_IDS, PREFIX_KEYS
 
 DOMAIN: Final = "com.microsoft"
-# In front of fewer tokens, copying a prefix takes longer than attending to it apart.
+# In front of fewer tokens, copying a prefix takes longer than splitting the attention.
 GROUPED_TOKENS: Final = 48
 
 
@@ -29,8 +29,8 @@ class CpuAttention(ir.passes.InPlacePass):
        and the sliding window as its own; only where attention is causal and head_dim a multiple of
        8, as it wants.
     2. Elsewhere without a prefix: the standard operator.
-    3. Elsewhere with one: scores by prefix and by text apart, both exponentials from the larger
-       maximum.
+    3. Elsewhere with one: split attention. Prefix and text are scored each for itself, both
+       exponentials taken from the larger maximum.
     4. For GroupQueryAttention every row counts as S tokens long: padding stands on the right, where
        causal attention cannot see it, and a shorter length would leave the padded rows undefined.
     """
@@ -74,10 +74,10 @@ class _Shared:
         self.text = into.op("Squeeze", into.op("Shape", ids, start=1, end=2))
         self.prefix = into.op("Squeeze", into.op("Shape", keys, start=2, end=3))
         self.no_prefix = into.op("Equal", self.prefix, self.zero)
-        alone = into.op("Equal", into.op("Squeeze", self.batch), self.one)
+        single = into.op("Equal", into.op("Squeeze", self.batch), self.one)
         least = into.constant("grouped_tokens", ir.tensor(np.array(GROUPED_TOKENS)))
-        alone = into.op("And", alone, into.op("GreaterOrEqual", self.text, least))
-        self.grouped = into.op("Or", self.no_prefix, alone)
+        single = into.op("And", single, into.op("GreaterOrEqual", self.text, least))
+        self.grouped = into.op("Or", self.no_prefix, single)
         # what turns (K, P, head_dim) to (B, K, P, head_dim)
         ones = into.constant("ones", ir.tensor(np.array([1, 1, 1])))
         self.copies = into.op("Concat", self.batch, ones, axis=0)
@@ -94,7 +94,10 @@ def _replace(graph: ir.Graph, call: ir.Node, shared: _Shared) -> None:
         condition, body = shared.grouped, first.grouped()
     else:
         condition, body = shared.no_prefix, first.standard()
-    branches = {"then_branch": body, "else_branch": _Branch(graph, call, shared).apart()}
+    branches = {
+        "then_branch": body,
+        "else_branch": _Branch(graph, call, shared).split_prefix_attention(),
+    }
     new = ir.node("If", [condition], branches, name=call.name)
     new.outputs[0].dtype = ir.DataType.FLOAT
     graph.insert_before(call, new)
@@ -110,10 +113,10 @@ class _Branch:
         self.outer = Emitter(graph, call)
         self.shared = shared
         self.name = call.name
-        found = attention.numbers(call)
-        self.heads, self.groups = found["num_heads"], found["kv_num_heads"]
-        self.head_dim, self.causal = found["head_dim"], bool(found["causal"])
-        self.window: int = found["window"]
+        numbers = attention.numbers(call)
+        self.heads, self.groups = numbers["num_heads"], numbers["kv_num_heads"]
+        self.head_dim, self.causal = numbers["head_dim"], bool(numbers["causal"])
+        self.window: int = numbers["window"]
         self.scale = 1 / math.sqrt(self.head_dim)
         self.query, self.key, self.value, self.prefix_key, self.prefix_value, self.mask = (
             value for value in call.inputs if value is not None
@@ -129,8 +132,8 @@ class _Branch:
     def float32(self, name: str, number: float) -> ir.Value:
         return self.outer.constant(name, ir.tensor(np.float32(number)))
 
-    def finish(self, output: ir.Value, which: str) -> ir.Graph:
-        nodes, name = self.tape.nodes, f"{self.name}.{which}"
+    def finish(self, output: ir.Value, form: str) -> ir.Graph:
+        nodes, name = self.tape.nodes, f"{self.name}.{form}"
         # names of both graphs are one space, and each graph would count its own from 0
         for index, value in enumerate(value for node in nodes for value in node.outputs):
             value.name = f"{name}.{index}"
@@ -140,7 +143,7 @@ class _Branch:
     def grouped(self) -> ir.Graph:
         """Attend to prefix and text in one operator."""
         prefix = (self.prefix_key, self.prefix_value)
-        past = [self.op("Expand", found, self.shared.copies) for found in prefix]
+        past = [self.op("Expand", states, self.shared.copies) for states in prefix]
         lengths = (self.shared.before_last, self.shared.total)
         output = self.tape.op_multi_out(
             "GroupQueryAttention",
@@ -167,8 +170,8 @@ class _Branch:
         )
         return self.finish(output, "standard")
 
-    def apart(self) -> ir.Graph:
-        """Attend to prefix and text apart: scores are (B, K, H / K * Q, P or S)."""
+    def split_prefix_attention(self) -> ir.Graph:
+        """Attend to prefix and text by scores of their own, (B, K, H / K * Q, P or S)."""
         last = self.int64(-1)
         on_prefix, on_text = self.scores()
         largest = self.op(
@@ -183,47 +186,48 @@ class _Branch:
         mixed = self.op(
             "Add",
             self.op("MatMul", first, self.prefix_value),
-            self.op("MatMul", second, self.by_group(self.value, 1)),
+            self.op("MatMul", second, self.to_heads(self.value, 1)),
         )
-        return self.finish(self.by_token(self.op("Div", mixed, total)), "apart")
+        return self.finish(self.to_tokens(self.op("Div", mixed, total)), "split")
 
     def scores(self) -> tuple[ir.Value, ir.Value]:
-        """Score each query by the prefix and by the text; what it does not see is -inf."""
-        q = self.by_group(self.query, self.heads // self.groups)
+        """Score each query by the prefix and by the text; a masked score is -inf."""
+        q = self.to_heads(self.query, self.heads // self.groups)
         q = self.op("Mul", q, self.float32(f"scale_{self.head_dim}", self.scale))
         on_prefix = self.op("MatMul", q, self.op("Transpose", self.prefix_key, perm=[0, 2, 1]))
-        k = self.op("Transpose", self.by_group(self.key, 1), perm=[0, 1, 3, 2])
+        k = self.op("Transpose", self.to_heads(self.key, 1), perm=[0, 1, 3, 2])
         on_text = self.op("MatMul", q, k)
-        near, seen = self.seen() if self.causal else self.seen_by_last_token()
-        if self.window:  # else every query sees all of the prefix
-            on_prefix = self.hide(on_prefix, near)
-        return on_prefix, self.hide(on_text, seen)
+        of_prefix, of_text = self.causal_masks() if self.causal else self.last_token_masks()
+        if self.window:  # else every query attends to all of the prefix
+            on_prefix = self.mask_scores(on_prefix, of_prefix)
+        return on_prefix, self.mask_scores(on_text, of_text)
 
-    def seen(self) -> tuple[ir.Value, ir.Value]:
-        """Say what each query sees of prefix and text: bool, (Q, P) and (Q, S)."""
-        places = self.op("Range", self.shared.zero, self.shared.text, self.shared.one)
-        at = self.op("Unsqueeze", places, self.int64(1))
-        seen = self.op("GreaterOrEqual", at, places)
+    def causal_masks(self) -> tuple[ir.Value, ir.Value]:
+        """Mask prefix and text for each query: bool, (Q, P) and (Q, S)."""
+        keys = self.op("Range", self.shared.zero, self.shared.text, self.shared.one)
+        queries = self.op("Unsqueeze", keys, self.int64(1))
+        causal = self.op("GreaterOrEqual", queries, keys)
         if not self.window:
-            return seen, seen
+            return causal, causal
         window = self.int64(self.window)
-        seen = self.op("And", seen, self.op("Less", self.op("Sub", at, places), window))
+        near = self.op("Less", self.op("Sub", queries, keys), window)
+        of_text = self.op("And", causal, near)
         prefix = self.op("Range", self.shared.zero, self.shared.prefix, self.shared.one)
-        distance = self.op("Sub", self.op("Add", at, self.shared.prefix), prefix)
-        return self.op("Less", distance, window), seen
+        distance = self.op("Sub", self.op("Add", queries, self.shared.prefix), prefix)
+        return self.op("Less", distance, window), of_text
 
-    def seen_by_last_token(self) -> tuple[ir.Value, ir.Value]:
-        """Take the mask, which differs from text to text, apart: bool, (B, 1, 1, P or S)."""
+    def last_token_masks(self) -> tuple[ir.Value, ir.Value]:
+        """Split the mask, which differs from text to text: bool, (B, 1, 1, P or S)."""
         lengths = (self.shared.prefix, self.shared.text)
         sizes = [self.op("Unsqueeze", length, self.int64(0)) for length in lengths]
         inputs = [self.mask, self.op("Concat", *sizes, axis=0)]
-        near, seen = self.tape.op_multi_out("Split", inputs, {"axis": -1}, num_outputs=2)
-        return near, seen
+        of_prefix, of_text = self.tape.op_multi_out("Split", inputs, {"axis": -1}, num_outputs=2)
+        return of_prefix, of_text
 
-    def hide(self, scores: ir.Value, seen: ir.Value) -> ir.Value:
-        """Set to -inf what `seen` leaves out of (B, K, H / K * Q, N) scores."""
-        hidden = self.float32("minus_infinity", -math.inf)
-        bias = self.op("Where", seen, self.float32("no_bias", 0), hidden)
+    def mask_scores(self, scores: ir.Value, mask: ir.Value) -> ir.Value:
+        """Set to -inf what the mask leaves out of (B, K, H / K * Q, N) scores."""
+        masked = self.float32("minus_infinity", -math.inf)
+        bias = self.op("Where", mask, self.float32("no_bias", 0), masked)
         if not self.causal:
             return self.op("Add", scores, bias)
         shape = self.op("Shape", scores)
@@ -236,13 +240,13 @@ class _Branch:
         queries = self.op("Shape", self.query, start=1, end=2)
         return [self.shared.batch, heads, queries, self.int64(-1)]
 
-    def by_group(self, x: ir.Value, heads: int) -> ir.Value:
+    def to_heads(self, x: ir.Value, heads: int) -> ir.Value:
         """Turn (B, S, K heads head_dim) to (B, K, heads S, head_dim)."""
         x = self.op("Reshape", x, self.int64(0, 0, self.groups, heads, self.head_dim))
         x = self.op("Transpose", x, perm=[0, 2, 3, 1, 4])
         return self.op("Reshape", x, self.int64(0, self.groups, -1, self.head_dim))
 
-    def by_token(self, x: ir.Value) -> ir.Value:
+    def to_tokens(self, x: ir.Value) -> ir.Value:
         """Turn (B, K, H / K * Q, head_dim) to (B, Q, H head_dim)."""
         x = self.op("Reshape", x, self.op("Concat", *self.head_sizes(), axis=0))
         x = self.op("Transpose", x, perm=[0, 3, 1, 2, 4])
