@@ -34,6 +34,7 @@ from anna_export.encoder import Encoder
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.quantise import fp8
+from anna_export.quantise.options import Calibrated
 from anna_export.quantise.scheme import Scheme
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
@@ -50,16 +51,16 @@ HIGH_PRECISIONS: Final = (Precision.BF16, Precision.FP32)
 
 
 @dataclass(frozen=True, slots=True)
-class Given(Recipe):
-    """A recipe whose scheme is given: it may be one that no option asks for."""
+class SchemeStorage(Calibrated):
+    """A storage of any scheme: it may be one that no option asks for."""
 
-    given: Scheme | None = None
+    variant: Scheme | None = None
 
     @property
     def scheme(self) -> Scheme:
-        """The given one."""
-        assert self.given is not None
-        return self.given
+        """The scheme."""
+        assert self.variant is not None
+        return self.variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +152,8 @@ def _pairs(models: DemoModels, folder: Path, quick: bool) -> tuple[list[str], li
 
 
 def _export(models: DemoModels, variant: Variant, out: Path) -> tuple[Encoder, dict[str, Any]]:
-    recipe = Given(
-        models.base,
-        models.adapter,
-        out,
-        variant.scheme.precision,
-        verify=False,
-        given=variant.scheme,
-    )
+    stored = SchemeStorage(variant=variant.scheme)
+    recipe = Recipe(models.base, models.adapter, out, stored, verify=False)
     artifact = export(recipe, stage).artifact
     quantised = artifact.manifest.quantised
     assert quantised is not None

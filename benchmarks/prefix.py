@@ -44,6 +44,7 @@ from anna_export.export.edit_prompts import add_prompts
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.machine.hardware import hardware
+from anna_export.quantise.options import Fp32, storage
 from anna_export.reference.load import open_reference
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.text.prompts import Prompt, Prompts
@@ -126,7 +127,7 @@ def _of_precision(
     # random weights lose more than trained ones
     loss = None if precision is Precision.FP32 else 1.0
     base = folder / "base"
-    recipe = Recipe(base, None, plain, precision, MAX_TOKENS, verify=False, max_loss=loss)
+    recipe = Recipe(base, None, plain, storage(precision, max_loss=loss), MAX_TOKENS, verify=False)
     export(recipe, stage)
     tokens = [count for count in CHART_TOKENS if not quick or count <= PROMPT]
     for copy in (prompted, many):
@@ -264,7 +265,7 @@ def _exactness(folder: Path, models: Path, quick: bool, samples: dict[str, Any])
     made = make_models(models)
     out = folder / "exact"
     artifact = export(
-        Recipe(made.base, made.adapter, out, Precision.FP32, MAX_TOKENS, verify=False), stage
+        Recipe(made.base, made.adapter, out, Fp32(), MAX_TOKENS, verify=False), stage
     ).artifact
     lengths = EXACT_TOKENS[:3] if quick else EXACT_TOKENS
     tokeniser = artifact.tokeniser()

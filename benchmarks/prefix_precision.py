@@ -33,6 +33,7 @@ from anna_export.encoder import Encoder
 from anna_export.export.bake import keys_and_values
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
+from anna_export.quantise.options import storage
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.load import open_reference
 from anna_export.reference.stored import stored_model
@@ -88,7 +89,12 @@ def main() -> int:
                 # judged here, not by the export
                 loss = None if quantise.load(precision).linear is None else 1.0
                 recipe = Recipe(
-                    base, adapter, out, precision, MAX_TOKENS, verify=False, max_loss=loss
+                    base,
+                    adapter,
+                    out,
+                    storage(precision, max_loss=loss),
+                    MAX_TOKENS,
+                    verify=False,
                 )
                 artifact = export(recipe, stage).artifact
                 reference = open_reference(base, adapter, framing=artifact.manifest.framing)

@@ -28,6 +28,7 @@ from anna_export.encoder import Encoder
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.graph.names import ATTENTION_MASK, INPUT_IDS
+from anna_export.quantise.options import storage
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
@@ -132,7 +133,7 @@ def adapter(base: Path, make_adapter: MakeAdapter) -> Path:
 def artifact(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The fp32 artifact of base and adapter, proved; tests that change it work on a copy."""
     out = tmp_path_factory.mktemp("export") / "artifact"
-    return export(Recipe(base, adapter, out, Precision.FP32), stage).artifact
+    return export(Recipe(base, adapter, out), stage).artifact
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +148,7 @@ def reference(base: Path, adapter: Path) -> Encoder:
 
 @pytest.fixture(scope="session")
 def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
-    """Exports a model without proof, the same one only once; keywords are the Recipe's."""
+    """Exports a model without proof, the same one only once; keywords are the precision's."""
 
     @functools.cache
     def make(
@@ -155,10 +156,13 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
         precision: Precision = Precision.FP32,
         adapter: Path | None = None,
         max_tokens: int | None = 64,
+        *,
+        prompts: Path | None = None,
         **options: Any,
     ) -> Artifact:
         out = tmp_path_factory.mktemp("export") / "artifact"
-        recipe = Recipe(model, adapter, out, precision, max_tokens, verify=False, **options)
+        stored = storage(precision, **options)
+        recipe = Recipe(model, adapter, out, stored, max_tokens, verify=False, prompts=prompts)
         return export(recipe, stage).artifact
 
     return make

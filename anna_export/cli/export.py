@@ -80,6 +80,7 @@ def command(
     from anna_export.engines.request import EngineRequest
     from anna_export.export.pipeline import RejectedError, export
     from anna_export.export.recipe import Recipe
+    from anna_export.quantise.options import storage
 
     if capabilities and target is None:
         raise InputError(
@@ -88,17 +89,20 @@ def command(
     engines = (
         EngineRequest(Target(target), tuple(map(read_capability, capabilities))) if target else None
     )
+    stored = storage(
+        precision,
+        high_precision=Precision(high_precision) if high_precision else None,
+        max_loss=max_loss,
+        calibration=calibration,
+    )
     recipe = Recipe(
         model,
         adapter,
         out,
-        precision,
+        stored,
         max_tokens,
         overwrite,
-        not no_verify,
-        high_precision=Precision(high_precision) if high_precision else None,
-        max_loss=max_loss,
-        calibration=calibration,
+        verify=not no_verify,
         prompts=prompts,
         engines=engines,
     )

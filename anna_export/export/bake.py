@@ -35,6 +35,7 @@ _BATCH_TOKENS: Final = 4096
 def bake(
     artifact: Artifact,
     names: Collection[str],
+    tokeniser: Tokeniser,
     checkpoint: Checkpoint | None,
     progress: Progress | None = None,
 ) -> dict[str, StoredPrefix]:
@@ -43,6 +44,7 @@ def bake(
     Args:
         artifact: Its manifest knows the prompts, and is not changed.
         names: Which prompts.
+        tokeniser: The artifact's.
         checkpoint: What the artifact was made from; None for the artifact's own weights.
         progress: Told how many tokens are done.
 
@@ -53,7 +55,7 @@ def bake(
     Raises:
         DamagedError: If a key or value is not finite in the artifact's type.
     """
-    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
+    manifest = artifact.manifest
     named: dict[Prompt, list[str]] = {}
     for name in names:
         named.setdefault(manifest.prompts.by_name[name], []).append(name)

@@ -140,17 +140,17 @@ def _with_prompts(
         )
         write_st_files(folder, prompts)
         files = {**manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
-        told = manifest.model_copy(update={"prompts": prompts, "files": files})
-        kept = {
+        edited = Artifact(folder, manifest.model_copy(update={"prompts": prompts, "files": files}))
+        remaining = {
             name: entry
             for name, entry in manifest.prefixes.items()
             if name in prompts.by_name and name not in to_bake
         }
         # never written in place: the old folder shares them
-        for name in manifest.prefixes.keys() - kept.keys():
+        for name in manifest.prefixes.keys() - remaining.keys():
             (folder / manifest.prefixes[name].file).unlink()
-        baked = bake(Artifact(folder, told), to_bake, checkpoint, progress)
-        changed = with_prefixes(Artifact(folder, told), kept | baked)
+        baked = bake(edited, to_bake, edited.tokeniser(), checkpoint, progress)
+        changed = with_prefixes(edited, remaining | baked)
         card = model_card(changed, proof)
         changed = add_evidence(changed, CARD_FILE, card)
     return replace(changed, folder=artifact.folder)

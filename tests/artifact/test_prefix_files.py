@@ -264,11 +264,13 @@ def test_prompts_are_computed_in_batches_with_progress(
         Path(shutil.copytree(made, tmp_path / "copy")), open_artifact(made).manifest
     )
     told: list[tuple[int, int]] = []
-    whole = baking.bake(artifact, list(TASKS), None, lambda *done: told.append(done))
+    whole = baking.bake(
+        artifact, list(TASKS), artifact.tokeniser(), None, lambda *done: told.append(done)
+    )
     total = told[-1][1]
     assert told == sorted(told) and told[-1] == (total, total) and len(told) > 10
     monkeypatch.setattr(baking, "_BATCH_TOKENS", 16)
-    parts = baking.bake(artifact, list(TASKS), None)
+    parts = baking.bake(artifact, list(TASKS), artifact.tokeniser(), None)
     assert parts.keys() == whole.keys() == set(TASKS)
 
 

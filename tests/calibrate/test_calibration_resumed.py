@@ -19,8 +19,10 @@ from anna_export.calibrate.texts import calibration_texts
 from anna_export.console.output import stage
 from anna_export.errors import SpaceError
 from anna_export.export.pipeline import RejectedError, export
+from anna_export.export.prepare import Prepared
 from anna_export.export.recipe import Recipe
 from anna_export.progress import Progress
+from anna_export.quantise.options import Calibrated, storage
 from anna_export.spec import Precision, read_spec
 from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
@@ -69,7 +71,7 @@ def recipe(model: Path, adapter: Path, few_texts: Path, tmp_path: Path) -> Calla
     """What is asked again and again; keywords change it."""
 
     def ask(**changes: Any) -> Recipe:
-        options = {
+        defaults = {
             "model": model,
             "adapter": adapter,
             "out": tmp_path / "out",
@@ -79,7 +81,10 @@ def recipe(model: Path, adapter: Path, few_texts: Path, tmp_path: Path) -> Calla
             "max_loss": 1.0,
             "calibration": few_texts,
         }
-        return Recipe(**{**options, **changes})
+        values = {**defaults, **changes}
+        names = ("max_loss", "calibration", "high_precision")
+        options = {name: values.pop(name, None) for name in names}
+        return Recipe(storage=storage(values.pop("precision"), **options), **values)
 
     return ask
 
@@ -99,10 +104,14 @@ def begin(tokeniser: Tokeniser) -> Begin:
 
     def calibrate_until(recipe: Recipe, interrupt_after: int) -> list[int]:
         recorded = Recorded(interrupt_after)
+        assert isinstance(recipe.storage, Calibrated)
         checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
-        texts = calibration_texts(recipe.calibration, tokeniser, Prompts({}))
+        texts = calibration_texts(recipe.storage.calibration, tokeniser, Prompts({}))
+        prepared = Prepared(
+            recipe, recipe.storage.scheme, checkpoint, tokeniser, Prompts({}), texts
+        )
         with pytest.raises(KeyboardInterrupt):
-            calibrate(checkpoint, texts, tokeniser, recipe.request, recorded)
+            calibrate(checkpoint, texts, tokeniser, prepared.calibration_request, recorded)
         return recorded.layers
 
     return calibrate_until

@@ -24,6 +24,7 @@ from anna_export.export.pipeline import Exported, export
 from anna_export.export.recipe import Recipe
 from anna_export.quantise.calibration import ActivationStats, Calibration, read_calibration
 from anna_export.quantise.int8 import Int8PerToken
+from anna_export.quantise.options import Int8
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
@@ -54,7 +55,7 @@ def spoilt(make_model: MakeModel) -> Path:
 @pytest.fixture(scope="module")
 def spared(spoilt: Path, few_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     out = tmp_path_factory.mktemp("spared") / "out"
-    return export(Recipe(spoilt, None, out, Precision.INT8, 64, calibration=few_texts), stage)
+    return export(Recipe(spoilt, None, out, Int8(few_texts), 64), stage)
 
 
 def calibration_of(artifact: Artifact) -> Calibration:
@@ -130,7 +131,8 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
     assert captured.err.count("\n") == 1 and "mean loss (1 - cosine) " in captured.err
     assert "is above 1e-09" in captured.err and str(tmp_path / "out.rejected") in captured.err
     printed = json.loads(captured.out)
-    assert printed["parity"]["verdict"] == "fail" and printed["parity"]["max_loss"] == 1e-9
+    parity = printed["parity"]
+    assert parity["verdict"] == "fail" and parity["thresholds"]["max_loss"] == 1e-9
     assert {path.name for path in tmp_path.iterdir()} == {"out.rejected"}
     rejected = open_artifact(tmp_path / "out.rejected", check=True)
     # all was tried

@@ -21,6 +21,7 @@ from anna_export.console.output import stage
 from anna_export.export.edit_prompts import add_prompts
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
+from anna_export.quantise.options import Bf16, Fp32
 from anna_export.spec import Precision
 from anna_export.text.prompt_file import read_prompt_file
 
@@ -54,14 +55,14 @@ Output = pytest.CaptureFixture[str]
 def small(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact that is proved quickly: its longest text is short."""
     out = tmp_path_factory.mktemp("small") / "artifact"
-    return export(Recipe(base, adapter, out, Precision.FP32, 61), stage).artifact.folder
+    return export(Recipe(base, adapter, out, Fp32(), 61), stage).artifact.folder
 
 
 @pytest.fixture(scope="module")
 def for_gpus(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact that engines can be built of."""
     out = tmp_path_factory.mktemp("for-gpus") / "artifact"
-    recipe = Recipe(base, adapter, out, Precision.BF16, 61, verify=False)
+    recipe = Recipe(base, adapter, out, Bf16(), 61, verify=False)
     return export(recipe, stage).artifact.folder
 
 

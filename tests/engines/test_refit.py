@@ -85,6 +85,7 @@ def artifact_of(
     from anna_export.console.output import stage
     from anna_export.export.pipeline import export
     from anna_export.export.recipe import Recipe
+    from anna_export.quantise.options import storage
 
     def make(
         seed: int,
@@ -98,7 +99,9 @@ def artifact_of(
             model = make_model(rope_parameters=rope)
         adapter = make_adapter(model, seed=seed)
         out = tmp_path / f"{seed}-{precision}-{tokens}"
-        return export(Recipe(model, adapter, out, precision, tokens, verify=False), stage).artifact
+        return export(
+            Recipe(model, adapter, out, storage(precision), tokens, verify=False), stage
+        ).artifact
 
     return make
 

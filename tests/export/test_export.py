@@ -18,12 +18,13 @@ from anna_export.cli import run
 from anna_export.console.output import stage
 from anna_export.encoder import Encoder
 from anna_export.errors import ExistsError, InputError, MissingError, ParityError
-from anna_export.export import pipeline
+from anna_export.export import write as writing
 from anna_export.export.pipeline import Exported, export
 from anna_export.export.recipe import Recipe
 from anna_export.files.stream import Written
 from anna_export.graph.external_data import DATA_FILE, write_data_file
 from anna_export.progress import Progress
+from anna_export.quantise.options import Fp32, storage
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.prompts import PROMPTS_FILE
@@ -46,7 +47,7 @@ def exported(
     def make(precision: Precision) -> Exported:
         if precision not in made:
             out = tmp_path_factory.mktemp("precision") / precision
-            made[precision] = export(Recipe(base, adapter, out, precision, TOKENS), stage)
+            made[precision] = export(Recipe(base, adapter, out, storage(precision), TOKENS), stage)
         return made[precision]
 
     return make
@@ -54,7 +55,7 @@ def exported(
 
 def unproved(base: Path, adapter: Path | None, out: Path, **changes: Any) -> Exported:
     changes = {"verify": False, **changes}
-    return export(Recipe(base, adapter, out, Precision.FP32, TOKENS, **changes), stage)
+    return export(Recipe(base, adapter, out, Fp32(), TOKENS, **changes), stage)
 
 
 def names(folder: Path) -> set[str]:
@@ -119,7 +120,7 @@ def test_prompts_of_the_adapter_are_proved_and_kept(
     tuned = shutil.copytree(adapter, tmp_path / "tuned")
     prompts = {"prompts": {"query": "Query: ", "document": ""}}
     (tuned / PROMPTS_FILE).write_text(json.dumps(prompts))
-    recipe = Recipe(base, tuned, tmp_path / "out", Precision.FP32, TOKENS)
+    recipe = Recipe(base, tuned, tmp_path / "out", Fp32(), TOKENS)
     made = export(recipe, stage)
     assert made.parity is not None and made.parity.prompts == ["document", "query"]
     assert "query: " in made.parity.worst_text or "no prompt: " in made.parity.worst_text
@@ -241,7 +242,7 @@ def one_wrong_weight(monkeypatch: pytest.MonkeyPatch) -> None:
         entry = hash_file(path)
         return Written(entry.sha256, entry.size_bytes)
 
-    monkeypatch.setattr(pipeline, "write_data_file", write)
+    monkeypatch.setattr(writing, "write_data_file", write)
 
 
 @pytest.mark.usefixtures("one_wrong_weight")
@@ -250,7 +251,7 @@ def test_wrong_weight_is_rejected_with_its_figures(
 ) -> None:
     out, kept = tmp_path / "out", tmp_path / "out.rejected"
     with pytest.raises(ParityError, match=r"worst cosine 0\.\d+ is below 0\.999999") as error:
-        export(Recipe(base, adapter, out, Precision.FP32, TOKENS), stage)
+        export(Recipe(base, adapter, out, Fp32(), TOKENS), stage)
     assert str(kept) in str(error.value)
     assert names(tmp_path) == {kept.name}
     parity = read_evidence(open_artifact(kept, check=True), PARITY_FILE)
@@ -281,7 +282,7 @@ def test_second_rejection_replaces_the_first(base: Path, adapter: Path, tmp_path
     ids = []
     for lora in (None, adapter):
         with pytest.raises(ParityError):
-            export(Recipe(base, lora, tmp_path / "out", Precision.FP32, TOKENS), stage)
+            export(Recipe(base, lora, tmp_path / "out", Fp32(), TOKENS), stage)
         ids.append(open_artifact(kept, check=True).manifest.artifact_id)
     assert ids[0] != ids[1] and names(tmp_path) == {kept.name}
 
@@ -291,7 +292,7 @@ def test_rejection_leaves_the_old_artifact(base: Path, exported: Exports, tmp_pa
     good = exported(Precision.FP32).artifact
     out = Path(shutil.copytree(good.folder, tmp_path / "out"))
     with pytest.raises(ParityError):
-        export(Recipe(base, None, out, Precision.FP32, TOKENS, overwrite=True), stage)
+        export(Recipe(base, None, out, Fp32(), TOKENS, overwrite=True), stage)
     assert open_artifact(out, check=True).manifest == good.manifest
     assert names(tmp_path) == {"out", "out.rejected"}
 
@@ -309,9 +310,9 @@ def test_prompt_too_long_for_the_limit_is_refused_before_any_work(
 ) -> None:
     model = Path(shutil.copytree(base, tmp_path / "base"))
     (model / PROMPTS_FILE).write_text(json.dumps({"prompts": {"query": "word " * 70}}))
-    monkeypatch.setattr(pipeline, "write_data_file", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr(writing, "write_data_file", lambda *_: pytest.fail("it was written"))
     with pytest.raises(InputError, match="expected a prompt shorter than"):
-        export(Recipe(model, None, tmp_path / "out", Precision.FP32, TOKENS, verify=False), stage)
+        export(Recipe(model, None, tmp_path / "out", Fp32(), TOKENS, verify=False), stage)
     assert names(tmp_path) == {"base"}
 
 
@@ -319,5 +320,5 @@ def test_output_that_holds_the_base_is_refused(base: Path, tmp_path: Path) -> No
     inside = Path(shutil.copytree(base, tmp_path / "out" / "base"))
     (tmp_path / "out" / MANIFEST_FILE).write_text("{}")
     with pytest.raises(InputError, match="which holds it"):
-        export(Recipe(inside, None, tmp_path / "out", Precision.FP32, overwrite=True), stage)
+        export(Recipe(inside, None, tmp_path / "out", Fp32(), overwrite=True), stage)
     assert names(tmp_path / "out") == {"base", MANIFEST_FILE}

@@ -25,6 +25,7 @@ from anna_export.quantise.footprint import (
     forecast,
     method_that_fits,
 )
+from anna_export.quantise.options import storage
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.text.framing import TokenFraming, read_framing
 from anna_export.verify import prove
@@ -64,7 +65,9 @@ def test_forecast_size_is_what_an_export_writes(
     scheme, spec = quantise.load(precision), Checkpoint.open(wide).spec
     # a layer that is kept takes more, which only calibration knows
     max_loss = None if scheme.linear is None else 1.0
-    recipe = Recipe(wide, None, tmp_path / "out", precision, 64, verify=False, max_loss=max_loss)
+    recipe = Recipe(
+        wide, None, tmp_path / "out", storage(precision, max_loss=max_loss), 64, verify=False
+    )
     export(recipe, stage)
     needed = forecast(spec, read_framing(wide, spec, 64), scheme)
     written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())

@@ -21,8 +21,8 @@ from anna_export.export import edit_prompts as prompt_edit
 from anna_export.export.edit_prompts import add_prompts, proved_prompts, remove_prompts
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
+from anna_export.quantise.options import Fp32
 from anna_export.report.card import add_parity
-from anna_export.spec import Precision
 from anna_export.text.prompts import PROMPTS_FILE, Prompt, Prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.verify.parity_report import ParityReport
@@ -48,7 +48,7 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
-    recipe = Recipe(base, None, folder / "out", Precision.FP32, 61, prompts=folder / "prompts.json")
+    recipe = Recipe(base, None, folder / "out", Fp32(), 61, prompts=folder / "prompts.json")
     return export(recipe, stage).artifact.folder
 
 

@@ -25,6 +25,7 @@ from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine import memory as process_memory
 from anna_export.quantise.calibration import read_calibration
 from anna_export.quantise.footprint import forecast
+from anna_export.quantise.options import Int8, storage
 from anna_export.reference import load
 from anna_export.reference.streamed import open_streamed_artifact
 from anna_export.spec import Precision
@@ -64,7 +65,9 @@ def exported(
     def make(precision: Precision) -> Exported:
         if precision not in made:
             out = tmp_path_factory.mktemp("precision") / precision
-            recipe = Recipe(model, adapter, out, precision, 61, calibration=few_texts, max_loss=0.5)
+            recipe = Recipe(
+                model, adapter, out, storage(precision, calibration=few_texts, max_loss=0.5), 61
+            )
             made[precision] = export(recipe, stage)
         return made[precision]
 
@@ -305,7 +308,7 @@ def test_layer_without_noise_has_a_ratio_that_is_a_number(
     weights["layers.1.mlp.down_proj.weight"].zero_()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     out = tmp_path / "out"
-    recipe = Recipe(folder, None, out, Precision.INT8, 61, verify=False, calibration=few_texts)
+    recipe = Recipe(folder, None, out, Int8(few_texts), 61, verify=False)
     export(recipe, stage)
 
     def refuse(constant: str) -> float:

@@ -181,9 +181,9 @@ from pathlib import Path
 from anna_export.console.output import stage
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
-from anna_export.spec import Precision
+from anna_export.quantise.options import Bf16
 from anna_export.text.batch import TokenBatch
-export(Recipe(Path({str(sharp)!r}), None, Path("again"), Precision.BF16, 64, verify=False), stage)
+export(Recipe(Path({str(sharp)!r}), None, Path("again"), Bf16(), 64, verify=False), stage)
 """
     # another process with another seed of its own: the order of a set would show
     seeded = {**os.environ, "PYTHONHASHSEED": "7"}

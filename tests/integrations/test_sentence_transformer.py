@@ -17,7 +17,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, InputError, MissingError
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
-from anna_export.spec import Precision
+from anna_export.quantise.options import Fp32
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 
 TEXTS = [*ODD_TEXTS, *ordinary_texts(9), long_text(120)]
@@ -31,7 +31,7 @@ def folder(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) 
     prompted = Path(shutil.copytree(base, root / "base"))
     settings = {"prompts": PROMPTS, "default_prompt_name": "query"}
     (prompted / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    recipe = Recipe(prompted, adapter, root / "artifact", Precision.FP32, verify=False)
+    recipe = Recipe(prompted, adapter, root / "artifact", Fp32(), verify=False)
     return export(recipe, stage).artifact.folder
 
 
