@@ -65,7 +65,7 @@ def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     if quantised := manifest.quantised:
         rows["calibration"] = (
             f"{quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens; "
-            f"{len(quantised.unquantized)} linear inputs kept in {quantised.compute_dtype} "
+            f"{len(quantised.unquantized)} linear inputs unquantized, in {quantised.compute_dtype} "
             "(--layers: which and why)"
         )
     if proof is None:
@@ -106,7 +106,9 @@ def _show_layers(artifact: "Artifact", as_json: bool) -> None:
     for module, name in artifact.manifest.spec.linear_modules().items():
         stats = calibration.inputs[name]
         snr = calibration.snr_db.get(module)
-        how = f"{snr:.1f} dB" if snr is not None else f"kept: {calibration.unquantized[name]}"
+        how = (
+            f"{snr:.1f} dB" if snr is not None else f"unquantized: {calibration.unquantized[name]}"
+        )
         rows.append(
             (module, f"{stats.amax:.4g}", f"{stats.median:.4g}", f"{stats.clip_amax:.4g}", how)
         )
