@@ -109,7 +109,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
     framing = len(tokeniser.ids([""])[0])
-    rows: dict[str, dict[str, Any]] = {
+    entries: dict[str, dict[str, Any]] = {
         name: {
             "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
             "documents": prompts.documents.get(name, ""),
@@ -122,9 +122,9 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
         for name, prompt in prompts.by_name.items()
     }
     if as_json:
-        output.print_json({"default": prompts.default, "prompts": rows})
+        output.print_json({"default": prompts.default, "prompts": entries})
         return
-    if not rows:
+    if not entries:
         output.print_line("no prompts; add some with anna-export prompts add")
         return
     rows = [
@@ -136,11 +136,11 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
             str(row["documents"]) or "as they are",
             _shortened(str(row["front"])) + (f" … {row['back']!r}" if row["back"] else ""),
         )
-        for name, row in rows.items()
+        for name, row in entries.items()
     ]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
-    if any(row["baked"] and not row["baked"]["exact"] for row in rows.values()):
+    if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
         output.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
-    if not proved.issuperset(rows):
+    if not proved.issuperset(entries):
         output.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")

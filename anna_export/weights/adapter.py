@@ -153,9 +153,9 @@ def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         name = _unwrapped(tensor.key).removeprefix("model.")
         if name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
             continue
-        if name in by_name:
+        if other := by_name.get(name):
             raise DamagedError(
-                f"expected one tensor for {name}, found {by_name[name].key} in {by_name[name].path} "
+                f"expected one tensor for {name}, found {other.key} in {other.path} "
                 f"and {tensor.key} in {tensor.path}; save it again with save_pretrained"
             )
         tensor.require_float()
