@@ -34,8 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     }
     for path, content in generated.items():
         files.append(File.generated(config, path, content=content))
-    for name, path in figures.charts(_RESULTS).items():
-        files.append(File.generated(config, f"results/{name}.svg", abs_src_path=str(path)))
+    for name, chart in figures.charts(_RESULTS).items():
+        files.append(File.generated(config, f"results/{name}.svg", abs_src_path=str(chart)))
     return files
 
 

@@ -1,20 +1,14 @@
 """anna-export embed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from anna_export.choices import LOCAL
 from anna_export.cli import options
 from anna_export.console import commands, output
-
-if TYPE_CHECKING:
-    from anna_export.artifact.folder import Artifact
-    from anna_export.embed.file import Embedder
 
 
 @click.command(
@@ -85,17 +79,24 @@ def command(
     "id" is kept. To resume, give the same command again.
     """
     from anna_export.artifact.folder import open_artifact
-    from anna_export.embed.file import embed_file, require_output
+    from anna_export.backends import load_encoder, open_encoder
+    from anna_export.embed.file import Embedder, LocalEmbedder, embed_file, require_output
+    from anna_export.embed.on_ray import connect_ray
     from anna_export.files.text_file import read_texts
 
     require_output(out, overwrite=overwrite)
     opened = open_artifact(artifact)
-    opened.manifest.prompts.find(prompt)
+    prompts = opened.manifest.prompts
+    prompts.find(prompt)
     source = read_texts(texts, field)
-    with (
-        _open_embedder(opened, backend, device, address, actors, gpus) as embedder,
-        output.stage("embed", "texts") as progress,
-    ):
+    with ExitStack() as stack:
+        embedder: Embedder
+        if address is None:
+            embedder = LocalEmbedder(load_encoder(opened, backend=backend, device=device))
+        else:
+            opening = partial(open_encoder, artifact.resolve(), backend=backend, device=device)
+            cluster = connect_ray(opening, prompts, address, actors, gpus)
+            embedder = stack.enter_context(cluster)
         embedded = embed_file(
             embedder,
             opened.manifest.artifact_id,
@@ -103,7 +104,7 @@ def command(
             out,
             prompt=prompt,
             overwrite=overwrite,
-            progress=progress,
+            progress=stack.enter_context(output.stage("embed", "texts")),
         )
     count, resumed, dim = embedded.texts, embedded.resumed, embedder.dim
     if as_json:
@@ -113,25 +114,3 @@ def command(
     if resumed:
         rows["resumed"] = f"{resumed:,} texts were done by an earlier run"
     output.print_rows(rows)
-
-
-@contextmanager
-def _open_embedder(
-    artifact: "Artifact",
-    backend: str,
-    device: str,
-    address: str | None,
-    actors: int | None,
-    gpus: float,
-) -> Iterator["Embedder"]:
-    """Give this process as an embedder, or actors on a Ray cluster where an address is named."""
-    from anna_export.backends import load_encoder, open_encoder
-    from anna_export.embed.file import LocalEmbedder
-    from anna_export.embed.on_ray import connect_ray
-
-    if address is None:
-        yield LocalEmbedder(load_encoder(artifact, backend=backend, device=device))
-        return
-    opening = partial(open_encoder, artifact.folder.resolve(), backend=backend, device=device)
-    with connect_ray(opening, artifact.manifest.prompts, address, actors, gpus) as embedder:
-        yield embedder

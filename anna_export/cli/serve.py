@@ -34,53 +34,37 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     help="What requests call the model. Default: the folder's name.",
 )
 @_option("--max-batch-tokens", type=int, help="Most tokens of one batch. Default: the backend's.")
+@_option("--max-client-batch-size", "max_inputs", default=2048, help="Most texts of one request.")
 @_option(
-    "--max-client-batch-size",
-    "max_inputs",
-    type=int,
-    default=2048,
-    help="Most texts of one request.",
-)
-@_option(
-    "--max-request-tokens",
-    type=int,
-    default=300_000,
-    help="Most tokens of one request, prompts included.",
+    "--max-request-tokens", default=300_000, help="Most tokens of one request, prompts included."
 )
 @_option(
     "--payload-limit",
     "payload_bytes",
-    type=int,
     default=16 << 20,
     help="Largest request body in bytes; all bodies in memory together take at most 64 times this.",
 )
 @_option(
     "--max-concurrent-requests",
     "max_requests",
-    type=int,
     default=2048,
     help="Most requests in progress at once; the server answers more with 429.",
 )
 @_option(
     "--max-queue-seconds",
     "queue_seconds",
-    type=float,
     default=1.0,
     help="Longest waiting time in the queue, forecast from the measured rate; the server answers "
     "a request that would wait longer with 429 and Retry-After.",
 )
 @_option(
     "--stall-seconds",
-    type=float,
     default=120.0,
     help="Time for one batch after which the encoder counts as hung, if it is also 20 times the "
     "usual time: the server restarts it and answers its requests with 503.",
 )
 @_option(
-    "--drain-seconds",
-    type=float,
-    default=30.0,
-    help="Time that open requests have to finish after SIGTERM.",
+    "--drain-seconds", default=30.0, help="Time that open requests have to finish after SIGTERM."
 )
 @_option(
     "--instruction-format",

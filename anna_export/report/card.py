@@ -9,21 +9,24 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import CARD_FILE, PARITY_FILE, Manifest
 from anna_export.bench.result import read_bench
-from anna_export.verify.parity_file import read_parity
+from anna_export.verify.parity_file import current_parity
 from anna_export.verify.parity_report import ParityReport, TaskParity, VectorParity
 from anna_export.verify.published import Summary
 
+RESULTS_FOLDER: Final = "mteb"
+_UNVERIFIED: Final = "Not verified: the export left the comparison out. Run `anna-export verify`."
 
-def add_parity(artifact: Artifact, proof: ParityReport | None) -> Artifact:
-    """Write parity.json, if there is a proof, and the card that tells it."""
-    if proof is not None:
-        text = json.dumps(proof.to_json(), indent=2, ensure_ascii=False) + "\n"
-        artifact = add_evidence(artifact, PARITY_FILE, text, proof.vectors.prompts)
-    return add_evidence(artifact, CARD_FILE, model_card(artifact, proof))
+
+def add_parity(artifact: Artifact, report: ParityReport | None) -> Artifact:
+    """Write parity.json, if there is a report, and the card that shows it."""
+    if report is not None:
+        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        artifact = add_evidence(artifact, PARITY_FILE, text, report.vectors.prompts)
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, report))
 
 
 def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
-    """Keep mteb's result files, by task, as mteb wrote them: what its leaderboard takes."""
+    """Store mteb's result files, by task, as mteb wrote them: its leaderboard takes these."""
     for path in results.values():
         # organisation__name/revision/Task.json
         name = "/".join((RESULTS_FOLDER, *path.parts[-3:]))
@@ -31,18 +34,16 @@ def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
     return artifact
 
 
-def model_card(artifact: Artifact, proof: ParityReport | None) -> str:
+def add_card(artifact: Artifact) -> Artifact:
+    """Write the card anew, after the artifact was proved or timed again."""
+    return add_evidence(artifact, CARD_FILE, model_card(artifact, current_parity(artifact)))
+
+
+def model_card(artifact: Artifact, report: ParityReport | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
-    spec, framing, source = manifest.spec, manifest.framing, manifest.source
-    made_from = f"`{source.model}`" + (
-        f" with the LoRA `{source.adapter}`" if source.adapter else ""
-    )
-    prompts = "\n".join(
-        f"- `{name}`{_tokens(manifest, name)}: {prompt.front!r}"
-        + (f" … {prompt.back!r}" if prompt.back else "")
-        for name, prompt in manifest.prompts.by_name.items()
-    )
+    source = manifest.source
+    adapter = f" with the LoRA adapter `{source.adapter}`" if source.adapter else ""
     return f"""---
 library_name: anna-export
 pipeline_tag: sentence-similarity
@@ -51,24 +52,21 @@ tags: [sentence-transformers, feature-extraction, onnx, embeddings]
 
 # Text embeddings, {manifest.precision}
 
-Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
+anna-export {manifest.versions.get("anna-export", "")} exported this model from \
+`{source.model}`{adapter}.
 
 | | |
 |---|---|
-| dimensions | {spec.dim}, unit length (cosine = dot product) |
-| longest text | {framing.max_tokens} tokens, prompt and end token included; longer ones are cut |
-| model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
-| size | {artifact.size_bytes / 1e6:.1f} MB |
-| artifact | `{manifest.artifact_id}` |
+{_figures(artifact)}
 
-## Proof
+## Parity with the PyTorch model
 
-{_vectors(proof.vectors) if proof is not None else _UNPROVED}
-{_tasks(proof.tasks) if proof is not None and proof.tasks is not None else ""}\
+{_vectors(report.vectors) if report is not None else _UNVERIFIED}
+{_tasks(report.tasks) if report is not None and report.tasks is not None else ""}\
 {_quantised(manifest)}{_speed(artifact)}
 ## Prompts
 
-{prompts or "None."}
+{_prompts(manifest)}
 
 ## Use
 
@@ -76,56 +74,59 @@ Made from {made_from} by anna-export {manifest.versions.get("anna-export", "")}.
 import anna_export
 
 encoder = anna_export.open_encoder("this folder")
-vectors = encoder.encode(["a text", "another"])  # (2, {spec.dim}) float32
+vectors = encoder.encode(["a text", "another"])  # (2, {manifest.spec.dim}) float32
 ```
 """
 
 
-def add_card(artifact: Artifact) -> Artifact:
-    """Write the card anew, from what is proved and timed by now."""
-    return add_evidence(artifact, CARD_FILE, model_card(artifact, current_parity(artifact)))
+def _figures(artifact: Artifact) -> str:
+    """Return the rows that say what the model is."""
+    manifest = artifact.manifest
+    spec = manifest.spec
+    return f"""| dimensions | {spec.dim}, unit length (cosine = dot product) |
+| longest text | {manifest.framing.max_tokens} tokens, including the prompt and the end token; \
+longer texts are truncated |
+| model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
+| size | {artifact.size_bytes / 1e6:.1f} MB |
+| artifact | `{manifest.artifact_id}` |"""
 
 
-def current_parity(artifact: Artifact) -> ParityReport | None:
-    """Return the proof of these weights; None where there is none."""
-    entry = artifact.manifest.evidence.get(PARITY_FILE)
-    if entry is None or entry.covers != artifact.manifest.artifact_id:
-        return None
-    return read_parity(artifact)
-
-
-RESULTS_FOLDER: Final = "mteb"
-_UNPROVED: Final = "Not verified: the export ran with `--no-verify`."
-
-
-def _tokens(manifest: Manifest, name: str) -> str:
-    baked = manifest.prefixes.get(name)
-    return f" ({len(baked.ids)} tokens, computed ahead)" if baked is not None else ""
+def _prompts(manifest: Manifest) -> str:
+    """Return a line for each prompt: its name, its cached tokens, its text."""
+    lines = []
+    for name, prompt in manifest.prompts.by_name.items():
+        prefix = manifest.prefixes.get(name)
+        cached = "" if prefix is None else f" ({len(prefix.ids)} tokens, key/value cache stored)"
+        after = f" … {prompt.back!r}" if prompt.back else ""
+        lines.append(f"- `{name}`{cached}: {prompt.front!r}{after}")
+    return "\n".join(lines) or "None."
 
 
 def _quantised(manifest: Manifest) -> str:
+    """Return how weights were quantised as a section; nothing where they were not."""
     quantised = manifest.quantised
     if quantised is None:
         return ""
-    kept = "".join(f"- `{name}`: {why}\n" for name, why in quantised.unquantized.items())
+    reasons = "".join(f"- `{name}`: {why}\n" for name, why in quantised.unquantized.items())
     return f"""
 ## Quantisation
 
-Calibrated on {quantised.calibration_texts} texts of {quantised.calibration_tokens:,} tokens; \
-what is not quantised is {quantised.compute_dtype}. Linear layers kept in it, by their input:
+Calibrated on {quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens. \
+Everything that is not quantised is {quantised.compute_dtype}. These linear layers, named by their \
+input, are not quantised:
 
-{kept or "None."}
+{reasons or "None."}
 """
 
 
 def _speed(artifact: Artifact) -> str:
-    """Return what was timed as a section; nothing where nothing was."""
+    """Return the timings as a section; nothing where there are none."""
     bench = read_bench(artifact)
     if bench is None or not bench.runs:
         return ""
     sections = []
     for run in bench.runs:
-        prompt = f", behind the prompt `{run.prompt}`" if run.prompt else ""
+        prompt = f", with the prompt `{run.prompt}`" if run.prompt else ""
         against = f" {run.rival.name}, {run.rival.arithmetic} |" if run.rival else ""
         rows = "\n".join(
             f"| {row.batch} x {row.tokens} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "
@@ -155,20 +156,25 @@ def _bound(word: str, value: float | None) -> str:
 
 
 def _vectors(parity: VectorParity) -> str:
-    alone = (
-        f"\n| a text alone and in a batch, worst cosine | {parity.batch1_worst_cosine:.7f} |"
-        if parity.batch1_worst_cosine is not None
-        else ""
-    )
-    return f"""Against {parity.reference}; measured with {parity.candidate} on {parity.hardware}:
-{parity.method}.
+    """Return the figures of the vectors as a table."""
+    thresholds = parity.thresholds
+    batch1 = ""
+    if parity.batch1_worst_cosine is not None:
+        bound = _bound("at least", thresholds.batch1_min_cosine)
+        batch1 = (
+            f"\n| batch size 1 against padded batches, worst cosine{bound} | "
+            f"{parity.batch1_worst_cosine:.7f} |"
+        )
+    return f"""This artifact ({parity.candidate}) and the PyTorch model ({parity.reference}) \
+embedded the same texts on {parity.hardware}.
+Method: {parity.method}.
 
 | verdict | **{parity.verdict}** |
 |---|---|
-| worst cosine{_bound("at least", parity.thresholds.min_cosine)} | {parity.worst_cosine:.7f} |
+| worst cosine{_bound("at least", thresholds.min_cosine)} | {parity.worst_cosine:.7f} |
 | mean cosine | {parity.mean_cosine:.7f} |
-| mean loss, 1 - cosine{_bound("at most", parity.thresholds.max_loss)} | {parity.loss:.2e} |
-| largest difference | {parity.max_abs:.2e} |{alone}
+| mean loss, 1 - cosine{_bound("at most", thresholds.max_loss)} | {parity.loss:.2e} |
+| largest difference of a value | {parity.max_abs:.2e} |{batch1}
 | texts | {parity.texts}, the longest of {parity.longest_tokens:,} tokens |
 | prompts | none{"".join(f", `{name}`" for name in parity.prompts)} |"""
 
@@ -185,18 +191,18 @@ def _tasks(parity: TaskParity) -> str:
     )
     mean = parity.mean
     trained = (
-        "\n\n\\* The model was trained on data of this task."
+        "\n\n\\* The model's training data includes this task's data."
         if any(task.trained_on for task in parity.tasks)
         else ""
     )
     return f"""
 ### Tasks: {parity.verdict}
 
-Scores of mteb {parity.versions.get("mteb", "")} on {len(parity.tasks)} tasks, as \
-{parity.candidate}, against {parity.reference}, on {parity.hardware}.
-A task passes if the whole 95 % interval of the difference, by a paired bootstrap over distinct
-texts, lies above minus the margin, which was fixed beforehand. The noise floor is the reference
-against itself in other batches.
+mteb {parity.versions.get("mteb", "")} scored this artifact ({parity.candidate}) and the PyTorch \
+model ({parity.reference}) on {len(parity.tasks)} tasks, on {parity.hardware}.
+A task passes if the whole 95 % interval of the difference lies above minus the margin, which was
+fixed beforehand. The interval is from a paired bootstrap over distinct texts. The noise floor is
+how much the PyTorch model's own score changes when it embeds in other batches.
 
 | task | metric | reference | artifact | difference | 95 % interval | margin | noise | verdict |
 |---|---|---|---|---|---|---|---|---|
@@ -213,13 +219,15 @@ def _standings(summary: Summary) -> str:
     """Return the means, beside those of published models, as a table."""
     kinds = list(summary.standings[0].by_type)
     rows = "\n".join(
-        f"| {one.model} | {'-' if one.borda_rank is None else one.borda_rank} | "
-        f"{one.mean_over_tasks:.4f} | {one.mean_over_types:.4f} | "
-        + " | ".join(f"{one.by_type[kind]:.4f}" if kind in one.by_type else "-" for kind in kinds)
+        f"| {standing.model} | {'-' if standing.borda_rank is None else standing.borda_rank} | "
+        f"{standing.mean_over_tasks:.4f} | {standing.mean_over_types:.4f} | "
+        + " | ".join(
+            f"{standing.by_type[kind]:.4f}" if kind in standing.by_type else "-" for kind in kinds
+        )
         + " |"
-        for one in summary.standings
+        for standing in summary.standings
     )
-    return f"""Means, beside published ones as a check of sanity: {summary.note}.
+    return f"""Mean scores beside those of published models, as a sanity check only: {summary.note}.
 
 | model | Borda rank | over tasks | over types | {" | ".join(kinds)} |
 |{"---|" * (4 + len(kinds))}

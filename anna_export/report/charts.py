@@ -1,328 +1,282 @@
-"""The page's charts: each is drawn from facts, or is not there where they are missing."""
+"""The page's charts; a chart without measurements is left out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import plotly.graph_objects as go
 
 from anna_export.report.facts import Facts
+from anna_export.report.plot import (
+    DASHES,
+    GREY,
+    Chart,
+    colour,
+    error_bars,
+    log_axis,
+    log_axis_at,
+    offset_of,
+    symbol,
+)
+from anna_export.verify.parity_report import TaskResult
 
-# Okabe and Ito's, which every kind of sight tells apart.
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+# Pixels across the mark of the largest artifact.
+_LARGEST_MARK: Final = 44
+# The least loss that a logarithmic axis shows.
+_LEAST_LOSS: Final = 1e-9
+
+Shape = tuple[int, int]  # texts of a batch, tokens of a text
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A figure with what is above and below it."""
-
-    key: str
-    title: str
-    note: str
-    figure: go.Figure
-
-    def json(self) -> str:
-        """Return the figure as Plotly's JSON, safe inside a script."""
-        return str(self.figure.to_json()).replace("</", "<\\/")
-
-
-def all_charts(facts: Sequence[Facts]) -> list[Chart]:
+def all_charts(artifacts: Sequence[Facts]) -> list[Chart]:
     """Return every chart that there are measurements for."""
     makers = (quality, tasks, latency, load, prompts, layers)
-    return [chart for make in makers if (chart := make(facts)) is not None]
+    return [chart for make in makers if (chart := make(artifacts)) is not None]
 
 
-def quality(facts: Sequence[Facts]) -> Chart | None:
-    """What each costs and what it is worth: time and size against the loss."""
-    shapes = [set(one.rows()) for one in facts]
+def quality(artifacts: Sequence[Facts]) -> Chart | None:
+    """Speed and size against scores, if all were scored on tasks, else against the loss."""
+    shapes = [set(facts.rows()) for facts in artifacts]
     common = set.intersection(*shapes) if shapes else set()
-    shown = [one for one in facts if one.loss is not None]
-    if not common or not shown:
+    if not common or all(facts.loss is None for facts in artifacts):
         return None
-    shape = max(common)
-    with_tasks = all(one.proof is not None and one.proof.tasks is not None for one in facts)
+    with_tasks = all(facts.tasks is not None for facts in artifacts)
+    return (score_chart if with_tasks else loss_chart)(artifacts, max(common))
+
+
+def loss_chart(artifacts: Sequence[Facts], shape: Shape) -> Chart:
+    """Texts a second against the loss of vectors."""
     figure = go.Figure()
-    sizes = [one.artifact.size_bytes for one in facts]
-    for place, one in enumerate(facts):
-        if one not in shown:
-            continue
-        row = one.rows()[shape]
-        spread = row.texts_per_second
-        error: dict[str, Any] = {}
-        if with_tasks:
-            assert one.proof is not None and one.proof.tasks is not None
-            mean = one.proof.tasks.mean
-            value = mean.difference
-            error = {
-                "type": "data",
-                "array": [mean.high - value],
-                "arrayminus": [value - mean.low],
-                "thickness": 1.2,
-            }
-        else:
-            value = max(float(one.loss or 0), 1e-9)
-        figure.add_scatter(
-            x=[spread.value],
-            y=[value],
-            error_y=error or None,
-            error_x={
-                "type": "data",
-                "array": [spread.high - spread.value],
-                "arrayminus": [spread.value - spread.low],
-                "thickness": 1.2,
-            },
-            mode="markers+text",
-            text=[one.name],
-            textposition="top center",
-            marker={
-                "size": 12 + 22 * (one.artifact.size_bytes / max(sizes)) ** 0.5,
-                "color": COLOURS[place % len(COLOURS)],
-                "opacity": 0.85,
-            },
-            name=f"{one.name}, {one.artifact.size_bytes / 1e6:.1f} MB",
-            hovertemplate="%{x:.0f} texts/s, %{y:.2e}<extra>%{fullData.name}</extra>",
-        )
-    axis = "mean score, minus reference" if with_tasks else "loss, 1 - mean cosine"
-    figure.update_xaxes(title_text=f"texts a second, batches of {shape[0]} x {shape[1]} tokens")
-    figure.update_yaxes(title_text=axis, type="linear" if with_tasks else "log")
-    if with_tasks:
-        figure.add_hline(y=0, line_width=1, line_dash="dot", line_color="#7F7F7F")
+    for index, facts in enumerate(artifacts):
+        if facts.loss is not None:
+            _add_mark(figure, artifacts, index, shape, max(facts.loss, _LEAST_LOSS))
+    figure.update_yaxes(title_text="loss, 1 - mean cosine", type="log")
+    return _quality(figure, artifacts, shape)
+
+
+def score_chart(artifacts: Sequence[Facts], shape: Shape) -> Chart:
+    """Texts a second against the mean score on tasks."""
+    figure = go.Figure()
+    for index, facts in enumerate(artifacts):
+        if facts.tasks is not None:
+            mean = facts.tasks.mean
+            error = error_bars([mean.difference], [mean.low], [mean.high])
+            _add_mark(figure, artifacts, index, shape, mean.difference, error)
+    figure.update_yaxes(title_text="mean score, minus reference")
+    figure.add_hline(y=0, line_width=1, line_dash="dot", line_color=GREY)
+    return _quality(figure, artifacts, shape)
+
+
+def _add_mark(
+    figure: go.Figure,
+    artifacts: Sequence[Facts],
+    index: int,
+    shape: Shape,
+    value: float,
+    error: dict[str, Any] | None = None,
+) -> None:
+    """Add an artifact's mark, whose area is proportional to the artifact's size."""
+    facts = artifacts[index]
+    largest = max(other.artifact.size_bytes for other in artifacts)
+    speed = facts.rows()[shape].texts_per_second
+    figure.add_scatter(
+        x=[speed.value],
+        y=[value],
+        error_x=error_bars([speed.value], [speed.low], [speed.high]),
+        error_y=error,
+        mode="markers+text",
+        text=[facts.name],
+        textposition="top center",
+        marker={
+            "size": _LARGEST_MARK * (facts.artifact.size_bytes / largest) ** 0.5,
+            "color": colour(index),
+            "opacity": 0.85,
+        },
+        name=f"{facts.name}, {facts.artifact.size_bytes / 1e6:.1f} MB",
+        hovertemplate="%{x:.0f} texts/s, %{y:.2e}<extra>%{fullData.name}</extra>",
+    )
+
+
+def _quality(figure: go.Figure, artifacts: Sequence[Facts], shape: Shape) -> Chart:
+    batch, tokens = shape
+    figure.update_xaxes(title_text=f"texts a second, batches of {batch} x {tokens} tokens")
+    computed = (
+        f"{facts.name}, {facts.compute_label}" for facts in artifacts if facts.loss is not None
+    )
     return Chart(
         "quality",
         "Accuracy, speed and size",
-        "The area of a mark is the artifact's size; bars are 95 % intervals. Computed in: "
-        + "; ".join(f"{one.name}, {one.arithmetic}" for one in shown)
-        + ".",
+        "The area of a mark is proportional to the artifact's size; bars are 95 % intervals. "
+        f"Computed in: {'; '.join(computed)}.",
         figure,
     )
 
 
-def tasks(facts: Sequence[Facts]) -> Chart | None:
+def tasks(artifacts: Sequence[Facts]) -> Chart | None:
     """Each task's difference to the reference, with its interval and margin."""
-    shown = [one for one in facts if one.proof is not None and one.proof.tasks is not None]
-    if not shown:
-        return None
     margins = {
         task.name: -task.difference.margin
-        for one in shown
-        if one.proof is not None and one.proof.tasks is not None
-        for task in one.proof.tasks.tasks
+        for facts in artifacts
+        if facts.tasks is not None
+        for task in facts.tasks.tasks
     }
+    if not margins:
+        return None
     names = list(margins)
     figure = go.Figure()
-    for place, one in enumerate(facts):
-        if one not in shown:
-            continue
-        assert one.proof is not None and one.proof.tasks is not None
-        found = one.proof.tasks.tasks
-        differences = [task.difference for task in found]
-        figure.add_scatter(
-            x=[d.difference for d in differences],
-            y=[names.index(task.name) + _beside(place, len(facts)) for task in found],
-            error_x={
-                "type": "data",
-                "array": [d.high - d.difference for d in differences],
-                "arrayminus": [d.difference - d.low for d in differences],
-                "thickness": 1.2,
-            },
-            mode="markers",
-            marker={
-                "size": 9,
-                "color": COLOURS[place % len(COLOURS)],
-                "symbol": _SYMBOLS[place % len(_SYMBOLS)],
-            },
-            name=one.name,
-        )
+    for index, facts in enumerate(artifacts):
+        if facts.tasks is not None:
+            offset = offset_of(index, len(artifacts))
+            _add_scores(figure, index, facts.name, facts.tasks.tasks, names, offset)
     figure.add_scatter(
         x=list(margins.values()),
         y=list(range(len(names))),
         mode="markers",
-        marker={"symbol": "line-ns-open", "size": 34, "color": "#7F7F7F", "line": {"width": 2}},
-        name="what may be lost",
+        marker={"symbol": "line-ns-open", "size": 34, "color": GREY, "line": {"width": 2}},
+        name="margin",
     )
-    figure.add_vline(x=0, line_width=1, line_dash="dot", line_color="#7F7F7F")
+    figure.add_vline(x=0, line_width=1, line_dash="dot", line_color=GREY)
     figure.update_xaxes(title_text="score, artifact minus reference")
     figure.update_yaxes(
         autorange="reversed", tickvals=list(range(len(names))), ticktext=names, showgrid=False
     )
     figure.update_layout(height=150 + 60 * len(names))
-    return Chart(
-        "tasks",
-        "Parity by task",
-        "A task passes where the whole 95 % interval lies right of the grey mark, the margin that "
-        "was fixed beforehand.",
-        figure,
+    note = (
+        "A task passes if its whole 95 % interval lies right of the grey mark, the margin, which "
+        "was fixed beforehand."
+    )
+    return Chart("tasks", "Parity by task", note, figure)
+
+
+def _add_scores(
+    figure: go.Figure,
+    index: int,
+    name: str,
+    results: Sequence[TaskResult],
+    tasks: Sequence[str],
+    offset: float,
+) -> None:
+    """Add an artifact's marks, each in its task's row."""
+    differences = [result.difference.difference for result in results]
+    lows = [result.difference.low for result in results]
+    highs = [result.difference.high for result in results]
+    figure.add_scatter(
+        x=differences,
+        y=[tasks.index(result.name) + offset for result in results],
+        error_x=error_bars(differences, lows, highs),
+        mode="markers",
+        marker={"size": 9, "color": colour(index), "symbol": symbol(index)},
+        name=name,
     )
 
 
-def latency(facts: Sequence[Facts]) -> Chart | None:
+def latency(artifacts: Sequence[Facts]) -> Chart | None:
     """Milliseconds of a batch by the length of its texts."""
     figure = go.Figure()
-    for place, one in enumerate(facts):
-        rows = one.rows()
+    for index, facts in enumerate(artifacts):
+        rows = facts.rows()
         for step, batch in enumerate(sorted({batch for batch, _ in rows})):
             lengths = sorted(tokens for size, tokens in rows if size == batch)
-            found = [rows[batch, tokens] for tokens in lengths]
-            medians = [row.p50_ms for row in found]
+            medians = [rows[batch, tokens].p50_ms for tokens in lengths]
+            slowest = [rows[batch, tokens].p99_ms for tokens in lengths]
             figure.add_scatter(
                 x=lengths,
                 y=medians,
-                error_y={
-                    "type": "data",
-                    "array": [row.p99_ms - row.p50_ms for row in found],
-                    "arrayminus": [0.0] * len(found),
-                    "thickness": 1.0,
-                },
+                error_y=error_bars(medians, medians, slowest),
                 mode="lines+markers",
-                marker={
-                    "color": COLOURS[place % len(COLOURS)],
-                    "symbol": _SYMBOLS[step % len(_SYMBOLS)],
-                },
-                line={
-                    "color": COLOURS[place % len(COLOURS)],
-                    "dash": ("solid", "dash", "dot", "dashdot")[step % 4],
-                },
-                name=f"{one.name}, batch {batch}",
+                marker={"color": colour(index), "symbol": symbol(step)},
+                line={"color": colour(index), "dash": DASHES[step % len(DASHES)]},
+                name=f"{facts.name}, batch {batch}",
             )
     if not figure.data:
         return None
-    lengths = sorted({tokens for one in facts for _, tokens in one.rows()})
-    figure.update_xaxes(
-        title_text="tokens of a text",
-        type="log",
-        tickvals=lengths,
-        ticktext=list(map(str, lengths)),
-    )
-    figure.update_yaxes(title_text="milliseconds of a batch", **_logarithmic(figure))
-    return Chart(
-        "latency",
-        "Latency by length",
-        "Median of all calls; bars reach up to the 99th percentile.",
-        figure,
-    )
+    lengths = sorted({tokens for facts in artifacts for _, tokens in facts.rows()})
+    figure.update_xaxes(title_text="tokens of a text", **log_axis_at(lengths))
+    figure.update_yaxes(title_text="milliseconds of a batch", **log_axis(figure))
+    note = "Median of all calls; bars reach up to the 99th percentile."
+    return Chart("latency", "Latency by length", note, figure)
 
 
-def load(facts: Sequence[Facts]) -> Chart | None:
+def load(artifacts: Sequence[Facts]) -> Chart | None:
     """How long a text waits, by how many arrive a second."""
     figure = go.Figure()
-    for place, one in enumerate(facts):
+    for index, facts in enumerate(artifacts):
         points = sorted(
-            (point for run in one.runs if not run.prompt for point in run.open),
+            (point for run in facts.runs if not run.prompt for point in run.open),
             key=lambda point: point.rate,
         )
-        for share, dash in (("p50_ms", "solid"), ("p99_ms", "dot")):
+        for percentile, dash in (("p50_ms", "solid"), ("p99_ms", "dot")):
             if points:
                 figure.add_scatter(
                     x=[point.rate for point in points],
-                    y=[getattr(point, share) for point in points],
+                    y=[getattr(point, percentile) for point in points],
                     mode="lines+markers",
-                    line={"color": COLOURS[place % len(COLOURS)], "dash": dash},
-                    name=f"{one.name}, {share[:3]}",
+                    line={"color": colour(index), "dash": dash},
+                    name=f"{facts.name}, {percentile[:3]}",
                 )
     if not figure.data:
         return None
-    rates = sorted({point.rate for one in facts for run in one.runs for point in run.open})
-    figure.update_xaxes(
-        title_text="texts that arrive a second",
-        type="log",
-        tickvals=rates,
-        ticktext=[f"{rate:g}" for rate in rates],
-    )
-    figure.update_yaxes(title_text="milliseconds to the vector", **_logarithmic(figure))
-    return Chart(
-        "load",
-        "Latency under load",
-        "Texts arrive as a Poisson process; waiting is counted from when a text arrives.",
-        figure,
-    )
+    rates = sorted({point.rate for facts in artifacts for run in facts.runs for point in run.open})
+    figure.update_xaxes(title_text="texts that arrive a second", **log_axis_at(rates))
+    figure.update_yaxes(title_text="milliseconds to the vector", **log_axis(figure))
+    note = "Texts arrive as a Poisson process; a text's time starts when it arrives."
+    return Chart("load", "Latency under load", note, figure)
 
 
-def prompts(facts: Sequence[Facts]) -> Chart | None:
-    """What a prompt costs: times of texts behind it over times without, by its length."""
+def prompts(artifacts: Sequence[Facts]) -> Chart | None:
+    """What a prompt costs: times of texts with it over times without, by its length."""
     figure = go.Figure()
-    for place, one in enumerate(facts):
-        bare, prefixes = one.rows(), one.artifact.manifest.prefixes
-        points = (
-            sorted(
-                (
-                    len(prefixes[run.prompt].ids),
-                    row.p50_ms / bare[row.batch, row.tokens].p50_ms,
-                    row,
-                )
-                for run in one.runs
-                if run.prompt and run.prompt in prefixes
-                for row in run.rows
-                if (row.batch, row.tokens) in bare
-            )
-            if one.runs
-            else []
-        )
+    for index, facts in enumerate(artifacts):
+        bare, prefixes = facts.rows(), facts.artifact.manifest.prefixes
+        points = [
+            (len(prefixes[run.prompt].ids), row.p50_ms / bare[row.batch, row.tokens].p50_ms, row)
+            for run in facts.runs
+            if run.prompt and run.prompt in prefixes
+            for row in run.rows
+            if (row.batch, row.tokens) in bare
+        ]
         if points:
             figure.add_scatter(
                 x=[tokens for tokens, _, _ in points],
                 y=[ratio for _, ratio, _ in points],
                 text=[f"{row.batch} x {row.tokens}" for _, _, row in points],
                 mode="markers",
-                marker={"size": 9, "color": COLOURS[place % len(COLOURS)]},
-                name=one.name,
+                marker={"size": 9, "color": colour(index)},
+                name=facts.name,
             )
     if not figure.data:
         return None
-    figure.add_hline(y=1, line_width=1, line_dash="dot", line_color="#7F7F7F")
-    figure.update_xaxes(title_text="tokens of the prompt, computed ahead", rangemode="tozero")
-    figure.update_yaxes(title_text="time over that without a prompt", rangemode="tozero")
-    return Chart("prompts", "Cost of a prompt", "One mark a shape of batch.", figure)
+    figure.add_hline(y=1, line_width=1, line_dash="dot", line_color=GREY)
+    figure.update_xaxes(title_text="tokens of the prompt's cached prefix", rangemode="tozero")
+    figure.update_yaxes(title_text="time, as a multiple of no prompt", rangemode="tozero")
+    note = "Each mark is one shape of batch, texts x tokens."
+    return Chart("prompts", "Cost of a prompt", note, figure)
 
 
-def layers(facts: Sequence[Facts]) -> Chart | None:
-    """How much of each quantised layer's output is its own, and not rounding."""
+def layers(artifacts: Sequence[Facts]) -> Chart | None:
+    """The signal-to-noise ratio that quantisation leaves each linear layer's output."""
     figure = go.Figure()
-    count = max(one.artifact.manifest.spec.layers for one in facts)
-    for place, one in enumerate(facts):
-        if one.calibration is None or not one.calibration.snr_db:
+    count = max(facts.artifact.manifest.spec.layers for facts in artifacts)
+    for index, facts in enumerate(artifacts):
+        if facts.calibration is None or not facts.calibration.snr_db:
             continue
-        found = one.calibration.snr_db
-        modules = list(one.artifact.manifest.spec.linear_modules())
-        shown = [module for module in modules if module in found]
+        snr_db = facts.calibration.snr_db
+        linear = facts.artifact.manifest.spec.linear_modules()
+        modules = [module for module in linear if module in snr_db]
+        offset = offset_of(index, len(artifacts))
         figure.add_scatter(
-            x=[int(module.split(".")[1]) + _beside(place, len(facts)) for module in shown],
-            y=[found[module] for module in shown],
-            text=[module for module in shown],
+            x=[int(module.split(".")[1]) + offset for module in modules],
+            y=[snr_db[module] for module in modules],
+            text=modules,
             mode="markers",
-            marker={
-                "size": 7,
-                "color": COLOURS[place % len(COLOURS)],
-                "symbol": _SYMBOLS[place % len(_SYMBOLS)],
-                "opacity": 0.8,
-            },
-            name=one.name,
+            marker={"size": 7, "color": colour(index), "symbol": symbol(index), "opacity": 0.8},
+            name=facts.name,
             hovertemplate="%{text}: %{y:.1f} dB<extra>%{fullData.name}</extra>",
         )
     if not figure.data:
         return None
-    figure.update_xaxes(title_text="layer", tickformat="d", dtick=max(1, count // 16))
-    figure.update_yaxes(title_text="signal to noise, dB")
-    return Chart(
-        "layers",
-        "Sensitivity of layers",
-        "Higher is better; one mark a linear module.",
-        figure,
+    figure.update_xaxes(
+        title_text="layer", tickformat="d", dtick=max(1, count // 16), range=[-0.5, count - 0.5]
     )
-
-
-def _beside(place: int, count: int) -> float:
-    """Return how far a mark stands from the middle of its row, so that none hides another."""
-    return (place - (count - 1) / 2) * min(0.2, 0.6 / max(1, count))
-
-
-def _logarithmic(figure: go.Figure) -> dict[str, Any]:
-    """Return a logarithmic axis that is marked at 1, 2 and 5 in every decade it spans."""
-    values = [value for trace in figure.data for value in trace.y if value > 0]
-    marks = [
-        mantissa * 10.0**power
-        for power in range(-4, 7)
-        for mantissa in (1, 2, 5)
-        if min(values) / 3 <= mantissa * 10.0**power <= max(values) * 3
-    ]
-    return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+    figure.update_yaxes(title_text="signal to noise, dB")
+    note = "Each mark is a linear module; higher is better."
+    return Chart("layers", "Sensitivity of layers", note, figure)

@@ -1,14 +1,15 @@
-"""All that is known of an artifact, read from it."""
+"""All that an artifact records about itself: parity, timings, calibration, engines."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.bench.result import Row, Run, read_bench
 from anna_export.engines.stored import StoredEngine, stored_engines
 from anna_export.quantise.calibration import Calibration, read_calibration
-from anna_export.report.card import current_parity
-from anna_export.verify.parity_report import ParityReport
+from anna_export.verify.parity_file import current_parity
+from anna_export.verify.parity_report import ParityReport, TaskParity
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +18,16 @@ class Facts:
 
     Args:
         name: What the page calls it.
-        artifact: It.
-        proof: What was proved of these weights; None for nothing.
-        runs: What was timed of them, with no rival or with one.
+        artifact: The artifact.
+        parity: The parity report of these weights; None where there is none.
+        runs: What was timed of them, with no baseline or with one.
         calibration: How it was quantised; None where it was not.
-        engines: Those it holds.
+        engines: The engines it holds.
     """
 
     name: str
     artifact: Artifact
-    proof: ParityReport | None
+    parity: ParityReport | None
     runs: tuple[Run, ...]
     calibration: Calibration | None
     engines: tuple[StoredEngine, ...]
@@ -34,20 +35,23 @@ class Facts:
     @property
     def loss(self) -> float | None:
         """Mean 1 - cosine to the reference."""
-        return self.proof.vectors.loss if self.proof is not None else None
+        return self.parity.vectors.loss if self.parity is not None else None
 
     @property
-    def arithmetic(self) -> str:
-        """What it was timed in; nothing where it was not."""
+    def tasks(self) -> TaskParity | None:
+        """Parity of scores; None where no tasks were run."""
+        return self.parity.tasks if self.parity is not None else None
+
+    @property
+    def compute_label(self) -> str:
+        """What it computed in when it was timed; empty where it was not."""
         return next((run.arithmetic for run in self.runs if not run.prompt), "")
 
     def rows(self) -> dict[tuple[int, int], Row]:
-        """Return the latest run's rows without a prompt's cost, by batch and tokens."""
-        found: dict[tuple[int, int], Row] = {}
-        for run in self.runs:
-            if not run.prompt:
-                found |= {(row.batch, row.tokens): row for row in run.rows}
-        return found
+        """Return the latest run's rows without a prompt, by batch and tokens."""
+        return {
+            (row.batch, row.tokens): row for run in self.runs if not run.prompt for row in run.rows
+        }
 
 
 def read_facts(folder: Path) -> Facts:
@@ -68,20 +72,13 @@ def read_facts(folder: Path) -> Facts:
     )
 
 
-def named(folders: list[Path]) -> list[Facts]:
-    """Read several artifacts; those of one name are called by their folders too."""
-    found = [read_facts(folder) for folder in folders]
-    names = [facts.name for facts in found]
+def read_all_facts(folders: Sequence[Path]) -> list[Facts]:
+    """Read several artifacts; those with the same folder name get their parent's name too."""
+    artifacts = [read_facts(folder) for folder in folders]
+    names = [facts.name for facts in artifacts]
     return [
         facts
         if names.count(facts.name) == 1
-        else Facts(
-            f"{facts.artifact.folder.resolve().parent.name}/{facts.name}",
-            facts.artifact,
-            facts.proof,
-            facts.runs,
-            facts.calibration,
-            facts.engines,
-        )
-        for facts in found
+        else replace(facts, name=f"{facts.artifact.folder.resolve().parent.name}/{facts.name}")
+        for facts in artifacts
     ]

@@ -6,7 +6,7 @@ from typing import Final
 
 from anna_export.artifact.evidence import add_evidence
 from anna_export.files.atomic import write_text
-from anna_export.report.facts import named
+from anna_export.report.facts import read_all_facts
 from anna_export.report.page import page
 
 REPORT_FILE: Final = "report.html"
@@ -22,11 +22,11 @@ def report(folders: Sequence[Path], out: Path | None) -> Path:
     Raises:
         AnnaError: If one is no artifact, or damaged.
     """
-    facts = named(list(folders))
-    text = page(facts)
+    artifacts = read_all_facts(folders)
+    text = page(artifacts)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
         return out
-    add_evidence(facts[0].artifact, REPORT_FILE, text)
-    return facts[0].artifact.folder / REPORT_FILE
+    add_evidence(artifacts[0].artifact, REPORT_FILE, text)
+    return artifacts[0].artifact.folder / REPORT_FILE

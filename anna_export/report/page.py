@@ -15,7 +15,7 @@ from anna_export.report.charts import all_charts
 from anna_export.report.facts import Facts
 
 _NONE = "-"
-# What there is a chart of, and how to measure it where there is none.
+# By chart: its title, and how to measure it where it is missing.
 _MEASURED = {
     "quality": (
         "Accuracy, speed and size",
@@ -33,7 +33,7 @@ _MEASURED = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with a heading; columns of these places hold numbers."""
+    """A table with a heading; `numbers` are the columns that hold numbers, from 0."""
 
     title: str
     heads: Sequence[str]
@@ -42,22 +42,22 @@ class Table:
     note: str = ""
 
 
-def page(facts: Sequence[Facts]) -> str:
+def page(artifacts: Sequence[Facts]) -> str:
     """Return the HTML of one artifact, or of several side by side."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     source = resources.files("anna_export.report").joinpath("page.html")
     template = environment.from_string(source.read_text(encoding="utf-8"))
-    charts = all_charts(facts)
-    shown = {chart.key for chart in charts}
-    missing = [told for key, told in _MEASURED.items() if key not in shown]
-    makers = (_vectors, _rivals, _prompts, _engines, _hardware, _hashes)
+    charts = all_charts(artifacts)
+    drawn = {chart.key for chart in charts}
+    names = [facts.name for facts in artifacts]
+    makers = (_vectors, _baselines, _prompts, _engines, _hardware, _hashes)
     return template.render(
-        title=" and ".join(one.name for one in facts) if len(facts) < 4 else f"{len(facts)} models",
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        title=" and ".join(names) if len(names) < 4 else f"{len(names)} models",
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=installed().get("anna-export", ""),
-        names=[one.name for one in facts],
-        overview=_overview(facts),
-        verdicts=[one.proof.verdict if one.proof is not None else "" for one in facts],
+        names=names,
+        overview=_overview(artifacts),
+        verdicts=[facts.parity.verdict if facts.parity else "" for facts in artifacts],
         charts=[
             {
                 "key": chart.key,
@@ -67,22 +67,23 @@ def page(facts: Sequence[Facts]) -> str:
             }
             for chart in charts
         ],
-        missing=missing,
-        tables=[table for make in makers if (table := make(facts)).rows],
-        reproduce=[(one.name, _commands(one)) for one in facts],
+        missing=[heading for key, heading in _MEASURED.items() if key not in drawn],
+        tables=[table for make in makers if (table := make(artifacts)).rows],
+        reproduce=[(facts.name, _commands(facts)) for facts in artifacts],
         plotly=Markup(get_plotlyjs()) if charts else "",
     )
 
 
-def _overview(facts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
-    manifests = [one.artifact.manifest for one in facts]
+def _overview(artifacts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
+    manifests = [facts.artifact.manifest for facts in artifacts]
     rows = {
-        "made from": [
-            m.source.model + (f" with the LoRA {m.source.adapter}" if m.source.adapter else "")
+        "base model": [
+            m.source.model
+            + (f" with the LoRA adapter {m.source.adapter}" if m.source.adapter else "")
             for m in manifests
         ],
         "precision": [str(m.precision) for m in manifests],
-        "size": [f"{one.artifact.size_bytes / 1e6:.1f} MB" for one in facts],
+        "size": [f"{facts.artifact.size_bytes / 1e6:.1f} MB" for facts in artifacts],
         "model": [f"{m.spec.parameters:,} parameters, {m.spec.layers} layers" for m in manifests],
         "vectors": [f"{m.spec.dim} dimensions, unit length" for m in manifests],
         "longest text": [f"{m.framing.max_tokens:,} tokens" for m in manifests],
@@ -92,157 +93,148 @@ def _overview(facts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
             else _NONE
             for m in manifests
         ],
-        "kept in high precision": [
+        "not quantised": [
             f"{len(m.quantised.unquantized)} linear inputs" if m.quantised else _NONE
             for m in manifests
         ],
-        "made": [m.created for m in manifests],
+        "exported": [m.created for m in manifests],
     }
     return list(rows.items())
 
 
-def _vectors(facts: Sequence[Facts]) -> Table:
+def _vectors(artifacts: Sequence[Facts]) -> Table:
     rows = []
-    for one in facts:
-        if one.proof is None:
+    for facts in artifacts:
+        if facts.parity is None:
             continue
-        found = one.proof.vectors
-        alone = found.batch1_worst_cosine
+        parity = facts.parity.vectors
+        batch1 = parity.batch1_worst_cosine
         rows.append(
             [
-                one.name,
-                f"{found.worst_cosine:.7f}",
-                f"{found.loss:.2e}",
-                _NONE if alone is None else f"{alone:.7f}",
-                f"{found.texts}",
-                found.candidate,
-                found.hardware,
+                facts.name,
+                f"{parity.worst_cosine:.7f}",
+                f"{parity.loss:.2e}",
+                _NONE if batch1 is None else f"{batch1:.7f}",
+                f"{parity.texts}",
+                parity.candidate,
+                parity.hardware,
             ]
         )
-    heads = [
-        "artifact",
-        "worst cosine",
-        "mean loss",
-        "alone and in a batch",
-        "texts",
-        "computed by",
-        "on",
+    heads = ["artifact", "worst cosine", "mean loss", "batch size 1", "texts", "computed by", "on"]
+    note = "Batch size 1: the worst cosine of a text by itself to the same text in a padded batch."
+    return Table("Parity of vectors", heads, rows, frozenset((1, 2, 3, 4)), note)
+
+
+def _baselines(artifacts: Sequence[Facts]) -> Table:
+    rows = [
+        [
+            facts.name,
+            f"{run.rival.name}, {run.rival.arithmetic}",
+            f"{row.batch} x {row.tokens}",
+            f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+            row.versus.verdict,
+            f"{run.rival.worst_cosine:.5f}",
+        ]
+        for facts in artifacts
+        for run in facts.runs
+        for row in run.rows
+        if run.rival is not None and row.versus is not None
+        for ratio in [row.versus.ratio]
     ]
-    return Table("Parity of vectors", heads, rows, frozenset((1, 2, 3, 4)))
+    heads = ["artifact", "baseline", "batch", "times as fast", "verdict", "worst cosine to it"]
+    note = (
+        "Artifact and baseline were timed in alternation; there is no verdict on speed where their "
+        "vectors differ."
+    )
+    return Table("Against baselines", heads, rows, frozenset((3, 5)), note)
 
 
-def _rivals(facts: Sequence[Facts]) -> Table:
+def _prompts(artifacts: Sequence[Facts]) -> Table:
     rows = []
-    for one in facts:
-        for run in one.runs:
-            for row in run.rows:
-                if run.rival is None or row.versus is None:
-                    continue
-                ratio = row.versus.ratio
-                rows.append(
-                    [
-                        one.name,
-                        f"{run.rival.name}, {run.rival.arithmetic}",
-                        f"{row.batch} x {row.tokens}",
-                        f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-                        row.versus.verdict,
-                        f"{run.rival.worst_cosine:.5f}",
-                    ]
-                )
-    heads = ["artifact", "rival", "batch", "times as fast", "verdict", "worst cosine to it"]
-    note = "Measured in turn, pair by pair; a rival of other vectors wins and loses nothing."
-    return Table("Against others", heads, rows, frozenset((3, 5)), note)
-
-
-def _prompts(facts: Sequence[Facts]) -> Table:
-    rows = []
-    for one in facts:
-        manifest = one.artifact.manifest
+    for facts in artifacts:
+        manifest = facts.artifact.manifest
         for name, prompt in manifest.prompts.by_name.items():
-            baked = manifest.prefixes.get(name)
+            prefix = manifest.prefixes.get(name)
             text = prompt.front + (f" … {prompt.back}" if prompt.back else "")
             rows.append(
                 [
-                    one.name,
+                    facts.name,
                     name + (" (default)" if name == manifest.prompts.default else ""),
-                    _NONE if baked is None else f"{len(baked.ids)}",
+                    _NONE if prefix is None else f"{len(prefix.ids)}",
                     text if len(text) < 160 else f"{text[:150]} …",
                 ]
             )
-    return Table("Prompts", ["artifact", "name", "tokens ahead", "text"], rows, frozenset((2,)))
+    return Table("Prompts", ["artifact", "name", "cached tokens", "text"], rows, frozenset((2,)))
 
 
-def _engines(facts: Sequence[Facts]) -> Table:
+def _engines(artifacts: Sequence[Facts]) -> Table:
     rows = [
         [
-            one.name,
+            facts.name,
             str(stored.record),
             f"{stored.record.size_bytes / 1e6:.1f} MB",
             ", ".join(f"{count} {kind}" for kind, count in stored.record.layers.items()),
             "; ".join(stored.record.fusion_report) or "passed",
         ]
-        for one in facts
-        for stored in one.engines
+        for facts in artifacts
+        for stored in facts.engines
     ]
     heads = ["artifact", "engine", "size", "layers", "fusion check"]
     return Table("Engines", heads, rows, frozenset((2,)))
 
 
-def _hardware(facts: Sequence[Facts]) -> Table:
+def _hardware(artifacts: Sequence[Facts]) -> Table:
     rows = []
-    for one in facts:
-        for run in one.runs:
-            found = run.environment
+    for facts in artifacts:
+        for run in facts.runs:
+            environment = run.environment
             versions = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
             rows.append(
                 [
-                    one.name,
+                    facts.name,
                     run.arithmetic,
-                    f"{found.hardware}, {found.cores} cores"
-                    + (f", {found.mhz:.0f} MHz" if found.mhz else ""),
+                    f"{environment.hardware}, {environment.cores} cores"
+                    + (f", {environment.mhz:.0f} MHz" if environment.mhz else ""),
                     ", ".join(
-                        f"{name} {found.versions[name]}"
+                        f"{name} {environment.versions[name]}"
                         for name in versions
-                        if name in found.versions
+                        if name in environment.versions
                     ),
                     f"{run.rounds} rounds",
                 ]
             )
-    return Table("What was timed on", ["artifact", "arithmetic", "on", "with", "rounds"], rows)
+    return Table("Timed on", ["artifact", "computed in", "hardware", "libraries", "rounds"], rows)
 
 
-def _hashes(facts: Sequence[Facts]) -> Table:
-    rows = [
-        [one.name, name, f"{entry.size_bytes:,}", entry.sha256]
-        for one in facts
-        for name, entry in [
-            ("artifact_id", None),
-            *sorted(one.artifact.manifest.files.items()),
-        ]
-        if entry is not None
-    ]
-    ids = [[one.name, "artifact_id", _NONE, one.artifact.manifest.artifact_id] for one in facts]
-    return Table("Hashes", ["artifact", "file", "bytes", "sha256"], [*ids, *rows], frozenset((2,)))
+def _hashes(artifacts: Sequence[Facts]) -> Table:
+    rows = []
+    for facts in artifacts:
+        manifest = facts.artifact.manifest
+        rows.append([facts.name, "artifact_id", _NONE, manifest.artifact_id])
+        for name, entry in sorted(manifest.files.items()):
+            rows.append([facts.name, name, f"{entry.size_bytes:,}", entry.sha256])
+    return Table("Hashes", ["artifact", "file", "bytes", "sha256"], rows, frozenset((2,)))
 
 
 def _commands(facts: Facts) -> str:
     manifest = facts.artifact.manifest
     source = manifest.source
     folder = facts.artifact.folder.name
-    made = ["anna-export", "--model", source.model]
-    checked = ["anna-export", "verify", folder, "--model", source.model]
+    sources = ["--model", source.model]
     if source.adapter:
-        made += ["--adapter", source.adapter]
-        checked += ["--adapter", source.adapter]
-    made += [f"--{manifest.precision}", "--max-tokens", str(manifest.framing.max_tokens)]
-    lines = [[*made, "--out", folder], checked]
+        sources += ["--adapter", source.adapter]
+    precision = [f"--{manifest.precision}", "--max-tokens", str(manifest.framing.max_tokens)]
+    lines = [
+        ["anna-export", *sources, *precision, "--out", folder],
+        ["anna-export", "verify", folder, *sources],
+    ]
     for run in facts.runs:
         shapes = {row.batch for row in run.rows}, {row.tokens for row in run.rows}
         batches, lengths = (",".join(map(str, sorted(values))) for values in shapes)
-        timed = ["anna-export", "bench", folder, "--batch", batches, "--length", lengths]
+        bench = ["anna-export", "bench", folder, "--batch", batches, "--length", lengths]
         for point in run.open:
-            timed += ["--rate", f"{point.rate:g}"]
+            bench += ["--rate", f"{point.rate:g}"]
         if run.prompt is not None:
-            timed += ["--prompt", run.prompt]
-        lines.append(timed)
+            bench += ["--prompt", run.prompt]
+        lines.append(bench)
     return "\n".join(shlex.join(line) for line in lines)

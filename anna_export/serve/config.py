@@ -1,6 +1,6 @@
 """A server's names and limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from anna_export.errors import InputError
 
@@ -43,16 +43,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_batch_tokens",
-            "max_inputs",
-            "max_request_tokens",
-            "payload_bytes",
-            "max_requests",
-            "queue_seconds",
-            "stall_seconds",
-            "drain_seconds",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"expected `{name}` above 0, found {value}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise InputError(f"expected `{field.name}` above 0, found {value}")

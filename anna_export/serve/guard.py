@@ -36,11 +36,6 @@ class Call:
 Handler = Callable[[EmbeddingService, Call], Awaitable[Response]]
 
 
-def is_openai(path: str) -> bool:
-    """Say whether a route answers in OpenAI's shapes, or else in TEI's."""
-    return path.startswith("/v1/")
-
-
 def answer_json(value: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     """Return JSON; numpy arrays are lists of numbers."""
     content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -48,8 +43,8 @@ def answer_json(value: Any, headers: dict[str, str] | None = None, status: int =
 
 
 def answer_refusal(request: Request, refusal: Refusal) -> Response:
-    """Return a refusal in the shape of its route."""
-    openai = is_openai(request.url.path)
+    """Return a refusal in the shape of its route: OpenAI's under /v1, or TEI's."""
+    openai = request.url.path.startswith("/v1/")
     status = refusal.status(openai=openai)
     return answer_json(refusal.body(openai=openai), refusal.headers, status)
 
@@ -64,7 +59,9 @@ async def respond(service: EmbeddingService, request: Request, handler: Handler)
     service.active += 1
     try:
         _require_key(request, service.config.api_keys)
-        _require_room(service)
+        if service.active > (limit := service.config.max_requests):
+            service.metrics.rejected.labels(reason="requests").inc()
+            raise Refusal.overloaded(f"{limit:,} requests, the limit, are being answered", 1)
         deadline = _deadline(request, started)
         async with _body(request, service) as body:
             response = await _unless_left(request, handler(service, Call(body, deadline)))
@@ -114,18 +111,6 @@ def _deadline(request: Request, started: float) -> float | None:
             f"expected whole milliseconds in {DEADLINE_HEADER}, found {value[:40]!r}", None
         )
     return started + int(value) / 1e3
-
-
-def _require_room(service: EmbeddingService) -> None:
-    """Refuse a request over the number that may be answered at once.
-
-    Raises:
-        Refusal: If so.
-    """
-    limit = service.config.max_requests
-    if service.active > limit:
-        service.metrics.rejected.labels(reason="requests").inc()
-        raise Refusal.overloaded(f"{limit:,} requests, the limit, are being answered", 1)
 
 
 @contextlib.asynccontextmanager

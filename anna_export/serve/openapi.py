@@ -70,10 +70,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "operationId": re.sub(r"\W", "_", name + endpoint.path) + f"_{endpoint.method.lower()}",
     }
     if endpoint.body is not None:
-        schema = {"$ref": f"{_SCHEMAS}{endpoint.body.__name__}"}
-        operation["requestBody"] = {
-            "content": {"application/json": {"schema": schema}},
-            "required": True,
-        }
+        content = {"schema": {"$ref": _SCHEMAS + endpoint.body.__name__}}
+        operation["requestBody"] = {"content": {"application/json": content}, "required": True}
     refusals = {str(status): {"description": _REFUSALS[status]} for status in endpoint.refusals}
     return {**operation, "responses": {"200": _ANSWER, **refusals}}

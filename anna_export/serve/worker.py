@@ -180,13 +180,9 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
             f"lengths up to {length_error:.3f} from 1 and a cosine of {worst:.3f} in {label}; run "
             "anna-export verify"
         )
-    return Ready(encoder.backend.name, label, encoder.limits, _tokens_per_second(encoder, rows[0]))
-
-
-def _tokens_per_second(encoder: Encoder, row: Sequence[int]) -> float:
-    """Time one batch of a repeated token."""
     width = min(_TIMED_TOKENS, encoder.tokeniser.framing.max_tokens)
-    rows = [[row[0]] * width] * _TIMED_ROWS
+    timed = [[rows[0][0]] * width] * _TIMED_ROWS
     started = time.perf_counter()
-    compute(encoder, rows)
-    return _TIMED_ROWS * width / max(time.perf_counter() - started, 1e-9)
+    compute(encoder, timed)
+    rate = _TIMED_ROWS * width / max(time.perf_counter() - started, 1e-9)
+    return Ready(encoder.backend.name, label, encoder.limits, rate)

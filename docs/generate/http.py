@@ -17,7 +17,8 @@ def document() -> dict[str, Any]:
 def routes() -> str:
     """Return a table of routes, the fields of their bodies, and the refusals."""
     openapi = document()
-    rows, refusals = [], {}
+    rows: list[list[str]] = []
+    refusals: dict[str, str] = {}
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})

@@ -7,8 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from anna_train.rows import Row
 from pydantic import TypeAdapter
 
+from anna_export.artifact.manifest import Manifest
+from anna_export.bench.result import Bench
+from anna_export.engines.record import EngineRecord
+from anna_export.text.prompt_file import TaskFile
+from anna_export.verify.parity_report import ParityReport
 from docs.generate.markdown import cell, table
 
 _COMMENT = re.compile(r"^\s+(\w+): [^#\n]+#\s*(.+)$", re.MULTILINE)
@@ -21,12 +27,12 @@ class Schema:
 
     Args:
         file: The file's name.
-        type_name: Module and name of the type, with a colon between them.
+        type: The class.
         text: What the file is, in one sentence.
     """
 
     file: str
-    type_name: str
+    type: Any
     text: str
 
     @property
@@ -34,42 +40,37 @@ class Schema:
         """The schema's file in the site, beside the page."""
         return f"schemas/{self.file.partition('.')[0]}.schema.json"
 
-    def load(self) -> Any:
-        """Return the type."""
-        module, _, name = self.type_name.partition(":")
-        return getattr(importlib.import_module(module), name)
-
 
 SCHEMAS = (
     Schema(
         "manifest.json",
-        "anna_export.artifact.manifest:Manifest",
+        Manifest,
         "What an artifact consists of: spec, framing, prompts, files with hashes, evidence.",
     ),
     Schema(
         "parity.json",
-        "anna_export.verify.proof:Proof",
+        ParityReport,
         "The parity proof: vectors, and MTEB tasks where `verify` ran them. The file has `verdict` "
         "beside these fields.",
     ),
     Schema(
         "bench.json",
-        "anna_export.bench.result:Bench",
+        Bench,
         "Every run of `anna-export bench`, with raw times and the hardware.",
     ),
     Schema(
         "prompts.json",
-        "anna_export.text.prompt_file:TaskFile",
+        TaskFile,
         "The prompts that `export`, `prompts add` and `tune` read.",
     ),
     Schema(
         "rows.jsonl",
-        "anna_train.rows:Row",
+        Row,
         "One training row a line. Fields that are not listed are kept and written back.",
     ),
     Schema(
         "engines/TARGET/sm_XX.json",
-        "anna_export.engines.record:EngineRecord",
+        EngineRecord,
         "What a stored engine was built by, for and from.",
     ),
 )
@@ -77,9 +78,9 @@ SCHEMAS = (
 
 def schema(entry: Schema) -> dict[str, Any]:
     """Return a file's JSON Schema; a field's comment or docstring becomes its description."""
-    described: dict[str, Any] = TypeAdapter(entry.load()).json_schema()
+    described: dict[str, Any] = TypeAdapter(entry.type).json_schema()
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
-    sources = _sources(entry.load())
+    sources = _sources(entry.type)
     for name, part in [("", described), *described.get("$defs", {}).items()]:
         source = sources.get(name or described["title"], "")
         comments = dict(_ARGUMENT.findall(source)) | dict(_COMMENT.findall(source))

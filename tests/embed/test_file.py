@@ -228,7 +228,7 @@ def test_run_of_a_changed_file_starts_anew(
     assert run().resumed == 0 and interrupted.rows == 12
 
 
-def test_run_in_other_arithmetic_starts_anew(
+def test_run_in_another_precision_starts_anew(
     run: Callable[..., Embedded], interrupted: Counting
 ) -> None:
     interrupted.compute_label = "bf16 on CUDA"

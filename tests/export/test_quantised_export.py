@@ -348,8 +348,8 @@ def test_texts_for_a_precision_that_needs_none_are_refused(
 ) -> None:
     asked = ["--model", base, "--out", place / "out", f"--{precision}"]
     line = refused(*asked, "--calibration", few_texts)
-    assert line.startswith("expected --calibration with --fp8, --int8 or --int4, found it with ")
-    assert f"--{precision}" in line
+    assert line.startswith("expected --calibration with fp8, int8 or int4, found it with ")
+    assert precision in line
 
 
 @pytest.mark.parametrize("precision", [one for one in Precision if one is not Precision.FP8])

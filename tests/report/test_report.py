@@ -17,6 +17,7 @@ from anna_export.spec import Precision
 pytest.importorskip("plotly", reason="needs anna-export[report]")
 
 MakeArtifact = Callable[..., Artifact]
+SCHEMA2 = Path(__file__).parent.parent / "data" / "schema2"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
@@ -32,13 +33,13 @@ def folders(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Path]:
     """A proved and timed artifact in fp32, and one in int8 of which nothing is known."""
-    place = tmp_path_factory.mktemp("report")
-    shutil.copytree(artifact.folder, place / "small-fp32")
-    shutil.copytree(make_artifact(base, Precision.INT8, max_loss=1).folder, place / "small-int8")
+    parent = tmp_path_factory.mktemp("report")
+    shutil.copytree(artifact.folder, parent / "small-fp32")
+    shutil.copytree(make_artifact(base, Precision.INT8, max_loss=1).folder, parent / "small-int8")
     for name in ("small-fp32", "small-int8"):
-        assert run(["bench", str(place / name), "--batch", "1,4", "--length", "16,32"]) == 0
-    assert run(["bench", str(place / "small-fp32"), "--rate", "20", "--batch", "1"]) == 0
-    return [place / "small-fp32", place / "small-int8"]
+        assert run(["bench", str(parent / name), "--batch", "1,4", "--length", "16,32"]) == 0
+    assert run(["bench", str(parent / "small-fp32"), "--rate", "20", "--batch", "1"]) == 0
+    return [parent / "small-fp32", parent / "small-int8"]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def side_by_side(folders: list[Path]) -> Path:
 
 
 def charts_of(page: Path) -> dict[str, Any]:
-    found = re.search(r"const charts = (\{.*?\});\n", page.read_text(), re.S)
-    assert found is not None
-    quoted = re.sub(r",\s*\}$", "}", found[1].replace("<\\/", "</"))
+    script = re.search(r"const charts = (\{.*?\});\n", page.read_text(), re.S)
+    assert script is not None
+    quoted = re.sub(r",\s*\}$", "}", script[1].replace("<\\/", "</"))
     return dict(json.loads(quoted))
 
 
@@ -81,10 +82,22 @@ def test_charts_hold_what_was_measured(folders: list[Path], side_by_side: Path) 
     assert {"quality", "latency", "load", "layers"} <= set(charts)
     bench = json.loads((folders[1] / "bench.json").read_text())
     expected = [row["p50_ms"] for row in bench["runs"][0]["rows"] if row["batch"] == 4]
-    (line,) = [one for one in charts["latency"]["data"] if one["name"] == "small-int8, batch 4"]
+    (line,) = [
+        trace for trace in charts["latency"]["data"] if trace["name"] == "small-int8, batch 4"
+    ]
     assert line["x"] == [16, 32] and line["y"] == pytest.approx(expected)
     # only what was proved has a place on the axis of quality
-    assert [one["text"] for one in charts["quality"]["data"]] == [["small-fp32"]]
+    assert [trace["text"] for trace in charts["quality"]["data"]] == [["small-fp32"]]
+
+
+def test_area_of_a_mark_is_the_size_of_the_artifact(tmp_path: Path) -> None:
+    folders = [SCHEMA2 / f"artifact-{precision}" for precision in ("fp32", "int8")]
+    assert run(["report", *map(str, folders), "--out", str(tmp_path / "r.html")]) == 0
+    marks = charts_of(tmp_path / "r.html")["quality"]["data"]
+    diameters = [mark["marker"]["size"] for mark in marks]
+    sizes = [open_artifact(folder).size_bytes for folder in folders]
+    assert len(marks) == 2 and sizes[0] > 1.2 * sizes[1]
+    assert (diameters[0] / diameters[1]) ** 2 == pytest.approx(sizes[0] / sizes[1])
 
 
 def test_page_asks_for_nothing(side_by_side: Path) -> None:
@@ -98,8 +111,7 @@ def test_names_and_prompts_cannot_become_markup(
 ) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"tasks": {"odd": {"text": "</script><b>bold</b> & more: "}}}))
-    made = make_artifact(base, prompts=prompts)
-    shutil.copytree(made.folder, tmp_path / "<i>odd")
+    shutil.copytree(make_artifact(base, prompts=prompts).folder, tmp_path / "<i>odd")
     out = tmp_path / "odd.html"
     assert run(["report", str(tmp_path / "<i>odd"), "--out", str(out)]) == 0
     text = out.read_text()
@@ -114,11 +126,11 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 PROBE = """<script>
 window.addEventListener("load", () => setTimeout(() => {
-  const told = { errors: window.__errors, width: document.documentElement.scrollWidth,
+  const state = { errors: window.__errors, width: document.documentElement.scrollWidth,
     window: window.innerWidth, drawn: document.querySelectorAll(".js-plotly-plot .main-svg").length,
     loaded: performance.getEntriesByType("resource").length };
-  const there = window.parent.document.body;
-  there.setAttribute("data-told", JSON.stringify(told));
+  const body = window.parent.document.body;
+  body.setAttribute("data-state", JSON.stringify(state));
 }, 500));
 </script>"""
 
@@ -139,7 +151,7 @@ def test_a_browser_draws_it_whole(side_by_side: Path, tmp_path: Path, width: int
         "</iframe>"
     )
     assert CHROMIUM is not None
-    shown = subprocess.run(
+    page = subprocess.run(
         [
             CHROMIUM,
             *FLAGS,
@@ -155,9 +167,9 @@ def test_a_browser_draws_it_whole(side_by_side: Path, tmp_path: Path, width: int
         timeout=120,
         check=True,
     ).stdout
-    found = re.search(r'data-told="([^"]*)"', shown)
-    assert found is not None
-    told = json.loads(found[1].replace("&quot;", '"'))
-    assert told["errors"] == [] and told["loaded"] == 0
-    assert told["drawn"] >= 4
-    assert told["width"] <= told["window"]
+    attribute = re.search(r'data-state="([^"]*)"', page)
+    assert attribute is not None
+    state = json.loads(attribute[1].replace("&quot;", '"'))
+    assert state["errors"] == [] and state["loaded"] == 0
+    assert state["drawn"] >= 4
+    assert state["width"] <= state["window"]

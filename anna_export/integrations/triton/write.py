@@ -94,7 +94,8 @@ def write_repository(
             version = _put_model(folder, tokenizer_config(tokenizer, package.batch, _DELAY_US))
             _put_tokenizer(artifact, artifact.manifest.prompts.find(prompt), version)
             _put_model(folder, ensemble_config(name, tokenizer, encoder, package.batch, dim))
-        _put_json(folder / MARK, {"artifact_id": artifact.manifest.artifact_id, "ensembles": names})
+        mark = {"artifact_id": artifact.manifest.artifact_id, "ensembles": names}
+        (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     return names
 
 
@@ -120,10 +121,6 @@ def _put_model(folder: Path, config: Mapping[str, Any]) -> Path:
     return version
 
 
-def _put_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
 def _put_encoder(
     artifact: Artifact, package: Package, engine: StoredEngine | None, version: Path
 ) -> None:
@@ -145,7 +142,7 @@ def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
         "golden": [golden.model_dump() for golden in manifest.golden],
         "tokenizers": manifest.versions.get("tokenizers"),
     }
-    _put_json(version / "framing.json", config)
+    (version / "framing.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     source, modules = resources.files("anna_export"), version / "anna_export"
     model = source / "integrations" / "triton" / "tokenizer_model.py"
     (version / "model.py").write_bytes(model.read_bytes())
@@ -166,24 +163,21 @@ def _engine(artifact: Artifact, name: str) -> StoredEngine:
     Raises:
         InputError: If there is none, or it takes prefixes, which Triton has none of.
     """
-    stored = stored_engines(artifact)
-    fitting = [
-        engine
-        for engine in stored
-        if (engine.record.capability.name, engine.record.target) == (name, Target.TENSORRT)
-    ]
-    if not fitting:
-        others = ", ".join(str(engine.record) for engine in stored) or "none"
-        raise InputError(
-            f"expected a TensorRT engine for {name} in {artifact.folder}, found {others}; build "
-            "one with anna-export build for the target tensorrt (Triton runs none of TensorRT-RTX)"
-        )
-    if fitting[0].record.prefix:
-        raise InputError(
-            f"expected an engine without prefixes, which Triton would have to be sent, found "
-            f"{fitting[0].path}; export without prompts, or leave out `engine`"
-        )
-    return fitting[0]
+    for engine in stored_engines(artifact):
+        record = engine.record
+        if (record.capability.name, record.target) != (name, Target.TENSORRT):
+            continue
+        if record.prefix:
+            raise InputError(
+                "expected an engine without prefixes, which Triton would have to be sent, found "
+                f"{engine.path}; export without prompts, or leave out `engine`"
+            )
+        return engine
+    others = ", ".join(str(engine.record) for engine in stored_engines(artifact)) or "none"
+    raise InputError(
+        f"expected a TensorRT engine for {name} in {artifact.folder}, found {others}; build one "
+        "with anna-export build for the target tensorrt (Triton runs none of TensorRT-RTX)"
+    )
 
 
 def _require_graph_for_cuda(artifact: Artifact) -> None:
