@@ -96,10 +96,10 @@ def test_kept_layers_are_shown_with_their_reason(
         for modules in LINEAR_INPUTS.values():
             for module in modules:
                 line = lines[f"layers.{layer}.{module}"]
-                assert ("kept: quantised alone, this layer" in line) == (layer == BAD)
+                assert ("not quantised: quantised alone, this layer" in line) == (layer == BAD)
                 assert line.endswith(" dB") == (layer != BAD)
     assert run(["inspect", str(spared.artifact.folder)]) == 0
-    assert "4 linear inputs kept in fp32 (--layers: which and why)" in capsys.readouterr().out
+    assert "4 linear inputs stay in fp32 (--layers: which and why)" in capsys.readouterr().out
 
 
 def test_ratios_of_kept_layers_are_not_told(spared: Exported) -> None:

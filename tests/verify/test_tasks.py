@@ -262,7 +262,7 @@ def test_nothing_is_embedded_where_data_is_missing(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     told = TaskRun(sources(None, ["STS12"], None), "chosen", tmp_path)
-    with pytest.raises(MissingError, match=r"expected the data of STS12 .* --task-data"):
+    with pytest.raises(MissingError, match=r"expected the data of STS12 .* `task_data`"):
         plan(whole, told)
     assert list(tmp_path.iterdir()) == []
 

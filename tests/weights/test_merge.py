@@ -269,7 +269,7 @@ def test_prompts_are_those_that_an_export_would_take(
 
 def test_existing_output_is_refused_and_kept(small: Path, lora: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(ExistsError, match="--overwrite replaces it"):
+    with pytest.raises(ExistsError, match="`overwrite` replaces it"):
         write_merged(small, lora, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
