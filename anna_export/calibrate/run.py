@@ -62,8 +62,10 @@ def calibrate(
     with stage("calibrate", "layers") as progress:
         observed = observe(forward, request, batches, heldout_batches, file, progress)
     if observed.loss > request.allowed:
-        few = _batches(sorted(heldout, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
-        observed = promote_sensitive_layers(forward, observed, few, heldout_batches, request, stage)
+        shortest = _batches(sorted(heldout, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
+        observed = promote_sensitive_layers(
+            forward, observed, shortest, heldout_batches, request, stage
+        )
     return Calibration(
         texts_sha256=texts.sha256,
         texts=len(texts.rows),
@@ -78,7 +80,7 @@ def calibrate(
 def promote_sensitive_layers(
     forward: LayerwiseForward,
     observed: Observed,
-    few: Sequence[TokenBatch],
+    samples: Sequence[TokenBatch],
     heldout: Sequence[TokenBatch],
     request: Request,
     stage: Stage,
@@ -88,7 +90,7 @@ def promote_sensitive_layers(
     Args:
         forward: The model.
         observed: What was measured when all layers were quantised.
-        few: What each layer's sensitivity is measured on.
+        samples: What each layer's sensitivity is measured on.
         heldout: What the loss is measured on.
         request: What to calibrate for.
         stage: Shows how far it is.
@@ -96,7 +98,7 @@ def promote_sensitive_layers(
     linear, inputs = request.linear, observed.inputs
     with stage("find sensitive layers", "layers") as progress:
         sensitivity = layer_sensitivity(
-            forward, linear, inputs, observed.unquantized, few, progress
+            forward, linear, inputs, observed.unquantized, samples, progress
         )
     promoted, input_of = observed, forward.spec.linear_modules()
     for attempt in range(_ROUNDS):

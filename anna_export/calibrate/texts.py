@@ -61,30 +61,30 @@ def calibration_texts(
         MissingError: If there is no such file, or this Python came without its sources.
     """
     if source is None:
-        found = _docstrings(DEFAULT_TEXTS)
+        candidates = _docstrings(DEFAULT_TEXTS)
     else:
-        found = [text for text in read_texts(source).texts() if text.strip()]
-        if not found:
+        candidates = [text for text in read_texts(source).texts() if text.strip()]
+        if not candidates:
             raise InputError(f"expected calibration texts, found only blank ones in {source}")
-        random.Random(SEED).shuffle(found)
+        random.Random(SEED).shuffle(candidates)
     # a cut text, which is as long as the limit, has its end token where no whole one has it
     longest = min(tokeniser.framing.max_tokens - 1, MOST_TOKENS)
-    kept, rows, tokens = [], [], 0
-    for text, row in _prompted_rows(found, tokeniser, prompts):
+    chosen, rows, tokens = [], [], 0
+    for text, row in _prompted_rows(candidates, tokeniser, prompts):
         if len(row) > longest:
             continue
         if tokens + len(row) > MOST_TOKENS:
             break
-        kept.append(text)
+        chosen.append(text)
         rows.append(row)
         tokens += len(row)
     if not rows:
         raise InputError(
             f"expected calibration texts of at most {longest} tokens with their prompt, found "
-            f"{len(found)} longer ones in {source or 'the standard library'}; give shorter texts "
-            "(`calibration`), or a larger `max_tokens`"
+            f"{len(candidates)} longer ones in {source or 'the standard library'}; give shorter "
+            "texts (`calibration`), or a larger `max_tokens`"
         )
-    return CalibrationTexts(kept, rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
+    return CalibrationTexts(chosen, rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 
 
 def _prompted_rows(

@@ -187,8 +187,8 @@ class _Graph:
 
     def last_index(self) -> ir.Value:
         """(B,) index of each row's last real token."""
-        axis, one = self.int64("axis_1", [1]), self.int64("one", 1)
-        return self.op("Sub", self.op("ReduceSum", self.attention_mask, axis, keepdims=0), one)
+        axis, unit = self.int64("axis_1", [1]), self.int64("one", 1)
+        return self.op("Sub", self.op("ReduceSum", self.attention_mask, axis, keepdims=0), unit)
 
     def prefix_length(self) -> ir.Value:
         """P, a scalar."""

@@ -36,18 +36,18 @@ def write_data_file(
     """
     weights = _shared_weights(graphs)
     parts: list[Part] = []
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     offset = 0
     for name, weight in weights.items():
         offset += -offset % _PAGE_BYTES
-        places[name] = offset
+        offsets[name] = offset
         parts.append(Part(offset, weight.nbytes, partial(_bytes, weight)))
         offset += weight.nbytes
     written = write_parts(folder / DATA_FILE, parts, progress)
     for model in graphs.values():
         for name, value in model.graph.initializers.items():
-            if name in places and value.const_value is not None:
-                value.const_value = _placed(value.const_value, name, places[name], folder)
+            if name in offsets and value.const_value is not None:
+                value.const_value = _placed(value.const_value, name, offsets[name], folder)
     return written
 
 
@@ -57,15 +57,15 @@ def _shared_weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.TensorProtoc
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
             assert tensor is not None, name
-            known = weights.setdefault(name, tensor)
-            assert known.nbytes == tensor.nbytes, name
+            first = weights.setdefault(name, tensor)
+            assert first.nbytes == tensor.nbytes, name
     return {name: tensor for name, tensor in weights.items() if tensor.nbytes > _INLINE_BYTES}
 
 
 def _bytes(weight: ir.TensorProtocol) -> np.ndarray:
-    made = weight.raw() if isinstance(weight, ir.LazyTensor) else weight
+    tensor = weight.raw() if isinstance(weight, ir.LazyTensor) else weight
     # as it is stored: two 4-bit numbers stay one byte
-    return np.asarray(made.raw).reshape(-1).view(np.uint8)
+    return np.asarray(tensor.raw).reshape(-1).view(np.uint8)
 
 
 def _placed(weight: ir.TensorProtocol, name: str, offset: int, folder: Path) -> ir.ExternalTensor:

@@ -156,9 +156,9 @@ def _export_bytes(spec: EmbeddingSpec, scheme: Scheme, tokens: int) -> int:
     item = TORCH_DTYPES[scheme.compute_dtype].itemsize if scheme.linear is None else 4
     # two tensors are made at once, each held as stored (at most fp32), as turned and as merged, or
     # in four fp32 copies while it is quantised; the embedding is not turned
-    held = item + 8 if scheme.linear is None else 16
+    number_bytes = item + 8 if scheme.linear is None else 16
     largest = sorted(
-        math.prod(shape) * (item + 4 if name == EMBEDDING_WEIGHT else held)
+        math.prod(shape) * (item + 4 if name == EMBEDDING_WEIGHT else number_bytes)
         for name, shape in shapes.items()
     )
     writing = sum(largest[-2:])

@@ -52,7 +52,7 @@ def compute_label(device: str) -> str:
     return f"fp32 in PyTorch on {device.upper()}"
 
 
-def pick_torch_device(asked: str, spec: EmbeddingSpec) -> str:
+def pick_torch_device(device: str, spec: EmbeddingSpec) -> str:
     """Return "cpu" or "cuda"; "auto" takes CUDA where the model fits.
 
     Raises:
@@ -62,7 +62,7 @@ def pick_torch_device(asked: str, spec: EmbeddingSpec) -> str:
     room_bytes = 6 * spec.parameters
     has_cuda = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > room_bytes
     return pick_device(
-        asked,
+        device,
         has_cuda=has_cuda,
         without="expected PyTorch with a CUDA device and "
         f"{room_bytes / 1e9:.1f} GB free on it, found none; use `device` cpu",

@@ -71,8 +71,8 @@ def _load(checkpoint: Checkpoint, adapter: Path | None) -> Any:
 def _with_adapter(base: Any, adapter: Path, keys: set[str]) -> Any:
     tuned = peft.PeftModel.from_pretrained(base, adapter, local_files_only=True)
     # peft ignores tensors it finds no place for; a reference without them would prove nothing
-    known = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
-    if lost := keys - known:
+    loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
+    if lost := keys - loaded:
         raise InputError(
             f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "
             f"such as {min(lost)}"

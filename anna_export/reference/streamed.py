@@ -51,7 +51,7 @@ def open_streamed_artifact(
 def open_streamed(
     spec: EmbeddingSpec,
     read: ReadWeight,
-    what: str,
+    source: str,
     deltas: Mapping[str, Delta],
     on_read: Callable[[], None] | None = None,
 ) -> PytorchBackend:
@@ -60,7 +60,7 @@ def open_streamed(
     Args:
         spec: The model's numbers.
         read: Gives a weight by its name, fp32.
-        what: Where they come from, for verdicts.
+        source: Where they come from, for verdicts.
         deltas: Added to the output of the layers that they name, not to their weights.
         on_read: Called after every weight is read, once a batch.
     """
@@ -76,7 +76,7 @@ def open_streamed(
     for name, module in model.named_modules():
         if module._parameters:
             _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
-    compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {what}"
+    compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
     return PytorchBackend(model, spec, compute_label)
 
 

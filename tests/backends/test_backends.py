@@ -57,17 +57,17 @@ def test_it_says_what_it_is(backend: Backend, artifact: Artifact) -> None:
 
 
 def test_vectors_are_fp32_rows_of_unit_length(backend: Backend, batch: TokenBatch) -> None:
-    found = backend.run(batch)
-    assert found.shape == (len(TEXTS), backend.spec.dim) and found.dtype == np.float32
+    vectors = backend.run(batch)
+    assert vectors.shape == (len(TEXTS), backend.spec.dim) and vectors.dtype == np.float32
     # rows are divided by their fp32 length: a few roundings of 6e-8 away from 1
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=0, atol=1e-6)
 
 
 def test_vectors_are_the_references(backend: Backend, batch: TokenBatch, truth: np.ndarray) -> None:
-    found = backend.run(batch)
+    vectors = backend.run(batch)
     # fp32 against fp32: only the order of sums differs; components are about 0.15
-    assert np.abs(found - truth).max() <= 1e-6
-    assert (found.astype(np.float64) * truth).sum(axis=1).min() >= 0.999999
+    assert np.abs(vectors - truth).max() <= 1e-6
+    assert (vectors.astype(np.float64) * truth).sum(axis=1).min() >= 0.999999
 
 
 @pytest.mark.parametrize("index", [0, 5, len(TEXTS) - 1])
@@ -87,8 +87,8 @@ def test_padding_is_never_seen(backend: Backend, batch: TokenBatch) -> None:
 
 def test_shortest_batch_there_can_be(backend: Backend, artifact: Artifact) -> None:
     eos = artifact.manifest.framing.eos_id
-    found = backend.run(TokenBatch(np.array([[eos]]), np.array([1])))
-    assert found.shape == (1, backend.spec.dim) and np.isfinite(found).all()
+    vectors = backend.run(TokenBatch(np.array([[eos]]), np.array([1])))
+    assert vectors.shape == (1, backend.spec.dim) and np.isfinite(vectors).all()
 
 
 def test_run_leaves_its_input_and_earlier_results_alone(
@@ -96,10 +96,10 @@ def test_run_leaves_its_input_and_earlier_results_alone(
 ) -> None:
     ids, lengths = batch.ids.copy(), batch.lengths.copy()
     first = backend.run(batch)
-    kept = first.copy()
+    copy = first.copy()
     backend.run(TokenBatch(batch.ids[::-1].copy(), batch.lengths[::-1].copy()))
     assert (batch.ids == ids).all() and (batch.lengths == lengths).all()
-    assert (first == kept).all()
+    assert (first == copy).all()
 
 
 @pytest.mark.parametrize("name", ["ort", "pytorch"])

@@ -19,9 +19,7 @@ from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine import hardware
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
-
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
+from tests.support.types import MakeArtifact
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +76,8 @@ def test_only_the_first_line_of_what_the_runtime_says_is_shown(
 def test_no_rows_give_no_vectors(exported: Artifact) -> None:
     # ONNX Runtime's GroupQueryAttention divides by the batch size and takes the process with it
     none = TokenBatch(np.empty((0, 1), np.int64), np.empty(0, np.int64))
-    found = ort.open_backend(exported).run(none)
-    assert found.shape == (0, 40) and found.dtype == np.float32
+    vectors = ort.open_backend(exported).run(none)
+    assert vectors.shape == (0, 40) and vectors.dtype == np.float32
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -127,20 +125,20 @@ def test_arithmetic_says_what_is_computed_in_and_from_what(
 def test_int8_on_a_processor_whose_products_overflow_has_unsigned_weights(
     base: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, load = [], onnxruntime.InferenceSession
+    opened, load = [], onnxruntime.InferenceSession
 
-    def spy(path: str, options: onnxruntime.SessionOptions, **rest: Any) -> Any:
+    def spy(path: str, options: onnxruntime.SessionOptions, **more: Any) -> Any:
         try:
-            asked.append(options.get_session_config_entry("session.x64quantprecision"))
+            opened.append(options.get_session_config_entry("session.x64quantprecision"))
         except RuntimeError:  # not set
-            asked.append(None)
-        return load(path, options, **rest)
+            opened.append(None)
+        return load(path, options, **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     for exact in (True, False):
         monkeypatch.setattr(ort, "multiplies_int8_exactly", lambda exact=exact: exact)
         ort.open_backend(make_artifact(base, Precision.INT8), device="cpu")
-    assert asked == [None, "1"]
+    assert opened == [None, "1"]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +148,6 @@ def test_exact_products_are_read_off_the_processors_flags(
     monkeypatch: pytest.MonkeyPatch, flags: str, exact: bool
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    found = [flags] if flags else []
-    monkeypatch.setattr(hardware, "_of_each_core", lambda field: found)
+    flagged = [flags] if flags else []
+    monkeypatch.setattr(hardware, "_of_each_core", lambda field: flagged)
     assert hardware.multiplies_int8_exactly() is exact

@@ -1,6 +1,6 @@
 """Calibration: a layer-wise pass measures what hooks on the whole model do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeBatch, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeBatch = Callable[..., TokenBatch]
-Refused = Callable[..., str]
 LAYERS, WINDOW = 3, 8
 LINEAR, TABLE = Int8PerToken(), Int8PerRow()
 FIRST_READERS = {modules[0]: name for name, modules in LINEAR_INPUTS.items()}
@@ -59,7 +56,7 @@ def case(
 
 
 @pytest.fixture(scope="module")
-def whole(case: Case) -> Any:
+def reference_model(case: Case) -> Any:
     """The whole reference, its adapter unmerged."""
     adapter = case.checkpoint.adapter
     assert adapter is not None
@@ -72,7 +69,7 @@ def observed(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Observed:
 
 
 @pytest.fixture(scope="module")
-def inputs(case: Case, whole: Any) -> dict[str, torch.Tensor]:
+def inputs(case: Case, reference_model: Any) -> dict[str, torch.Tensor]:
     """By linear input, what hooks on the whole model see of the tokens that count, (N, in)."""
     recorded: dict[str, list[torch.Tensor]] = {}
     handles = []
@@ -80,13 +77,15 @@ def inputs(case: Case, whole: Any) -> dict[str, torch.Tensor]:
         for module, name in FIRST_READERS.items():
             parts = recorded[f"layers.{layer}.{name}"] = []
             handles.append(
-                whole.get_submodule(f"layers.{layer}.{module}").register_forward_pre_hook(
+                reference_model.get_submodule(f"layers.{layer}.{module}").register_forward_pre_hook(
                     lambda _, inputs, parts=parts: parts.append(inputs[0])
                 )
             )
     for batch in case.calibration:
         with torch.inference_mode():
-            whole(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), use_cache=False)
+            reference_model(
+                torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), use_cache=False
+            )
     for handle in handles:
         handle.remove()
     rows = {}
@@ -137,7 +136,7 @@ def test_signal_to_noise_is_that_of_the_rounded_product(
 def emulated(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
     """Give the whole model over what the formats make of weights and inputs."""
     named = {f"{name}.weight": module for name, module in model.named_modules()}
-    handles, kept = [], {}
+    handles, originals = [], {}
     for name in checkpoint.spec.weight_shapes():
         module, weight = named[name], checkpoint.read(name, torch.float32)
         if isinstance(module, torch.nn.Linear):
@@ -149,11 +148,14 @@ def emulated(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
             )
         elif isinstance(module, torch.nn.Embedding):
             weight = TABLE.dequantize(TABLE.quantize(weight))
-        kept[name], module.weight = module.weight, torch.nn.Parameter(weight, requires_grad=False)
+        originals[name], module.weight = (
+            module.weight,
+            torch.nn.Parameter(weight, requires_grad=False),
+        )
     yield model
     for handle in handles:
         handle.remove()
-    for name, weight in kept.items():
+    for name, weight in originals.items():
         named[name].weight = weight
 
 
@@ -170,8 +172,8 @@ def test_loss_is_that_of_the_whole_emulated_model_embedding_included(
     cosines = []
     with emulated(model, case.checkpoint) as quantised:
         for batch in case.heldout:
-            found = PytorchBackend(quantised, spec, "").run(batch).astype(np.float64)
-            cosines.append((found * reference.run(batch)).sum(axis=1))
+            vectors = PytorchBackend(quantised, spec, "").run(batch).astype(np.float64)
+            cosines.append((vectors * reference.run(batch)).sum(axis=1))
     expected = 1 - np.concatenate(cosines).mean()
     # roundings that turn over move it a little; the embedding alone is more than that
     assert observed.loss == pytest.approx(expected, rel=0.02)

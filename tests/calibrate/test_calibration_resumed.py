@@ -29,10 +29,8 @@ from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 Begin = Callable[[Recipe, int], list[int]]
 LAYERS = 3
 WORK = ".out.calibration"
@@ -71,7 +69,7 @@ def recipe(model: Path, adapter: Path, few_texts: Path, tmp_path: Path) -> Calla
     """What is asked again and again; keywords change it."""
 
     def ask(**changes: Any) -> Recipe:
-        asked = {
+        defaults = {
             "model": model,
             "adapter": adapter,
             "out": tmp_path / "out",
@@ -81,7 +79,7 @@ def recipe(model: Path, adapter: Path, few_texts: Path, tmp_path: Path) -> Calla
             "max_loss": 1.0,
             "calibration": few_texts,
         }
-        values = {**asked, **changes}
+        values = {**defaults, **changes}
         names = ("max_loss", "calibration", "high_precision")
         options = {name: values.pop(name, None) for name in names}
         return Recipe(storage=storage(values.pop("precision"), **options), **values)
@@ -132,10 +130,10 @@ def test_next_export_goes_on_after_the_last_layer_to_an_equal_artifact(
     with pytest.raises(KeyboardInterrupt):
         export(recipe(), first)
     assert first.layers == list(range(1, after + 1)) and names(tmp_path) == {WORK}
-    found = export(recipe(), second).artifact.manifest
+    manifest = export(recipe(), second).artifact.manifest
     assert second.layers == list(range(after + 1, LAYERS + 1))
     # graphs, weights and calibration, all to the bit
-    assert found.files == uninterrupted.manifest.files
+    assert manifest.files == uninterrupted.manifest.files
     assert names(tmp_path) == {"out"}
 
 
@@ -162,10 +160,10 @@ def test_model_that_was_rewritten_in_its_place_is_calibrated_anew(
     begin: Begin, model: Path, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "base"))
-    asked = recipe(model=copy, adapter=None)
-    assert [begin(asked, 1), begin(asked, 2)] == [[1], [2]]
+    request = recipe(model=copy, adapter=None)
+    assert [begin(request, 1), begin(request, 2)] == [[1], [2]]
     rewrite(copy)
-    assert begin(asked, 1) == [1]
+    assert begin(request, 1) == [1]
 
 
 @pytest.mark.parametrize(
@@ -246,9 +244,9 @@ def test_what_is_kept_is_read_back_to_the_bit(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 5).T, "b": torch.randn(7)}
     values = {"third": 1 / 3, "names": {"x": "漢"}}
     work.save(4, values, tensors)
-    found = work.load()
-    assert found is not None and (found.next_layer, found.values) == (4, values)
-    assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
+    state = work.load()
+    assert state is not None and (state.next_layer, state.values) == (4, values)
+    assert all(torch.equal(state.tensors[name], t) for name, t in tensors.items())
     assert StateFile(tmp_path / "work", "other task").load() is None
 
 

@@ -1,7 +1,6 @@
 """Which texts are calibrated on, in front of what, and which files are refused."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
-
-Refused = Callable[..., str]
+from tests.support.types import Refused
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +47,27 @@ def test_prompts_stand_in_front_in_turn_and_so_does_none(
 ) -> None:
     source = write(tmp_path / "t.txt", [f"text {number}" for number in range(7)])
     prompts = Prompts.of_fronts({"query": "Query: ", "passage": "Passage: ", "same": "Query: "})
-    found = calibration_texts(source, tokeniser, prompts)
+    chosen = calibration_texts(source, tokeniser, prompts)
     fronts = ["", "Passage: ", "Query: "] * 3
-    assert found.rows == [
+    assert chosen.rows == [
         tokeniser.ids([text], Prompt(front))[0]
-        for text, front in zip(found.texts, fronts, strict=False)
+        for text, front in zip(chosen.texts, fronts, strict=False)
     ]
 
 
 def test_texts_that_would_be_cut_are_left_out(tokeniser: Tokeniser, tmp_path: Path) -> None:
     texts = [long_text(words) for words in range(20, 61)]
-    found = calibration_texts(write(tmp_path / "t.txt", texts), tokeniser, Prompts({}))
+    chosen = calibration_texts(write(tmp_path / "t.txt", texts), tokeniser, Prompts({}))
     lengths = {text: len(ids) for text, ids in zip(texts, tokeniser.ids(texts), strict=True)}
-    assert set(found.texts) == {text for text in texts if lengths[text] < 61}
+    assert set(chosen.texts) == {text for text in texts if lengths[text] < 61}
     assert 60 in lengths.values() and 61 in lengths.values()
 
 
 def test_blank_texts_are_left_out(tokeniser: Tokeniser, tmp_path: Path) -> None:
-    found = calibration_texts(
+    chosen = calibration_texts(
         write(tmp_path / "t.txt", ["", "a", " \t", "b"]), tokeniser, Prompts({})
     )
-    assert sorted(found.texts) == ["a", "b"]
+    assert sorted(chosen.texts) == ["a", "b"]
 
 
 def test_no_more_tokens_are_taken_than_memory_is_planned_for(
@@ -77,18 +75,18 @@ def test_no_more_tokens_are_taken_than_memory_is_planned_for(
 ) -> None:
     source = write(tmp_path / "t.txt", ordinary_texts(40))
     monkeypatch.setattr(texts, "MOST_TOKENS", 200)
-    asked: list[str] = []
+    counted_texts: list[str] = []
     ids = Tokeniser.ids
 
-    def counted(self: Tokeniser, found: list[str], prompt: Prompt) -> list[list[int]]:
-        asked.extend(found)
-        return ids(self, found, prompt)
+    def counted(self: Tokeniser, batch: list[str], prompt: Prompt) -> list[list[int]]:
+        counted_texts.extend(batch)
+        return ids(self, batch, prompt)
 
     monkeypatch.setattr(Tokeniser, "ids", counted)
-    found = calibration_texts(source, tokeniser, Prompts({}))
-    assert 140 < found.tokens == sum(map(len, found.rows)) <= 200
+    chosen = calibration_texts(source, tokeniser, Prompts({}))
+    assert 140 < chosen.tokens == sum(map(len, chosen.rows)) <= 200
     # nor is a large file tokenised to its end
-    assert len(asked) < 25
+    assert len(counted_texts) < 25
 
 
 def test_text_longer_than_all_that_may_be_taken_does_not_stand_in_others_way(
@@ -96,8 +94,8 @@ def test_text_longer_than_all_that_may_be_taken_does_not_stand_in_others_way(
 ) -> None:
     monkeypatch.setattr(texts, "MOST_TOKENS", 30)
     lines = [long_text(40), long_text(41), "a", long_text(42), "b"]
-    found = calibration_texts(write(tmp_path / "t.txt", lines), tokeniser, Prompts({}))
-    assert sorted(found.texts) == ["a", "b"]
+    chosen = calibration_texts(write(tmp_path / "t.txt", lines), tokeniser, Prompts({}))
+    assert sorted(chosen.texts) == ["a", "b"]
     with pytest.raises(InputError, match="at most 30 tokens"):
         calibration_texts(write(tmp_path / "t.txt", lines[:2]), tokeniser, Prompts({}))
 

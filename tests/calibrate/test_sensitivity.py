@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, Refused
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-Refused = Callable[..., str]
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
 LAYERS, BAD = 3, 1
 LINEAR = Int8PerToken()
@@ -94,20 +91,20 @@ def test_kept_layers_are_shown_with_their_reason(
     spared: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["inspect", str(spared.artifact.folder), "--layers"]) == 0
-    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     for layer in range(LAYERS):
         for modules in LINEAR_INPUTS.values():
             for module in modules:
-                line = shown[f"layers.{layer}.{module}"]
-                assert ("kept: quantised alone, this layer" in line) == (layer == BAD)
+                line = lines[f"layers.{layer}.{module}"]
+                assert ("not quantised: quantised alone, this layer" in line) == (layer == BAD)
                 assert line.endswith(" dB") == (layer != BAD)
     assert run(["inspect", str(spared.artifact.folder)]) == 0
-    assert "4 linear inputs kept in fp32 (--layers: which and why)" in capsys.readouterr().out
+    assert "4 linear inputs stay in fp32 (--layers: which and why)" in capsys.readouterr().out
 
 
 def test_ratios_of_kept_layers_are_not_told(spared: Exported) -> None:
-    kept = {name.rsplit(".", 2)[0] for name in calibration_of(spared.artifact).snr_db}
-    assert not any(name.startswith(f"layers.{BAD}") for name in kept) and len(kept) > 0
+    measured = {name.rsplit(".", 2)[0] for name in calibration_of(spared.artifact).snr_db}
+    assert not any(name.startswith(f"layers.{BAD}") for name in measured) and len(measured) > 0
 
 
 def test_bound_of_1_turns_it_off(
@@ -124,16 +121,15 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
     spoilt: Path, few_texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    asked = ["--model", spoilt, "--out", out, "--int8", "--max-tokens", 64, "--json"]
-    asked += ["--calibration", few_texts, "--max-loss", 1e-9]
-    assert run([str(one) for one in asked]) == 1
-    found = capsys.readouterr()
-    assert found.err.count("\n") == 1 and "mean loss (1 - cosine) " in found.err
-    assert "is above 1e-09" in found.err and str(tmp_path / "out.rejected") in found.err
-    shown = json.loads(found.out)
-    assert (
-        shown["parity"]["verdict"] == "fail" and shown["parity"]["thresholds"]["max_loss"] == 1e-9
-    )
+    command = ["--model", spoilt, "--out", out, "--int8", "--max-tokens", 64, "--json"]
+    command += ["--calibration", few_texts, "--max-loss", 1e-9]
+    assert run([str(part) for part in command]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "mean loss (1 - cosine) " in captured.err
+    assert "is above 1e-09" in captured.err and str(tmp_path / "out.rejected") in captured.err
+    printed = json.loads(captured.out)
+    parity = printed["parity"]
+    assert parity["verdict"] == "fail" and parity["thresholds"]["max_loss"] == 1e-9
     assert {path.name for path in tmp_path.iterdir()} == {"out.rejected"}
     rejected = open_artifact(tmp_path / "out.rejected", check=True)
     # all was tried
@@ -141,16 +137,16 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("options", "expected"),
     [
         (["--fp32"], "expected --max-loss with fp8, int8 or int4, found it with fp32"),
         (["--bf16"], "expected --max-loss with fp8, int8 or int4, found it with bf16"),
     ],
 )
 def test_bound_on_the_loss_of_a_float_is_refused(
-    base: Path, place: Path, refused: Refused, asked: list[str], expected: str
+    base: Path, place: Path, refused: Refused, options: list[str], expected: str
 ) -> None:
-    line = refused("--model", base, "--out", place / "out", *asked, "--max-loss", "0.1")
+    line = refused("--model", base, "--out", place / "out", *options, "--max-loss", "0.1")
     assert line.startswith(expected) and "held to a worst cosine" in line
 
 
@@ -177,12 +173,12 @@ def batches(make_batch: MakeBatch) -> list[TokenBatch]:
     return [make_batch(9, 3, 20), make_batch(31, seed=1)]
 
 
-def emulate_layer(model: Any, layer: int, kept: Mapping[str, str]) -> None:
+def emulate_layer(model: Any, layer: int, unquantized: Mapping[str, str]) -> None:
     """Quantise one layer of a whole model of transformers, in place."""
     for name, modules in LINEAR_INPUTS.items():
         for module in modules:
             linear = model.get_submodule(f"layers.{layer}.{module}")
-            if f"layers.{layer}.{name}" not in kept:
+            if f"layers.{layer}.{name}" not in unquantized:
                 weight = LINEAR.dequantize(LINEAR.quantize(linear.weight.detach()))
                 linear.weight = torch.nn.Parameter(weight, requires_grad=False)
                 linear.register_forward_pre_hook(
@@ -190,17 +186,19 @@ def emulate_layer(model: Any, layer: int, kept: Mapping[str, str]) -> None:
                 )
 
 
-@pytest.mark.parametrize("kept", [{}, {f"layers.{BAD}.mlp_inner": "told so"}], ids=["all", "kept"])
+@pytest.mark.parametrize(
+    "unquantized", [{}, {f"layers.{BAD}.mlp_inner": "told so"}], ids=["all", "kept"]
+)
 def test_effect_of_a_layer_is_that_of_a_model_with_it_alone_quantised(
-    spoilt: Path, batches: list[TokenBatch], kept: dict[str, str]
+    spoilt: Path, batches: list[TokenBatch], unquantized: dict[str, str]
 ) -> None:
     checkpoint = Checkpoint.open(spoilt)
     reported: list[tuple[int, int]] = []
-    found = layer_sensitivity(
+    sensitivity = layer_sensitivity(
         LayerwiseForward(checkpoint),
         LINEAR,
         stats_of_anything(),
-        kept,
+        unquantized,
         batches,
         lambda *at: reported.append(at),
     )
@@ -210,33 +208,33 @@ def test_effect_of_a_layer_is_that_of_a_model_with_it_alone_quantised(
     for layer in range(LAYERS):
         backend = copy.deepcopy(reference)
         assert isinstance(backend, PytorchBackend)
-        emulate_layer(backend.model, layer, kept)
+        emulate_layer(backend.model, layer, unquantized)
         cosines = [
             (backend.run(batch) * truth).sum(axis=1)
             for batch, truth in zip(batches, truths, strict=True)
         ]
         expected = 1 - float(np.concatenate(cosines).mean())
         # fp32 on both sides; the odd rounding turns over
-        assert found[f"layers.{layer}."] == pytest.approx(expected, rel=0.02, abs=1e-6), layer
-    worst = max(found, key=found.__getitem__)
-    assert (worst == f"layers.{BAD}." and found[worst] > 0.02) == (not kept)
+        assert sensitivity[f"layers.{layer}."] == pytest.approx(expected, rel=0.02, abs=1e-6), layer
+    worst = max(sensitivity, key=sensitivity.__getitem__)
+    assert (worst == f"layers.{BAD}." and sensitivity[worst] > 0.02) == (not unquantized)
 
 
 def test_unproved_artifact_that_lost_too_much_is_said_to_be(
     spoilt: Path, few_texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--model", spoilt, "--out", tmp_path / "out", "--int8", "--calibration", few_texts]
-    said = {}
+    printed = {}
     for allowed in ("1e-9", "1"):
         more = ["--no-verify", "--overwrite", "--max-loss", allowed]
         assert run([str(arg) for arg in (*args, *more)]) == 0
-        said[allowed] = capsys.readouterr().out
+        printed[allowed] = capsys.readouterr().out
     assert re.search(
         r"not verified \(--no-verify\); calibration found a mean loss \(1 - cosine\) of "
         r"\d\.\d\de-\d\d, above 1e-09",
-        said["1e-9"],
+        printed["1e-9"],
     )
-    assert "not verified (--no-verify)\n" in said["1"]
+    assert "not verified (--no-verify)\n" in printed["1"]
 
 
 # -- which to keep --

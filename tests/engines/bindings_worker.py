@@ -105,37 +105,37 @@ def names(library: Any = trt, elsewhere: frozenset[str] = frozenset(RTX_ONLY)) -
         chain = read_chain(node)
         if chain is None or chain[0] not in roots or elsewhere & set(chain):
             continue
-        told = ".".join(chain)
-        used.add(told)
-        found = resolve(roots[chain[0]], chain[1:])
-        if found is None:
-            missing.add(told)
-        elif id(node) in arguments and (expected := parameters(found)) is not None:
-            called.add(told)
+        name = ".".join(chain)
+        used.add(name)
+        member = resolve(roots[chain[0]], chain[1:])
+        if member is None:
+            missing.add(name)
+        elif id(node) in arguments and (expected := parameters(member)) is not None:
+            called.add(name)
             if arguments[id(node)] not in expected:
-                missing.add(f"{told} of {arguments[id(node)]} arguments")
+                missing.add(f"{name} of {arguments[id(node)]} arguments")
     return {"used": sorted(used), "missing": sorted(missing), "called": sorted(called)}
 
 
-def resolve(found: Any, chain: list[str]) -> Any:
+def resolve(member: Any, chain: list[str]) -> Any:
     """Return what a chain of attributes leads to, or the property it ends at; None for nothing."""
     for name in chain:
-        if isinstance(found, property):
-            return found
-        found = getattr(found, name, None)
-    return found
+        if isinstance(member, property):
+            return member
+        member = getattr(member, name, None)
+    return member
 
 
 def parameters(function: Any) -> range | None:
     """Return how many positional arguments a function takes, if its docstring says it."""
     head, _, _ = (getattr(function, "__doc__", None) or "").strip().partition("\n")
-    found = re.match(r"\w+\((.*)\)", head)
-    if found is None or "*args" in head or isinstance(function, type):
+    match = re.match(r"\w+\((.*)\)", head)
+    if match is None or "*args" in head or isinstance(function, type):
         return None
-    told = found[1]
-    while (shorter := re.sub(r"\[[^\[\]]*\]", "", told)) != told:
-        told = shorter
-    taken = [part for part in told.split(", ") if part and not part.startswith("self: ")]
+    signature = match[1]
+    while (shorter := re.sub(r"\[[^\[\]]*\]", "", signature)) != signature:
+        signature = shorter
+    taken = [part for part in signature.split(", ") if part and not part.startswith("self: ")]
     return range(sum("=" not in part for part in taken), len(taken) + 1)
 
 
@@ -173,41 +173,42 @@ def plugin() -> dict[str, Any]:
     vars(expressions)["SymExprImpl"] = lambda size: size._expr
     register_pooling(trt, trtp, Capability(9, 0), lazily=True)
     registered = library.QDP_REGISTRY[PLUGIN]
-    made = classes._TemplateAOTPlugin("LastTokenPoolNormalize", "anna", 1)
-    made.init(
+    built = classes._TemplateAOTPlugin("LastTokenPoolNormalize", "anna", 1)
+    built.init(
         registered.register_func, {}, [], registered.aot_impl_func, [], registered.autotune_func
     )
-    assert isinstance(made, trt.IPluginV3QuickAOTBuild)
+    assert isinstance(built, trt.IPluginV3QuickAOTBuild)
 
-    types = made.get_output_data_types([trt.bfloat16, trt.int64], [3, 1])
+    types = built.get_output_data_types([trt.bfloat16, trt.int64], [3, 1])
     hidden: tuple[int | str, ...] = ("B", "S", 4096)
     sizes = [[Expression(size) for size in shape] for shape in (hidden, ("B",))]
-    (output,) = made.get_output_shapes(sizes, [], Expressions())
+    (output,) = built.get_output_shapes(sizes, [], Expressions())
     tensors = [
         described((-1, -1, 4096), trt.bfloat16),
         described((-1,), trt.int64),
         described((-1, 4096), trt.float32),
     ]
-    offered = made.get_supported_format_combinations(tensors, 2)
+    offered = built.get_supported_format_combinations(tensors, 2)
     combinations = [
-        [str(one.type) for one in offered[start : start + 3]] for start in range(0, len(offered), 3)
+        [str(each.type) for each in offered[start : start + 3]]
+        for start in range(0, len(offered), 3)
     ]
-    made.configure_plugin(tensors[:2], tensors[2:])
-    (tactic,) = made.get_valid_tactics()
-    made.set_tactic(tactic)
+    built.configure_plugin(tensors[:2], tensors[2:])
+    (tactic,) = built.get_valid_tactics()
+    built.set_tactic(tactic)
     launch, extra = SimpleNamespace(), Extra()
-    made.get_launch_params(sizes, tensors, 2, launch, extra, Expressions())
+    built.get_launch_params(sizes, tensors, 2, launch, extra, Expressions())
     inputs = [tensor.desc for tensor in tensors]
-    name, ptx = made.get_kernel(inputs[:2], inputs[2:])
+    name, ptx = built.get_kernel(inputs[:2], inputs[2:])
     text = ptx.decode()
     return {
-        "types": [str(one) for one in types],
+        "types": [str(each) for each in types],
         "output": [size.value for size in output],
         "combinations": combinations,
         "name": name,
         "entry": text[text.index(".entry") :].split("{")[0],
         "launch": {field: size.value for field, size in vars(launch).items()},
-        "extra": [extra[place].value for place in range(extra.nbSymExprs)],
+        "extra": [extra[index].value for index in range(extra.nbSymExprs)],
     }
 
 
@@ -220,9 +221,14 @@ class Extra(dict[int, Expression]):
 def described(dims: tuple[int, ...], kind: Any) -> Any:
     """Describe a tensor of the engine, rows one after another."""
     tensor = trt.DynamicPluginTensorDesc()
-    one = trt.PluginTensorDesc()
-    one.dims, one.type, one.format, one.scale = trt.Dims(dims), kind, trt.TensorFormat.LINEAR, 1.0
-    tensor.desc = one
+    description = trt.PluginTensorDesc()
+    description.dims, description.type, description.format, description.scale = (
+        trt.Dims(dims),
+        kind,
+        trt.TensorFormat.LINEAR,
+        1.0,
+    )
+    tensor.desc = description
     return tensor
 
 

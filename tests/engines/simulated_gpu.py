@@ -102,7 +102,7 @@ class SimulatedCuda:
         return SUCCESS, handle
 
     def cudaGraphDestroy(self, graph: list[Step]) -> tuple[int]:
-        self.graphs = [one for one in self.graphs if one is not graph]
+        self.graphs = [other for other in self.graphs if other is not graph]
         return (SUCCESS,)
 
     def cudaGraphExecDestroy(self, handle: int) -> tuple[int]:
@@ -217,10 +217,10 @@ class Context:
         trt = self.engine.trt
         assert self.profile is not None, "the profile comes before the shapes"
         inputs = frozenset(value.name for value in self.engine.session.get_inputs())
-        known = trt.profiles[self.profile].shapes(trt.spec, inputs)
-        if name not in known:
+        limits = trt.profiles[self.profile].shapes(trt.spec, inputs)
+        if name not in limits:
             return False
-        least, _, most = known[name]
+        least, _, most = limits[name]
         self.shapes[name] = shape
         return all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 

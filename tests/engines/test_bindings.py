@@ -51,7 +51,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library}", str(source)]
         subprocess.run([*command, "-o", str(folder / library)], check=True)
 
-    def answer(what: str) -> dict[str, Any]:
+    def answer(question: str) -> dict[str, Any]:
         worker = Path(__file__).with_name("bindings_worker.py")
         environment = {
             **os.environ,
@@ -59,7 +59,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
             "TRITON_CACHE_DIR": str(folder / "triton"),
         }
         run = subprocess.run(
-            [sys.executable, str(worker), what],
+            [sys.executable, str(worker), question],
             env=environment,
             capture_output=True,
             text=True,
@@ -72,35 +72,35 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
 
 
 def test_every_name_that_is_used_is_there(ask: Ask) -> None:
-    found = ask("names")
-    assert found["missing"] == []
+    answer = ask("names")
+    assert answer["missing"] == []
     # the search itself finds what is there to find
     looked_at = {"trt.BuilderFlag.REFIT", "config.progress_monitor", "parser.get_error"}
-    assert looked_at <= set(found["used"])
+    assert looked_at <= set(answer["used"])
     counted = {"context.execute_async_v3", "cudart.cudaMemcpyAsync", "refit_parser.refit_from_file"}
-    assert counted <= set(found["called"])
+    assert counted <= set(answer["called"])
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
 def test_every_name_that_is_used_is_in_tensorrt_rtx_too(ask: Ask) -> None:
-    found = ask("names-rtx")
-    assert found["missing"] == []
-    assert "runtime_config.cuda_graph_strategy" in found["used"]
+    answer = ask("names-rtx")
+    assert answer["missing"] == []
+    assert "runtime_config.cuda_graph_strategy" in answer["used"]
 
 
 def test_plugin_is_launched_with_a_block_a_row_and_the_tokens_of_a_row(ask: Ask) -> None:
-    found = ask("plugin")
-    assert found["types"] == ["DataType.FLOAT"] and found["output"] == ["B", 4096]
+    answer = ask("plugin")
+    assert answer["types"] == ["DataType.FLOAT"] and answer["output"] == ["B", 4096]
     hidden = ["DataType.BF16", "DataType.HALF", "DataType.FLOAT"]
     expected = [[kind, "DataType.INT64", "DataType.FLOAT"] for kind in hidden]
-    assert sorted(found["combinations"]) == sorted(expected)
-    assert found["extra"] == ["S"]
-    launch = found["launch"]
+    assert sorted(answer["combinations"]) == sorted(expected)
+    assert answer["extra"] == ["S"]
+    launch = answer["launch"]
     assert launch["grid_x"] == "B" and launch["grid_y"] == launch["grid_z"] == 1
     assert launch["block_x"] == 256 and launch["block_y"] == launch["block_z"] == 1
     assert 0 <= launch["shared_mem"] <= 48 * 1024
-    entry = found["entry"]
-    assert found["name"] in entry
+    entry = answer["entry"]
+    assert answer["name"] in entry
     # input pointers, int32, output pointer: what TensorRT passes, and nothing else
     assert [line.split()[1] for line in entry.splitlines() if ".param" in line] == [
         ".u64",

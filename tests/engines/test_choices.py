@@ -21,8 +21,8 @@ RTX, TENSORRT = Target.TENSORRT_RTX, Target.TENSORRT
 
 @pytest.mark.parametrize(("text", "name"), [("8.9", "sm_89"), ("12.0", "sm_120")])
 def test_capability_reads_as_it_prints(text: str, name: str) -> None:
-    found = read_capability(text)
-    assert str(found) == text and found.name == name
+    capability = read_capability(text)
+    assert str(capability) == text and capability.name == name
 
 
 @pytest.mark.parametrize("text", ["", "8", "89", "8.", ".9", "8.9.0", "a.b", "-8.9", "８.９"])
@@ -45,7 +45,7 @@ def test_what_is_asked_goes_before_the_gpu_and_is_built_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "target", "device", "found"),
+    ("requested", "target", "device", "message"),
     [
         ((Capability(9, 0),), RTX, None, "which TensorRT-RTX compiles for, found 9.0"),
         ((), RTX, Device((9, 0), "13.0"), "found 9.0; use `target` tensorrt"),
@@ -54,10 +54,10 @@ def test_what_is_asked_goes_before_the_gpu_and_is_built_once() -> None:
     ],
 )
 def test_gpu_that_cannot_be_built_for_is_refused(
-    asked: tuple[Capability, ...], target: Target, device: Device | None, found: str
+    requested: tuple[Capability, ...], target: Target, device: Device | None, message: str
 ) -> None:
-    with pytest.raises(InputError, match=found):
-        choose(asked, target, device)
+    with pytest.raises(InputError, match=message):
+        choose(requested, target, device)
 
 
 @pytest.mark.parametrize("option", ["portable", "refittable"])
@@ -133,8 +133,8 @@ def test_fusion_check_of_a_good_table_passes() -> None:
 
 
 def test_product_that_widens_its_weight_is_reported() -> None:
-    (found,) = judged(product("+".join(MODULES), "FP8", "BFloat16"), *GOOD[1:])
-    assert found == "profile 0: 2 layers do not multiply in FP8, the first layers.0.mlp.up_proj"
+    (line,) = judged(product("+".join(MODULES), "FP8", "BFloat16"), *GOOD[1:])
+    assert line == "profile 0: 2 layers do not multiply in FP8, the first layers.0.mlp.up_proj"
 
 
 def test_attention_that_is_not_fused_is_reported() -> None:

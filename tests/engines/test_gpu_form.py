@@ -1,6 +1,5 @@
 """The graph that TensorRT is given computes what the artifact's own does."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 PREFIX_TOKENS = 5
 
 
@@ -30,8 +28,8 @@ def run(model: ir.Model, folder: Path, feeds: dict[str, np.ndarray]) -> np.ndarr
     session = onnxruntime.InferenceSession(
         str(folder / "form.onnx"), providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, feeds)
-    return found
+    (vectors,) = session.run(None, feeds)
+    return vectors
 
 
 def inputs(artifact: Artifact, prefix: int) -> dict[str, np.ndarray]:
@@ -46,12 +44,12 @@ def inputs(artifact: Artifact, prefix: int) -> dict[str, np.ndarray]:
     return feeds
 
 
-def own(artifact: Artifact, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def own_vectors(artifact: Artifact, feeds: dict[str, np.ndarray]) -> np.ndarray:
     session = onnxruntime.InferenceSession(
         str(artifact.graph(CPU)), providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, feeds)
-    return found
+    (vectors,) = session.run(None, feeds)
+    return vectors
 
 
 @pytest.mark.parametrize("window", [None, 4], ids=["whole", "window"])
@@ -64,9 +62,9 @@ def test_form_gives_the_artifacts_vectors(
     (PrefixToGive() if prefix else WithoutPrefix())(model)
     MergeLinear()(model)
     feeds = inputs(artifact, prefix)
-    found = run(model, tmp_path, feeds)
+    vectors = run(model, tmp_path, feeds)
     # a joined product sums in the same order; attention does not
-    np.testing.assert_allclose(found, own(artifact, feeds), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(vectors, own_vectors(artifact, feeds), atol=1e-6, rtol=0)
 
 
 def test_joined_fp8_products_give_the_artifacts_vectors(
@@ -79,7 +77,7 @@ def test_joined_fp8_products_give_the_artifacts_vectors(
     ComputeInFp32()(model)
     feeds = inputs(artifact, 0)
     # roundings to E4M3 amplify what attention rounds otherwise: compare directions
-    cosines = (run(model, tmp_path, feeds) * own(artifact, feeds)).sum(1)
+    cosines = (run(model, tmp_path, feeds) * own_vectors(artifact, feeds)).sum(1)
     assert cosines.min() > 0.999
 
 

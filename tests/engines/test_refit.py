@@ -21,10 +21,8 @@ from anna_export.errors import AnnaError, DamagedError, InputError
 from anna_export.machine.gpu import Device
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
+from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 HOPPER = Device((9, 0), "13.0")
 NAME = "engines/tensorrt/sm_90.engine"
 
@@ -70,11 +68,11 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    found = Library()
+    simulated = Library()
     monkeypatch.setattr(building, "find_device", lambda: HOPPER)
-    monkeypatch.setattr(building, "load_library", lambda target: found)
+    monkeypatch.setattr(building, "load_library", lambda target: simulated)
     monkeypatch.setattr(building, "load_plugins", lambda target: None)
-    return found
+    return simulated
 
 
 @pytest.fixture
@@ -131,18 +129,18 @@ def test_refitted_engine_holds_the_new_adapters_weights(
     assert record.refittable and record.profiles == source.profiles
     assert record.artifact_id == new.manifest.artifact_id != source.artifact_id
     assert record.structure_sha256 == source.structure_sha256
-    held = (new.folder / NAME).read_bytes()
+    content = (new.folder / NAME).read_bytes()
     weights = {
         name: value.const_value.tobytes()
         for name, value in gpu_form(new).graph.initializers.items()
         if value.const_value is not None
     }
-    assert held == repr(sorted(weights.items())).encode()
+    assert content == repr(sorted(weights.items())).encode()
     assert NAME in open_artifact(new.folder, check=True).manifest.evidence
 
 
 @pytest.mark.parametrize(
-    ("refittable", "other", "found"),
+    ("refittable", "other", "message"),
     [
         (False, {}, "expected an engine built with `refittable`, found"),
         (True, {"tokens": 32}, "from a graph that differs only in its weights, found another base"),
@@ -157,11 +155,11 @@ def test_engine_that_cannot_take_the_weights_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     refittable: bool,
     other: dict[str, Any],
-    found: str,
+    message: str,
 ) -> None:
     old = built(artifact_of(1), monkeypatch, refittable=refittable)
     new = artifact_of(2, **other)
-    with pytest.raises(InputError, match=found):
+    with pytest.raises(InputError, match=message):
         build(new, EngineRequest(Target.TENSORRT, refit_from=old.folder), no_stage)
     assert not (new.folder / "engines").exists() and not list(new.folder.glob(".build-*"))
 
@@ -179,14 +177,14 @@ def test_weight_that_was_not_given_is_named(
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "message"),
     [
         ({"target": Target.TENSORRT_RTX}, "`refit_from` with `target` tensorrt, found one with"),
         ({"target": Target.TENSORRT, "portable": True}, "`refit_from` without `portable` and"),
     ],
 )
-def test_options_that_exclude_one_another_are_refused(options: Any, found: str) -> None:
-    with pytest.raises(AnnaError, match=found):
+def test_options_that_exclude_one_another_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(AnnaError, match=message):
         EngineRequest(refit_from=Path("artifact"), **options)
 
 

@@ -25,11 +25,10 @@ from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact, MakeModel
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 ADA, BLACKWELL, AMPERE = Capability(8, 9), Capability(12, 0), Capability(8, 0)
 RTX = Target.TENSORRT_RTX
 PROMPT = {"tasks": {"find": {"text": "Find the passage that answers: "}}}
@@ -174,10 +173,10 @@ def test_progress_is_told_in_steps_up_to_the_last(
     artifact = artifact_of(Precision.BF16, None, False)
     graph = tmp_path / "engine.onnx"
     ir.save(gpu_form(artifact), graph, external_data="engine.data")
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     options = Options(EngineRequest(RTX), ADA, tuple(choose_profiles(64, [])))
-    build_plan(trt, graph, artifact.manifest.spec, options, lambda *done: told.append(done))
-    assert told and all(0 < done <= total for done, total in told)
+    build_plan(trt, graph, artifact.manifest.spec, options, lambda *done: reported.append(done))
+    assert reported and all(0 < done <= total for done, total in reported)
 
 
 def test_interrupt_stops_the_build_and_leaves_the_artifact_as_it_was(
@@ -228,7 +227,7 @@ def test_export_builds_what_it_is_asked_to(
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "message"),
     [
         (["--int8", "--target", "tensorrt-rtx"], "found int8; export it in bf16 or fp8"),
         (["--bf16", "--compute-capability", "8.9"], "expected --target with --compute-capability"),
@@ -236,9 +235,13 @@ def test_export_builds_what_it_is_asked_to(
     ],
 )
 def test_export_refuses_engines_that_cannot_be(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], found: str
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     out = tmp_path / "artifact"
     assert run(["--model", str(model), "--out", str(out), "--no-verify", *options]) == 2
-    assert found in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not out.exists()

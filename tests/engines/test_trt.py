@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from anna_export.machine.gpu import Device
 from anna_export.text.batching import BatchLimits
 from anna_export.verify.texts import long_text, ordinary_texts
 from tests.engines.simulated_gpu import SimulatedCuda, SimulatedTensorRT
+from tests.support.types import MakeArtifact
 
-MakeArtifact = Callable[..., Artifact]
 HOPPER = Device((9, 0), "13.0")
 TEXTS = [*ordinary_texts(12), "a", long_text(90), long_text(40), long_text(91)]
 PROMPTS = {"few": {"text": f"{long_text(20)}: "}, "other": {"text": f"{long_text(30)}: "}}
@@ -53,7 +52,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["bare", "prefix"])
-def made(
+def plain(
     request: pytest.FixtureRequest, base: Path, make_artifact: MakeArtifact, prompts: Path
 ) -> Artifact:
     return make_artifact(
@@ -66,12 +65,12 @@ def prompted(base: Path, make_artifact: MakeArtifact, prompts: Path) -> Artifact
     return make_artifact(base, max_tokens=256, prompts=prompts)
 
 
-def with_engine(made: Artifact, folder: Path, target: Target, **changes: Any) -> Artifact:
+def with_engine(plain: Artifact, folder: Path, target: Target, **changes: Any) -> Artifact:
     """Return a copy of an artifact with an engine that the simulated library loads."""
-    artifact = Artifact(folder / "artifact", made.manifest)
-    shutil.copytree(made.folder, artifact.folder)
-    model = ir.load(made.graph(CANONICAL))
-    prefixes = [len(entry.ids) for entry in made.manifest.prefixes.values()]
+    artifact = Artifact(folder / "artifact", plain.manifest)
+    shutil.copytree(plain.folder, artifact.folder)
+    model = ir.load(plain.graph(CANONICAL))
+    prefixes = [len(entry.ids) for entry in plain.manifest.prefixes.values()]
     (PrefixToGive() if prefixes else WithoutPrefix())(model)
     MergeLinear()(model)
     ir.save(model, folder / "form.onnx", external_data="form.data")
@@ -84,8 +83,8 @@ def with_engine(made: Artifact, folder: Path, target: Target, **changes: Any) ->
         version="11.4.0",
         compute_capability="9.0",
         driver="13.0",
-        artifact_id=made.manifest.artifact_id,
-        onnx_sha256=made.manifest.files[made.manifest.graphs[CANONICAL]].sha256,
+        artifact_id=plain.manifest.artifact_id,
+        onnx_sha256=plain.manifest.files[plain.manifest.graphs[CANONICAL]].sha256,
         structure_sha256="",
         prefix=bool(prefixes),
         portable=False,
@@ -123,19 +122,19 @@ class Opened:
 
 
 @pytest.fixture(params=list(Target), ids=str)
-def opened(request: pytest.FixtureRequest, made: Artifact, tmp_path: Path) -> Opened:
-    return Opened(with_engine(made, tmp_path, request.param))
+def opened(request: pytest.FixtureRequest, plain: Artifact, tmp_path: Path) -> Opened:
+    return Opened(with_engine(plain, tmp_path, request.param))
 
 
 # -- vectors --
 
 
-def test_vectors_are_those_of_onnx_runtime(opened: Opened, made: Artifact) -> None:
-    expected = open_encoder(made.folder, backend="ort")
-    for prompt in ("", *made.manifest.prompts.by_name):
-        found = opened.encoder.encode(TEXTS, prompt)
+def test_vectors_are_those_of_onnx_runtime(opened: Opened, plain: Artifact) -> None:
+    expected = open_encoder(plain.folder, backend="ort")
+    for prompt in ("", *plain.manifest.prompts.by_name):
+        vectors = opened.encoder.encode(TEXTS, prompt)
         # products are joined, and rows stand in other batches
-        np.testing.assert_allclose(found, expected.encode(TEXTS, prompt), atol=2e-6, rtol=0)
+        np.testing.assert_allclose(vectors, expected.encode(TEXTS, prompt), atol=2e-6, rtol=0)
 
 
 def test_a_recording_gives_what_it_gave_when_it_was_made(opened: Opened) -> None:
@@ -161,9 +160,9 @@ def test_more_rows_than_a_profile_takes_are_computed_in_parts(opened: Opened) ->
     profile = opened.stored.record.profiles[0]
     rows = [[1, 7 + n, 2] for n in range(3 * profile.batch + 1)]
     batch = opened.encoder.tokeniser.batch(rows)
-    found = opened.backend.run(batch)
+    vectors = opened.backend.run(batch)
     alone = np.concatenate([opened.encoder.encode_ids([row]) for row in rows[:: profile.batch]])
-    np.testing.assert_allclose(found[:: profile.batch], alone, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(vectors[:: profile.batch], alone, atol=2e-6, rtol=0)
 
 
 def test_no_text_gives_no_vector(opened: Opened) -> None:
@@ -235,12 +234,12 @@ def test_a_full_gpu_is_said_in_one_line(prompted: Artifact, tmp_path: Path) -> N
 @pytest.mark.parametrize("tokens", [1, 8, 9, 63, 64, 65, 300, 512, 4096, 5000])
 def test_a_bucket_holds_its_batch_within_its_profile(rows: int, tokens: int) -> None:
     profiles = choose_profiles(5000, [])
-    found = choose_bucket(profiles, rows, tokens)
-    profile = profiles[found.profile]
-    assert profile.shortest <= tokens <= found.tokens <= profile.longest
-    assert min(rows, profile.batch) <= found.rows <= profile.batch
-    if not found.is_small:
-        assert (found.rows, found.tokens) == (min(rows, profile.batch), tokens)
+    bucket = choose_bucket(profiles, rows, tokens)
+    profile = profiles[bucket.profile]
+    assert profile.shortest <= tokens <= bucket.tokens <= profile.longest
+    assert min(rows, profile.batch) <= bucket.rows <= profile.batch
+    if not bucket.is_small:
+        assert (bucket.rows, bucket.tokens) == (min(rows, profile.batch), tokens)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20, 95])
@@ -252,12 +251,12 @@ def test_padding_passes_no_position_that_the_model_has_not(tokens: int) -> None:
 def test_small_batches_have_few_buckets() -> None:
     profiles = choose_profiles(4096, [])
     shapes = [(rows, tokens) for rows in range(1, 257) for tokens in range(1, 257)]
-    found = {choose_bucket(profiles, *shape) for shape in shapes}
-    small = {bucket for bucket in found if bucket.is_small}
+    buckets = {choose_bucket(profiles, *shape) for shape in shapes}
+    small = {bucket for bucket in buckets if bucket.is_small}
     assert len(small) <= 80
     assert (
         Bucket(0, 4, 16, is_small=True) in small
-        and max(one.rows * one.tokens for one in small) <= FREE_TOKENS
+        and max(bucket.rows * bucket.tokens for bucket in small) <= FREE_TOKENS
     )
 
 
@@ -265,7 +264,7 @@ def test_small_batches_have_few_buckets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "error", "found"),
+    ("changes", "device", "error", "message"),
     [
         (
             {},
@@ -286,10 +285,10 @@ def test_engine_that_is_not_for_this_machine_is_refused(
     changes: dict[str, Any],
     device: Device,
     error: type[AnnaError],
-    found: str,
+    message: str,
 ) -> None:
     artifact = with_engine(prompted, tmp_path, Target.TENSORRT, **changes)
-    with pytest.raises(error, match=found) as caught:
+    with pytest.raises(error, match=message) as caught:
         require_engine(artifact, device)
     assert "`backend` ort" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -305,18 +304,18 @@ def test_engine_for_just_this_gpu_goes_before_a_portable_one(
     prompted: Artifact, tmp_path: Path
 ) -> None:
     artifact = with_engine(prompted, tmp_path, Target.TENSORRT, portable=True)
-    own = json.loads((artifact.folder / "engines/tensorrt/sm_90.json").read_text())
-    own |= {"portable": False, "compute_capability": "10.0"}
+    record = json.loads((artifact.folder / "engines/tensorrt/sm_90.json").read_text())
+    record |= {"portable": False, "compute_capability": "10.0"}
     name = "engines/tensorrt/sm_100"
     artifact = add_evidence(
         artifact, f"{name}.engine", memoryview(str(tmp_path / "form.onnx").encode()), prompts=()
     )
-    artifact = add_evidence(artifact, f"{name}.json", json.dumps(own), prompts=())
+    artifact = add_evidence(artifact, f"{name}.json", json.dumps(record), prompts=())
     assert not require_engine(artifact, Device((10, 0), "13.1")).record.portable
     assert require_engine(artifact, HOPPER).record.portable
 
 
-def test_artifact_without_engines_says_how_to_build_one(prompted: Artifact) -> None:
+def test_plains_says_how_to_build_one(prompted: Artifact) -> None:
     with pytest.raises(MissingError, match="found none; build one with anna-export build"):
         require_engine(prompted, HOPPER)
 

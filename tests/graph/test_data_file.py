@@ -1,7 +1,7 @@
 """The data file: every weight once for all graphs, on pages, found wherever the folder goes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 
-from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import hash_file
 from anna_export.files.stream import Part, Written
 from anna_export.graph import external_data as data_file
@@ -21,6 +20,7 @@ from anna_export.graph.names import CANONICAL, CPU
 from anna_export.progress import Progress
 from anna_export.spec import Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
+from tests.support.types import MakeArtifact
 
 PAGE = 4096
 SHAPES = {"a": (17, 33), "b": (3, 1001), "c": (5000,)}
@@ -54,18 +54,18 @@ def placed(model: ir.Model) -> dict[str, ir.ExternalTensor]:
 def test_weight_of_several_graphs_is_made_and_stored_once(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    made: list[str] = []
+    computed: list[str] = []
 
     def lazy(name: str) -> ir.LazyTensor:
         def make() -> ir.TensorProtocol:
-            made.append(name)
+            computed.append(name)
             return ir.tensor(arrays[name], name=name)
 
         return ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape(SHAPES[name]), name=name)
 
     first, second = graph({name: lazy(name) for name in "ab"}), graph({n: lazy(n) for n in "bc"})
     written = write_data_file(tmp_path, {"x": first, "y": second})
-    assert sorted(made) == ["a", "b", "c"]
+    assert sorted(computed) == ["a", "b", "c"]
     assert placed(first)["b"].offset == placed(second)["b"].offset
     assert written.size_bytes < sum(array.nbytes for array in arrays.values()) + 3 * PAGE
     for model in (first, second):
@@ -97,14 +97,14 @@ def test_location_is_the_bare_name_of_the_file(
 
 
 def test_hash_and_size_are_the_files(tensors: dict[str, ir.TensorProtocol], tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     written = write_data_file(
-        tmp_path, {"x": graph(tensors)}, lambda done, total: seen.append((done, total))
+        tmp_path, {"x": graph(tensors)}, lambda done, total: reported.append((done, total))
     )
     entry = hash_file(tmp_path / DATA_FILE)
     assert written == Written(entry.sha256, entry.size_bytes)
-    assert len(seen) == 3 and seen == sorted(seen)
-    assert seen[-1] == (written.size_bytes, written.size_bytes)
+    assert len(reported) == 3 and reported == sorted(reported)
+    assert reported[-1] == (written.size_bytes, written.size_bytes)
 
 
 @pytest.mark.parametrize(("numbers", "inline"), [(1, True), (256, True), (257, False)])
@@ -122,32 +122,32 @@ def test_each_graph_reads_the_same_bytes_in_a_type_and_shape_of_its_own(tmp_path
     packed = np.arange(33 * 66, dtype=np.uint8).reshape(33, 66)
     numbers = ir.PackedTensor(packed, ir.DataType.UINT4, shape=ir.Shape([33, 132]), name="w")
     words = ir.tensor(packed.view(np.uint16).reshape(3, 11, 33), name="w")
-    one, other = graph({"w": numbers}), graph({"w": words})
-    written = write_data_file(tmp_path, {"x": one, "y": other})
+    graphs = {"x": graph({"w": numbers}), "y": graph({"w": words})}
+    written = write_data_file(tmp_path, graphs)
     assert written.size_bytes == packed.nbytes
-    first, second = placed(one)["w"], placed(other)["w"]
+    first, second = (placed(model)["w"] for model in graphs.values())
     assert (first.dtype, tuple(first.shape)) == (ir.DataType.UINT4, (33, 132))
     assert (second.dtype, tuple(second.shape)) == (ir.DataType.UINT16, (3, 11, 33))
     assert first.tobytes() == second.tobytes() == packed.tobytes()
 
 
 def test_weights_of_one_name_and_two_sizes_are_our_mistake(tmp_path: Path) -> None:
-    one, other = (ir.tensor(np.zeros((300, n), np.float32), name="w") for n in (1, 2))
+    first, second = (ir.tensor(np.zeros((300, n), np.float32), name="w") for n in (1, 2))
     with pytest.raises(AssertionError, match="w"):
-        write_data_file(tmp_path, {"x": graph({"w": one}), "y": graph({"w": other})})
+        write_data_file(tmp_path, {"x": graph({"w": first}), "y": graph({"w": second})})
     assert not (tmp_path / DATA_FILE).exists()
 
 
 def test_graphs_find_their_weights_after_the_folder_was_moved(
     tensors: dict[str, ir.TensorProtocol], arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    made, moved = tmp_path / "made", tmp_path / "elsewhere" / "moved"
-    made.mkdir()
+    written, moved = tmp_path / "made", tmp_path / "elsewhere" / "moved"
+    written.mkdir()
     model = graph(tensors)
-    write_data_file(made, {"x": model})
-    ir.save(model, made / "model.onnx")
+    write_data_file(written, {"x": model})
+    ir.save(model, written / "model.onnx")
     moved.parent.mkdir()
-    made.rename(moved)
+    written.rename(moved)
     for name, tensor in placed(ir.load(moved / "model.onnx")).items():
         np.testing.assert_array_equal(tensor.numpy(), arrays.pop(name))
     assert not arrays
@@ -173,9 +173,9 @@ def test_weight_beyond_two_gigabytes_is_found(
     model = graph({"b": ir.tensor(arrays["b"], name="b")})
     write_data_file(tmp_path, {"x": graph({"huge": huge}), "y": model})
     ir.save(model, tmp_path / "model.onnx")
-    found = placed(ir.load(tmp_path / "model.onnx"))["b"]
-    assert found.offset == 2**31 + PAGE
-    np.testing.assert_array_equal(found.numpy(), arrays["b"])
+    tensor = placed(ir.load(tmp_path / "model.onnx"))["b"]
+    assert tensor.offset == 2**31 + PAGE
+    np.testing.assert_array_equal(tensor.numpy(), arrays["b"])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     np.testing.assert_array_equal(session.run(["b"], {})[0], arrays["b"])
 
@@ -184,7 +184,7 @@ def test_weight_beyond_two_gigabytes_is_found(
 def test_artifacts_weights_are_the_checkpoints_to_the_bit(
     base: Path,
     adapter: Path,
-    make_artifact: Callable[..., Artifact],
+    make_artifact: MakeArtifact,
     precision: Precision,
 ) -> None:
     artifact = make_artifact(base, precision, adapter)

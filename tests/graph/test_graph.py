@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,10 @@ from anna_export.graph.names import CANONICAL
 from anna_export.quantise.calibration import read_calibration
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
-from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-FEW = settings(max_examples=15, derandomize=True, deadline=None)
+FEW_EXAMPLES = settings(max_examples=15, derandomize=True, deadline=None)
 HEADS, KV_HEADS, HEAD_DIM, DIM, LAYERS = 6, 2, 16, 40, 3
 
 
@@ -120,8 +115,8 @@ def test_key_and_value_heads_stay_grouped(
     assert len(calls) == LAYERS
     by_output = {node.output[0]: node for node in proto.graph.node}
     for node in calls:
-        found = attributes(node)
-        assert (found["num_heads"], found["kv_num_heads"]) == (HEADS, KV_HEADS)
+        options = attributes(node)
+        assert (options["num_heads"], options["kv_num_heads"]) == (HEADS, KV_HEADS)
         key, value = (by_output[name] for name in node.input[1:3])
         # nothing between projection and attention that could repeat a head
         assert key.op_type == "RotaryEmbedding" and value.op_type == "MatMul"
@@ -198,7 +193,7 @@ export(Recipe(Path({str(sharp)!r}), None, Path("again"), Bf16(), 64, verify=Fals
 # -- numbers --
 
 
-@FEW
+@FEW_EXAMPLES
 @given(
     lengths=st.lists(st.integers(1, 64), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),
@@ -212,9 +207,9 @@ def test_graph_equals_transformers_on_any_right_padded_batch(
     seed: int,
 ) -> None:
     batch = make_batch(*lengths, seed=seed)
-    found = run_graph(exported, CANONICAL, batch)
+    vectors = run_graph(exported, CANONICAL, batch)
     # fp32 against fp32: only the order of sums differs; 4e-7 was the worst of 200 batches
-    assert np.abs(found - truth.run(batch)).max() <= 1e-6
+    assert np.abs(vectors - truth.run(batch)).max() <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -240,9 +235,9 @@ def test_one_layer_is_both_first_and_last(
 ) -> None:
     model = make_model(num_hidden_layers=1, initializer_range=0.2)
     batch = make_batch(5, 1, 17)
-    found = run_graph(make_artifact(model), CANONICAL, batch)
+    vectors = run_graph(make_artifact(model), CANONICAL, batch)
     # as above
-    assert np.abs(found - open_reference(model).backend.run(batch)).max() <= 1e-6
+    assert np.abs(vectors - open_reference(model).backend.run(batch)).max() <= 1e-6
 
 
 def test_other_rotary_base_and_norm_epsilon_are_taken_from_the_config(
@@ -254,9 +249,9 @@ def test_other_rotary_base_and_norm_epsilon_are_taken_from_the_config(
     rope = {"rope_theta": 123.0, "rope_type": "default"}
     model = make_model(rope_parameters=rope, rms_norm_eps=0.5, initializer_range=0.2)
     batch = make_batch(40, 3)
-    found = run_graph(make_artifact(model), CANONICAL, batch)
+    vectors = run_graph(make_artifact(model), CANONICAL, batch)
     # as above
-    assert np.abs(found - open_reference(model).backend.run(batch)).max() <= 1e-6
+    assert np.abs(vectors - open_reference(model).backend.run(batch)).max() <= 1e-6
 
 
 # -- last-layer pruning --
@@ -270,8 +265,8 @@ def test_last_layer_computes_one_token_a_row_past_its_keys_and_values(
     every = {f"{last}input_layernorm", f"{last}self_attn.k_proj", f"{last}self_attn.v_proj"}
     assert len(spread) == 10 * LAYERS
     for name, tokens in spread.items():
-        one = name.startswith(last) and name not in every
-        assert tokens == (1 if one else "sequence"), name
+        is_single = name.startswith(last) and name not in every
+        assert tokens == (1 if is_single else "sequence"), name
 
 
 # -- pooling --
@@ -320,5 +315,5 @@ def test_pooling_sums_squares_in_fp32() -> None:
 
 
 def test_pooling_leaves_a_zero_row_zero() -> None:
-    found = pool(np.zeros((2, 3, 8), np.float32), np.array([0, 2]))
-    assert (found == 0).all()
+    vectors = pool(np.zeros((2, 3, 8), np.float32), np.array([0, 2]))
+    assert (vectors == 0).all()

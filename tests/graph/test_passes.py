@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from anna_export import quantise
-from anna_export.artifact.folder import Artifact
 from anna_export.graph.builder import OPSET, build_graph
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import NARROW, ComputeInFp32
@@ -21,11 +20,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 Build = Callable[[Precision], ir.Model]
 HALVES = (Precision.BF16, Precision.FP16)
 TORCH = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -74,9 +70,9 @@ def test_every_attention_gets_a_branch_of_one_operator_and_one_behind_a_prefix(
     assert [node.name for node in nodes(model, "If")] == names and len(names) == 3
     assert not nodes(model, "PrefixAttention") and len(model.functions) == 1
     *causal, last = branches(model)
-    for found in causal:
-        assert kinds(found["then_branch"]) == {"Expand", "GroupQueryAttention"}
-        attributes = grouped(found["then_branch"]).attributes
+    for forms in causal:
+        assert kinds(forms["then_branch"]) == {"Expand", "GroupQueryAttention"}
+        attributes = grouped(forms["then_branch"]).attributes
         assert {name: attribute.value for name, attribute in attributes.items()} == {
             "num_heads": 6,
             "kv_num_heads": 2,
@@ -85,16 +81,16 @@ def test_every_attention_gets_a_branch_of_one_operator_and_one_behind_a_prefix(
         }
     # the last layer's single query
     assert kinds(last["then_branch"]) == {"Attention"}
-    for found in (*causal, last):
+    for forms in (*causal, last):
         copied = {"Expand", "Attention", "GroupQueryAttention"}
-        assert not copied & kinds(found["else_branch"])  # no text gets a copy of the prefix
-        assert "Softmax" not in kinds(found["else_branch"])
+        assert not copied & kinds(forms["else_branch"])  # no text gets a copy of the prefix
+        assert "Softmax" not in kinds(forms["else_branch"])
 
 
 def test_names_are_one_space_over_all_branches(build: Build) -> None:
     model = build(Precision.FP32)
     CpuAttention()(model)
-    bodies = [model.graph, *(graph for found in branches(model) for graph in found.values())]
+    bodies = [model.graph, *(graph for forms in branches(model) for graph in forms.values())]
     names = [value.name for body in bodies for node in body for value in node.outputs]
     assert len(names) == len(set(names))
 
@@ -104,8 +100,8 @@ def test_window_of_the_call_becomes_the_operators_own(windowed: Path) -> None:
     masks = {node.inputs[5] for node in nodes(model, "PrefixAttention")[:-1]}
     CpuAttention()(model)
     windows = [
-        grouped(found["then_branch"]).attributes["local_window_size"].as_int()
-        for found in branches(model)[:-1]
+        grouped(forms["then_branch"]).attributes["local_window_size"].as_int()
+        for forms in branches(model)[:-1]
     ]
     assert windows == [8, 8]
     # the mask's arithmetic went with it; the last layer's query has one of its own
@@ -116,8 +112,8 @@ def test_window_of_the_call_becomes_the_operators_own(windowed: Path) -> None:
 def test_window_that_no_sequence_reaches_needs_none(windowed: Path) -> None:
     model = build_graph(Checkpoint.open(windowed), Precision.FP32, 8)
     CpuAttention()(model)
-    found = [grouped(found["then_branch"]) for found in branches(model)[:-1]]
-    assert {node.attributes["local_window_size"].as_int() for node in found} == {-1}
+    forms = [grouped(forms["then_branch"]) for forms in branches(model)[:-1]]
+    assert {node.attributes["local_window_size"].as_int() for node in forms} == {-1}
     assert not nodes(model, "Less")
 
 
@@ -148,8 +144,8 @@ def test_grouped_attention_is_the_standard_operators_at_every_position(
     lengths: tuple[int, ...],
 ) -> None:
     batch = make_batch(*lengths)
-    expected, found = (attended(windowed, target, batch) for target in (CANONICAL, CPU))
-    for first, second in zip(expected, found, strict=True):
+    expected, vectors = (attended(windowed, target, batch) for target in (CANONICAL, CPU))
+    for first, second in zip(expected, vectors, strict=True):
         assert first.shape == (*batch.ids.shape, 96)
         # padded positions too; fp32, values of about 1: only the order of sums differs
         np.testing.assert_allclose(second, first, rtol=0, atol=5e-6)
@@ -161,11 +157,11 @@ def test_head_dim_that_the_operator_does_not_take_keeps_the_standard_one(
     path = make_model(head_dim=6, initializer_range=0.2)
     model = build_graph(Checkpoint.open(path), Precision.FP32, 64)
     CpuAttention()(model)
-    assert [kinds(found["then_branch"]) for found in branches(model)] == 3 * [{"Attention"}]
+    assert [kinds(forms["then_branch"]) for forms in branches(model)] == 3 * [{"Attention"}]
     batch = make_batch(17, 5)
-    found = run_graph(make_artifact(path), CPU, batch)
+    forms = run_graph(make_artifact(path), CPU, batch)
     # fp32 against fp32: only the order of sums differs
-    assert np.abs(found - open_reference(path).backend.run(batch)).max() <= 1e-6
+    assert np.abs(forms - open_reference(path).backend.run(batch)).max() <= 1e-6
 
 
 # -- ComputeInFp32 --
@@ -217,23 +213,23 @@ def test_fallback_graph_computes_in_fp32_from_the_rounded_weights(
 ) -> None:
     model = make_model(dtype=TORCH[precision], initializer_range=0.2)
     batch = make_batch(1, 33, 2, 64)
-    found = run_graph(make_artifact(model, precision), CPU, batch)
+    vectors = run_graph(make_artifact(model, precision), CPU, batch)
     # only the order of sums differs; rotary tables in bf16 would be 1e-3 away
-    assert np.abs(found - open_reference(model).backend.run(batch)).max() <= 1e-6
+    assert np.abs(vectors - open_reference(model).backend.run(batch)).max() <= 1e-6
 
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_fallback_graph_reads_the_weights_the_canonical_graph_reads(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:
-    def places(target: str) -> Iterator[tuple[str, int | None, int | None]]:
+    def locations(target: str) -> Iterator[tuple[str, int | None, int | None]]:
         graph = ir.load(make_artifact(base, precision).graph(target)).graph
         for name, value in graph.initializers.items():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield name, value.const_value.offset, value.const_value.length
 
-    assert sorted(places(CANONICAL)) == sorted(places(CPU))
-    assert len(list(places(CPU))) > 20
+    assert sorted(locations(CANONICAL)) == sorted(locations(CPU))
+    assert len(list(locations(CPU))) > 20
 
 
 # -- fp16 --
@@ -249,9 +245,9 @@ def test_fp16_graph_keeps_norms_and_residual_stream_in_fp32(
     kinds = {"RMSNormalization": onnx.TensorProto.FLOAT, "Add": onnx.TensorProto.FLOAT}
     kinds |= {"MatMul": onnx.TensorProto.FLOAT16, "PrefixAttention": onnx.TensorProto.FLOAT16}
     for kind, dtype in kinds.items():
-        found = {types[node.output[0]] for node in inferred.node if node.op_type == kind}
+        inferred_types = {types[node.output[0]] for node in inferred.node if node.op_type == kind}
         # the sum of positions is in integers
-        assert found - {onnx.TensorProto.INT64} == {dtype}, kind
+        assert inferred_types - {onnx.TensorProto.INT64} == {dtype}, kind
 
 
 # -- twice, and what is refused --

@@ -12,7 +12,6 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.graph.names import CANONICAL, CPU
@@ -20,12 +19,9 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.text.prompts import Prompt, Prompts
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-FEW = settings(max_examples=15, derandomize=True, deadline=None)
+FEW_EXAMPLES = settings(max_examples=15, derandomize=True, deadline=None)
 WINDOW = 8
 # fp32 against fp32: only the order of sums differs
 CLOSE = 1e-6
@@ -63,8 +59,8 @@ def truth(model: Path) -> Callable[..., np.ndarray]:
     return run
 
 
-def worst(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max())
+def worst(vectors: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(vectors - expected).max())
 
 
 # -- the reference itself --
@@ -101,7 +97,7 @@ def test_graph_equals_transformers_around_the_window(
     assert worst(run_graph(make_artifact(model), target, batch), truth(batch)) <= CLOSE
 
 
-@FEW
+@FEW_EXAMPLES
 @given(
     lengths=st.lists(st.integers(1, 4 * WINDOW), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),
@@ -133,8 +129,8 @@ def test_fallback_graph_of_a_narrow_graph_keeps_the_window(
     dtype = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[precision]
     narrow = make_model(dtype=dtype, sliding_window=WINDOW, initializer_range=0.2)
     batch = make_batch(*EDGES)
-    found = run_graph(make_artifact(narrow, precision), CPU, batch)
-    assert worst(found, truth(batch, folder=narrow)) <= CLOSE
+    vectors = run_graph(make_artifact(narrow, precision), CPU, batch)
+    assert worst(vectors, truth(batch, folder=narrow)) <= CLOSE
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -153,11 +149,11 @@ def test_layer_adds_one_less_than_the_window_to_what_is_seen(
     batch = make_batch(40)
     vector = run_graph(make_artifact(model), target, batch)
     farthest = layers * (WINDOW - 1)
-    for distance, seen in ((farthest, True), (farthest + 1, False)):
+    for distance, is_attended in ((farthest, True), (farthest + 1, False)):
         ids = batch.ids.copy()
         ids[0, 39 - distance] = 31_999
         changed = run_graph(make_artifact(model), target, TokenBatch(ids, batch.lengths))
-        assert (worst(changed, vector) > 0) == seen, distance
+        assert (worst(changed, vector) > 0) == is_attended, distance
 
 
 def test_model_without_a_window_sees_everything(

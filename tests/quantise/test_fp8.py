@@ -23,10 +23,8 @@ from anna_export.quantise.fp8 import SPAN, Fp8Static
 from anna_export.quantise.linear import QuantiseLinear
 from anna_export.spec import LINEAR_INPUTS, Precision, read_spec
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import Fp8, MakeArtifact
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-Fp8 = Callable[[Precision], Artifact]
 OpenGraph = Callable[..., ir.Model]
 HIGH_PRECISIONS = tuple(IR_DTYPES)
 E4M3 = ir.DataType.FLOAT8E4M3FN
@@ -48,13 +46,13 @@ def kinds(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
-def producer(node: ir.Node, place: int) -> ir.Node:
+def producer(node: ir.Node, index: int) -> ir.Node:
     """Return the node that gives one of a node's inputs."""
-    value = node.inputs[place]
+    value = node.inputs[index]
     assert value is not None
-    found = value.producer()
-    assert found is not None
-    return found
+    node_before = value.producer()
+    assert node_before is not None
+    return node_before
 
 
 def quantised(model: ir.Model) -> list[ir.Node]:
@@ -71,16 +69,16 @@ def quantised(model: ir.Model) -> list[ir.Node]:
 def test_every_linear_layer_is_quantised(
     graph: OpenGraph, sharp: Path, high_precision: Precision, target: str
 ) -> None:
-    found = graph(high_precision, target)
-    modules = [node.name or "" for node in quantised(found)]
+    model = graph(high_precision, target)
+    modules = [node.name or "" for node in quantised(model)]
     assert sorted(modules) == sorted(read_spec(sharp).linear_modules())
-    assert len(nodes(found, "MatMul")) == len(modules)
+    assert len(nodes(model, "MatMul")) == len(modules)
 
 
 def test_layers_that_share_an_input_share_one_pair(graph: OpenGraph) -> None:
-    found = graph()
+    model = graph()
     sharing: dict[ir.Node, set[str]] = {}
-    for product in nodes(found, "MatMul"):
+    for product in nodes(model, "MatMul"):
         sharing.setdefault(producer(product, 0), set()).add(product.name or "")
     expected = [
         {f"layers.{layer}.{module}" for module in modules}
@@ -92,7 +90,7 @@ def test_layers_that_share_an_input_share_one_pair(graph: OpenGraph) -> None:
     last = [{query}, set(others), *map(set, list(LINEAR_INPUTS.values())[1:])]
     expected += [{f"layers.2.{module}" for module in modules} for modules in last]
     assert sorted(map(sorted, sharing.values())) == sorted(map(sorted, expected))
-    assert len(nodes(found, "QuantizeLinear")) == len(expected)
+    assert len(nodes(model, "QuantizeLinear")) == len(expected)
 
 
 @pytest.mark.parametrize("target", [CANONICAL, CPU])
@@ -100,26 +98,26 @@ def test_layers_that_share_an_input_share_one_pair(graph: OpenGraph) -> None:
 def test_weights_are_stored_in_e4m3_and_never_quantised_in_the_graph(
     graph: OpenGraph, high_precision: Precision, target: str
 ) -> None:
-    found = graph(high_precision, target)
-    stored = {name: v for name, v in found.graph.initializers.items() if "_proj" in (name or "")}
+    model = graph(high_precision, target)
+    stored = {name: v for name, v in model.graph.initializers.items() if "_proj" in (name or "")}
     codes = {name for name, value in stored.items() if value.dtype is E4M3}
     assert len(codes) == 3 * 7
     assert stored.keys() - codes == {f"{name}_scale" for name in codes}
     scales = {value.dtype for name, value in stored.items() if name not in codes}
     assert scales == {IR_DTYPES[high_precision]}
-    for node in nodes(found, "QuantizeLinear"):
+    for node in nodes(model, "QuantizeLinear"):
         assert not any(value in node.inputs for value in stored.values())
 
 
 def test_each_output_of_a_weight_has_a_scale(graph: OpenGraph) -> None:
-    found = graph()
-    shapes = {name: tuple(v.shape or ()) for name, v in found.graph.initializers.items()}
+    model = graph()
+    shapes = {name: tuple(v.shape or ()) for name, v in model.graph.initializers.items()}
     # three sizes that differ: 40 in, 72 inside, 2 heads of 16
     assert shapes["layers.0.mlp.up_proj.weight"] == (40, 72)
     assert shapes["layers.0.mlp.up_proj.weight_scale"] == (72,)
     assert shapes["layers.0.self_attn.k_proj.weight"] == (40, 32)
     assert shapes["layers.0.self_attn.k_proj.weight_scale"] == (32,)
-    for node in quantised(found):
+    for node in quantised(model):
         dequantized = producer(node, 1)
         assert dequantized.op_type == "DequantizeLinear"
         assert dequantized.attributes["axis"].as_int() == 1
@@ -131,9 +129,9 @@ def test_each_output_of_a_weight_has_a_scale(graph: OpenGraph) -> None:
 def test_an_input_has_one_static_scale_in_the_high_precision_type(
     fp8: Fp8, graph: OpenGraph, high_precision: Precision
 ) -> None:
-    calibration, found = read_calibration(fp8(high_precision)), graph(high_precision)
+    calibration, model = read_calibration(fp8(high_precision)), graph(high_precision)
     assert calibration is not None
-    for node in nodes(found, "QuantizeLinear"):
+    for node in nodes(model, "QuantizeLinear"):
         _, scale, zero = node.inputs
         assert scale is not None and zero is not None and scale.const_value is not None
         assert (scale.dtype, scale.shape) == (IR_DTYPES[high_precision], ir.Shape([]))
@@ -150,10 +148,10 @@ def test_attention_stays_in_high_precision(graph: OpenGraph) -> None:
     assert len(attention) == 3
     for node in attention:
         # queries, keys and values as they are, and so is what comes out until o_proj rounds it
-        givers = [producer(node, place).op_type for place in range(3)]
+        givers = [producer(node, index).op_type for index in range(3)]
         assert givers == ["RotaryEmbedding", "RotaryEmbedding", "MatMul"]
         # the prefix, which is in fp32, in the same type
-        assert [producer(node, place).op_type for place in (3, 4)] == ["Cast", "Cast"]
+        assert [producer(node, index).op_type for index in (3, 4)] == ["Cast", "Cast"]
         assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
 
 
@@ -161,9 +159,9 @@ def test_attention_stays_in_high_precision(graph: OpenGraph) -> None:
 def test_nothing_but_the_linear_layers_differs_from_the_plain_graph(
     graph: OpenGraph, sharp: Path, high_precision: Precision
 ) -> None:
-    found = kinds(graph(high_precision))
-    del found["QuantizeLinear"], found["DequantizeLinear"]
-    assert found == kinds(build_graph(Checkpoint.open(sharp), high_precision, 64))
+    counted = kinds(graph(high_precision))
+    del counted["QuantizeLinear"], counted["DequantizeLinear"]
+    assert counted == kinds(build_graph(Checkpoint.open(sharp), high_precision, 64))
 
 
 @pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
@@ -173,12 +171,12 @@ def test_onnx_checker_accepts_the_canonical_graph(fp8: Fp8, high_precision: Prec
 
 @pytest.mark.parametrize("high_precision", HIGH_PRECISIONS)
 def test_fallback_graph_computes_in_fp32_alone(graph: OpenGraph, high_precision: Precision) -> None:
-    found = graph(high_precision, CPU)
-    narrow = {value for value in found.graph.initializers.values() if value.dtype in NARROW}
+    model = graph(high_precision, CPU)
+    narrow = {value for value in model.graph.initializers.values() if value.dtype in NARROW}
     assert bool(narrow) == (high_precision is not Precision.FP32)
     if narrow:  # the table of tokens is cast after the look-up
-        narrow |= {node.outputs[0] for node in nodes(found, "Gather")}
-    for node in found.graph:
+        narrow |= {node.outputs[0] for node in nodes(model, "Gather")}
+    for node in model.graph:
         if node.op_type not in ("Cast", "Gather"):
             assert not narrow & set(node.inputs), node.op_type
         if node.op_type == "Cast":
@@ -242,23 +240,23 @@ def test_massive_activation_is_found_and_its_figures_are_named(massive: Artifact
 
 
 def test_kept_layers_product_stays_as_it_was(sharp: Path, massive: Artifact) -> None:
-    found = ir.load(massive.graph(CANONICAL))
+    model = ir.load(massive.graph(CANONICAL))
     plain = build_graph(Checkpoint.open(sharp), Precision.BF16, 64)
     name = "layers.1.mlp.down_proj"
     expected = read_spec(sharp).linear_modules().keys() - {name}
-    assert {node.name for node in quantised(found)} == expected
-    kept, before = (
-        next(node for node in graph.graph if node.name == name) for graph in (found, plain)
+    assert {node.name for node in quantised(model)} == expected
+    unquantized, before = (
+        next(node for node in graph.graph if node.name == name) for graph in (model, plain)
     )
-    assert producer(kept, 0).op_type == producer(before, 0).op_type == "Mul"
-    for node in (kept, before):
+    assert producer(unquantized, 0).op_type == producer(before, 0).op_type == "Mul"
+    for node in (unquantized, before):
         weight = node.inputs[1]
         assert weight is not None and weight.is_initializer()
         assert (weight.name, weight.dtype) == (f"{name}.weight", ir.DataType.BFLOAT16)
 
 
 @pytest.mark.parametrize(
-    ("amax", "median", "kept"),
+    ("amax", "median", "skipped"),
     [
         (28672.0, 1.0, False),
         (28673.0, 1.0, True),
@@ -268,10 +266,10 @@ def test_kept_layers_product_stays_as_it_was(sharp: Path, massive: Artifact) -> 
     ],
 )
 def test_input_is_kept_where_the_largest_at_448_takes_the_median_below_the_normal_numbers(
-    amax: float, median: float, kept: bool
+    amax: float, median: float, skipped: bool
 ) -> None:
     why = Fp8Static(Precision.BF16).skip_reason(40, ActivationStats(amax, median, clip_amax=amax))
-    assert (why is not None) == kept
+    assert (why is not None) == skipped
 
 
 def test_span_of_normal_numbers_is_that_of_the_type() -> None:

@@ -21,13 +21,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import Fp8, MakeBatch, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-Fp8 = Callable[[Precision], Artifact]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 HIGH_PRECISIONS = tuple(IR_DTYPES)
 
 
@@ -67,12 +62,12 @@ def run_probed(probe: Probe, artifact: Artifact, target: str, batch: TokenBatch)
     """Run a graph with every layer's values as outputs."""
     model = ir.load(artifact.graph(target))
     layers = dict(layers_of(model.graph))
-    made = artifact.manifest.quantised
-    assert made is not None and len(layers) == 3 * 7
+    quantised = artifact.manifest.quantised
+    assert quantised is not None and len(layers) == 3 * 7
     values = [value for three in layers.values() for value in three]
-    dtype = IR_DTYPES[made.compute_dtype if target == CANONICAL else Precision.FP32]
-    found = probe(artifact, model, values, batch, dtype)
-    return [Layer(name, *(found[v] for v in values)) for name, values in layers.items()]
+    dtype = IR_DTYPES[quantised.compute_dtype if target == CANONICAL else Precision.FP32]
+    probed = probe(artifact, model, values, batch, dtype)
+    return [Layer(name, *(probed[v] for v in values)) for name, values in layers.items()]
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +139,8 @@ def test_fallback_graph_is_no_farther_from_the_reference_than_the_emulation(
     artifact = fp8(high_precision)
     forward, linear = LayerwiseForward(Checkpoint.open(sharp)), Fp8Static(high_precision)
     emulated = measure_loss(forward, linear, calibration_of(artifact).inputs, {}, batches)
-    found = [run_graph(artifact, CPU, batch) for batch in batches]
-    cosines = [(a * b).sum(axis=1) for a, b in zip(found, truths, strict=True)]
+    vectors = [run_graph(artifact, CPU, batch) for batch in batches]
+    cosines = [(a * b).sum(axis=1) for a, b in zip(vectors, truths, strict=True)]
     loss = 1 - np.concatenate(cosines).mean()
     assert loss <= 1.1 * emulated
     # without this, a graph that quantises nothing would pass

@@ -82,9 +82,9 @@ def test_any_value_in_any_range_rounds_as_in_onnx_runtime(
     clip_amax: float,
 ) -> None:
     linear, x = Fp8Static(high_precision), torch.tensor(values)
-    found = linear.fake_quantize_input(x, stats(clip_amax))
+    rounded = linear.fake_quantize_input(x, stats(clip_amax))
     expected = round_trip[Precision.FP32](x, stored_scale(linear, clip_amax).float())
-    assert torch.equal(bits(found), bits(expected))
+    assert torch.equal(bits(rounded), bits(expected))
 
 
 @pytest.mark.parametrize("clip_amax", [448.0, 1.0, 3.3, 1e-4, 0.0, 1e38])
@@ -96,17 +96,17 @@ def test_every_kind_of_float_rounds_as_in_onnx_runtime(
     x = words.to(torch.uint32).view(torch.float32).reshape(-1)
     x = x[~x.isnan()]
     linear = Fp8Static(Precision.BF16)
-    found = linear.fake_quantize_input(x, stats(clip_amax))
+    rounded = linear.fake_quantize_input(x, stats(clip_amax))
     expected = round_trip[Precision.FP32](x, stored_scale(linear, clip_amax).float())
     assert torch.isinf(x).sum() == 2
-    assert torch.equal(bits(found), bits(expected))
+    assert torch.equal(bits(rounded), bits(expected))
 
 
 def test_nan_stays_nan(round_trip: dict[Precision, RoundTrip]) -> None:
     # cut to the range, it would come out as an ordinary number and a broken model as a sound one
     x = torch.tensor([1.0, torch.nan])
-    found = Fp8Static(Precision.FP32).fake_quantize_input(x, stats(448.0))
-    assert found[0] == 1 and found[1].isnan()
+    rounded = Fp8Static(Precision.FP32).fake_quantize_input(x, stats(448.0))
+    assert rounded[0] == 1 and rounded[1].isnan()
     assert round_trip[Precision.FP32](x, torch.tensor(1.0))[1].isnan()
 
 
@@ -117,11 +117,11 @@ def test_fp16_divides_in_fp16_which_moves_few_values_to_the_other_neighbour(
     x = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
     x = x[x.isfinite()]
     scale = stored_scale(linear, clip_amax)
-    found = round_trip[Precision.FP16](x, scale)
+    twice = round_trip[Precision.FP16](x, scale)
     twice = (x / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn).half() * scale
-    assert torch.equal(bits(found), bits(twice))
+    assert torch.equal(bits(twice), bits(twice))
     once = linear.fake_quantize_input(x.float(), stats(clip_amax)).half()
-    moved = (found != once).float().mean()
+    moved = (twice != once).float().mean()
     assert 0 < moved < 0.002
 
 

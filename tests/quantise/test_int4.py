@@ -1,7 +1,6 @@
 """int4: which layers it takes, how their weights are stored, and how well they are searched."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from anna_export.quantise.calibration import ActivationStats, read_calibration
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of
 from anna_export.spec import Precision, read_spec
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 FORMAT = Int4Blocks()
 
 
@@ -86,10 +84,10 @@ def test_stored_tensors_are_what_the_layout_says(outputs: int, pairs: int, seed:
 def test_a_weight_larger_than_a_chunk_is_stored_as_its_rows_are() -> None:
     torch.manual_seed(0)
     weight, stats = torch.randn(517, 1088), stats_of(torch.rand(1088))
-    whole = FORMAT.dequantize(FORMAT.quantize(weight, stats))
+    at_once = FORMAT.dequantize(FORMAT.quantize(weight, stats))
     rows = [FORMAT.dequantize(FORMAT.quantize(row[None], stats)) for row in weight[::73]]
     # sums over a block run in another order where there are fewer rows
-    torch.testing.assert_close(whole[::73], torch.cat(rows), rtol=1e-5, atol=0)
+    torch.testing.assert_close(at_once[::73], torch.cat(rows), rtol=1e-5, atol=0)
 
 
 def test_storing_leaves_the_weight_as_it_was() -> None:
@@ -134,10 +132,10 @@ def nearest(weight: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def errors(
-    weight: torch.Tensor, found: torch.Tensor, importance: torch.Tensor, block: int
+    weight: torch.Tensor, dequantized: torch.Tensor, importance: torch.Tensor, block: int
 ) -> torch.Tensor:
     """Return each block's weighted squared error, (out, blocks)."""
-    squares = (found - weight).double().square() * importance
+    squares = (dequantized - weight).double().square() * importance
     return squares.reshape(len(weight), -1, block).sum(dim=-1)
 
 
@@ -158,13 +156,13 @@ def test_no_block_is_worse_than_rounded_to_nearest(
     mean_square = (torch.randn(256) * unlike).exp()
     importance = importance_of(mean_square)
     linear = Int4Blocks(block)
-    found = errors(
+    searched = errors(
         weight, linear.dequantize(linear.quantize(weight, stats_of(mean_square))), importance, block
     )
     truth = errors(weight, nearest(weight, block), importance, block)
     # gains are compared in fp32
     spare = 1e-5 * (weight.double().square() * importance).reshape(37, -1, block).sum(dim=-1)
-    assert (found <= truth + spare).all()
+    assert (searched <= truth + spare).all()
 
 
 @pytest.mark.parametrize("block", [32, 128])
@@ -172,8 +170,8 @@ def test_search_takes_off_much_of_the_error_of_rounding_to_nearest(block: int) -
     torch.manual_seed(0)
     weight, mean_square = torch.randn(64, 512), torch.randn(512).exp().square()
     importance, linear = importance_of(mean_square), Int4Blocks(block)
-    found = linear.dequantize(linear.quantize(weight, stats_of(mean_square)))
-    gained = errors(weight, found, importance, block).sum()
+    dequantized = linear.dequantize(linear.quantize(weight, stats_of(mean_square)))
+    gained = errors(weight, dequantized, importance, block).sum()
     # half to two thirds of it is left where inputs are so unlike
     assert gained <= 0.75 * errors(weight, nearest(weight, block), importance, block).sum()
 
@@ -188,10 +186,10 @@ def test_blocks_are_halved_where_their_count_would_be_odd(inputs: int, block: in
     assert stored["_zero"].shape == (3, inputs // block // 2)
 
 
-@pytest.mark.parametrize(("inputs", "kept"), [(64, False), (96, False), (80, True), (40, True)])
-def test_inputs_that_are_no_blocks_are_kept_and_why_is_one_line(inputs: int, kept: bool) -> None:
+@pytest.mark.parametrize(("inputs", "skipped"), [(64, False), (96, False), (80, True), (40, True)])
+def test_inputs_that_are_no_blocks_are_kept_and_why_is_one_line(inputs: int, skipped: bool) -> None:
     why = FORMAT.skip_reason(inputs, stats_of(torch.ones(inputs)))
-    assert why == (f"{inputs} inputs are no multiple of 32, the block of int4" if kept else None)
+    assert why == (f"{inputs} inputs are no multiple of 32, the block of int4" if skipped else None)
 
 
 def kinds(graph: ir.Model) -> Counter[str]:
@@ -207,12 +205,14 @@ def test_layers_that_do_not_divide_stay_as_they_were_and_the_artifact_says_why(
         f"layers.{layer}.attention_output" for layer in range(3)
     }
     for target in (CANONICAL, CPU):
-        found = ir.load(int4.graph(target))
-        kept = {node.name for node in found.graph if node.op_type == "MatMul"}
+        model = ir.load(int4.graph(target))
+        products = {node.name for node in model.graph if node.op_type == "MatMul"}
         if target == CANONICAL:
-            kept = {name for name in kept if f"{name}.weight_scale" not in found.graph.initializers}
-        assert kept == {f"layers.{layer}.self_attn.o_proj" for layer in range(3)}
-        stored = found.graph.initializers["layers.1.self_attn.o_proj.weight"].const_value
+            products = {
+                name for name in products if f"{name}.weight_scale" not in model.graph.initializers
+            }
+        assert products == {f"layers.{layer}.self_attn.o_proj" for layer in range(3)}
+        stored = model.graph.initializers["layers.1.self_attn.o_proj.weight"].const_value
         weight = checkpoint.read("layers.1.self_attn.o_proj.weight", torch.float32, transpose=True)
         assert stored is not None
         np.testing.assert_array_equal(stored.numpy(), weight.numpy())
@@ -233,16 +233,16 @@ def test_model_that_does_not_divide_at_all_is_exported_unquantised(
 
 def test_onnx_checker_accepts_the_canonical_graph_of_standard_operators(int4: Artifact) -> None:
     onnx.checker.check_model(int4.graph(CANONICAL), full_check=True)
-    found = ir.load(int4.graph(CANONICAL))
-    assert {node.domain for node in found.graph} == {"", "anna"}
-    assert kinds(found)["DequantizeLinear"] == 3 * 6
+    model = ir.load(int4.graph(CANONICAL))
+    assert {node.domain for node in model.graph} == {"", "anna"}
+    assert kinds(model)["DequantizeLinear"] == 3 * 6
 
 
 def test_every_quantised_layer_is_lowered_and_nothing_is_left_of_it(int4: Artifact) -> None:
-    found = ir.load(int4.graph(CPU))
-    assert kinds(found)["MatMulNBits"] == 3 * 6
-    assert not {"DequantizeLinear", "Transpose"} & set(kinds(found))
-    for node in found.graph:
+    model = ir.load(int4.graph(CPU))
+    assert kinds(model)["MatMulNBits"] == 3 * 6
+    assert not {"DequantizeLinear", "Transpose"} & set(kinds(model))
+    for node in model.graph:
         if node.op_type == "MatMulNBits":
             assert node.domain == DOMAIN and node.attributes["accuracy_level"].as_int() == 4
             assert [value.name for value in node.inputs[1:] if value is not None] == [
@@ -256,11 +256,11 @@ def test_both_graphs_read_the_same_bytes_of_the_data_file(int4: Artifact, uneven
     assert len(shared) == 2 * 3 * 6
     placed = 0
     for name in shared:
-        one, other = canonical[name].const_value, cpu[name].const_value
-        assert one is not None and other is not None and other.dtype is ir.DataType.UINT8
-        assert one.tobytes() == other.tobytes(), name
-        if isinstance(one, ir.ExternalTensor) and isinstance(other, ir.ExternalTensor):
-            assert (one.offset, one.length) == (other.offset, other.length)
+        first, second = canonical[name].const_value, cpu[name].const_value
+        assert first is not None and second is not None and second.dtype is ir.DataType.UINT8
+        assert first.tobytes() == second.tobytes(), name
+        if isinstance(first, ir.ExternalTensor) and isinstance(second, ir.ExternalTensor):
+            assert (first.offset, first.length) == (second.offset, second.length)
             placed += 1
     assert (
         placed == 3 * 4

@@ -1,6 +1,6 @@
 """int4 computes what its emulation does, layer by layer and from end to end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,8 @@ from anna_export.quantise.linear import LinearInput, register
 from anna_export.reference.load import open_reference
 from anna_export.reference.stored import stored_model
 from anna_export.text.batch import TokenBatch
+from tests.support.types import MakeBatch, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FORMAT = Int4Blocks()
 
 
@@ -62,8 +58,8 @@ def run(model: ir.Model, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((found - truth).abs().max() / truth.abs().max())
+def relative(computed: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((computed - truth).abs().max() / truth.abs().max())
 
 
 # one output, odd counts of outputs and tokens, an odd count of pairs of blocks, and one of blocks
@@ -93,11 +89,11 @@ def test_lowered_layer_rounds_inputs_as_the_emulation_does(
     dequantized = linear.dequantize(linear.quantize(weight, stats))
     model = one_layer(weight, stats, block)
     MatMulNBits()(model)
-    found = run(model, x)
+    computed = run(model, x)
     # sums of integers are exact and a tie between two codes is rare in so few numbers; without
     # rounding, or with one scale a token, this is 3e-3 and more
-    assert relative(found, linear.fake_quantize_input(x) @ dequantized.T) <= 5e-6
-    assert relative(found, x @ dequantized.T) > 1e-3
+    assert relative(computed, linear.fake_quantize_input(x) @ dequantized.T) <= 5e-6
+    assert relative(computed, x @ dequantized.T) > 1e-3
 
 
 # -- all layers of a model --
@@ -108,8 +104,8 @@ def layers_of(graph: ir.Graph, kind: str) -> Iterator[tuple[str, ir.Value, ir.Va
     for product in graph:
         x = product.inputs[0] if product.inputs else None
         weight = product.inputs[1] if len(product.inputs) > 1 else None
-        kept = kind == "MatMul" and weight is not None and weight.is_initializer()
-        if product.op_type == kind and x is not None and not kept:
+        unquantized = kind == "MatMul" and weight is not None and weight.is_initializer()
+        if product.op_type == kind and x is not None and not unquantized:
             yield product.name or "", x, product.outputs[0]
 
 
@@ -121,11 +117,11 @@ def test_each_layer_is_its_emulation(
     layers, read = list(layers_of(graph.graph, kind)), stored_model(int4).read
     assert len(layers) == 3 * 6
     values = [value for _, *both in layers for value in both]
-    found = probe(int4, graph, values, make_batch(1, 33, 2, 64))
+    probed = probe(int4, graph, values, make_batch(1, 33, 2, 64))
     for module, x, y in layers:
-        rounded = FORMAT.fake_quantize_input(found[x]) if target == CPU else found[x]
+        rounded = FORMAT.fake_quantize_input(probed[x]) if target == CPU else probed[x]
         # only the order of sums differs
-        assert relative(found[y], rounded @ read(f"{module}.weight").T) <= 5e-6, module
+        assert relative(probed[y], rounded @ read(f"{module}.weight").T) <= 5e-6, module
 
 
 # -- from end to end --
@@ -140,15 +136,17 @@ def test_lowered_graph_is_as_far_from_the_reference_as_its_emulation(
     int4: Artifact, uneven: Path, run_graph: RunGraph, batches: list[TokenBatch]
 ) -> None:
     emulation, reference = open_backend(int4), open_reference(uneven).backend
-    losses: dict[str, list[np.ndarray]] = {"emulated": [], "found": []}
+    losses: dict[str, list[np.ndarray]] = {"emulated": [], "artifact": []}
     for batch in batches:
         truth = reference.run(batch).astype(np.float64)
         losses["emulated"].append(1 - (emulation.run(batch) * truth).sum(axis=1))
-        losses["found"].append(1 - (run_graph(int4, CPU, batch) * truth).sum(axis=1))
-    emulated, found = (np.concatenate(losses[name]).mean() for name in ("emulated", "found"))
+        losses["artifact"].append(1 - (run_graph(int4, CPU, batch) * truth).sum(axis=1))
+    emulated, artifact_loss = (
+        np.concatenate(losses[name]).mean() for name in ("emulated", "artifact")
+    )
     # codes that round otherwise, by sums in another order, move single texts, not the mean
-    assert found == pytest.approx(emulated, rel=0.05)
-    assert found > 0.001
+    assert artifact_loss == pytest.approx(emulated, rel=0.05)
+    assert artifact_loss > 0.001
 
 
 @pytest.mark.parametrize("target", [CANONICAL, CPU])

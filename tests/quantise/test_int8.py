@@ -1,6 +1,5 @@
 """int8: how weights and inputs are rounded, and graphs over weights that are stored once."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,8 @@ from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
 from anna_export.quantise.embedding import Int8PerRow, QuantiseEmbedding
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.spec import EMBEDDING_WEIGHT, LINEAR_INPUTS
-from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FAST = settings(max_examples=40, derandomize=True, deadline=None)
 FORMAT, TABLE = Int8PerToken(), Int8PerRow()
 LAYERS = 3
@@ -74,13 +67,13 @@ def test_input_is_rounded_to_the_nearest_of_its_tokens_steps(
     seed: int, tokens: int, inputs: int
 ) -> None:
     x = draw(seed, tokens, inputs)
-    found, step = FORMAT.fake_quantize_input(x), x.abs().amax(dim=1, keepdim=True) / 127
-    assert ((found - x).abs() <= 0.50001 * step).all()  # as above
-    codes = found / step
+    rounded, step = FORMAT.fake_quantize_input(x), x.abs().amax(dim=1, keepdim=True) / 127
+    assert ((rounded - x).abs() <= 0.50001 * step).all()  # as above
+    codes = rounded / step
     # a step has 7 bits, what is stored of it 24
     assert (codes - codes.round()).abs().max() <= 1e-4
     for row in range(tokens):
-        assert torch.equal(FORMAT.fake_quantize_input(x[row]), found[row])
+        assert torch.equal(FORMAT.fake_quantize_input(x[row]), rounded[row])
 
 
 @FAST
@@ -96,13 +89,13 @@ def test_embedding_is_restored_within_half_a_step_of_its_row(seed: int, tokens: 
 def test_row_of_zeros_stays_zero() -> None:
     x = draw(0, 3, 23)
     x[1] = 0
-    for found in (
+    for numbers in (
         FORMAT.fake_quantize_input(x),
         FORMAT.dequantize(FORMAT.quantize(x)),
         TABLE.dequantize(TABLE.quantize(x)),
     ):
-        assert torch.isfinite(found).all() and (found[1] == 0).all()
-        assert found[0].any() and found[2].any()
+        assert torch.isfinite(numbers).all() and (numbers[1] == 0).all()
+        assert numbers[0].any() and numbers[2].any()
 
 
 def test_layout_is_what_is_stored(checkpoint: Checkpoint) -> None:
@@ -111,8 +104,8 @@ def test_layout_is_what_is_stored(checkpoint: Checkpoint) -> None:
         (FORMAT.quantize(draw(0, 5, 23)), FORMAT.layout(5, 23)),
         (TABLE.quantize(draw(0, 5, 23)), TABLE.layout(5, 23)),
     ):
-        found = {name: (types[t.dtype], tuple(t.shape)) for name, t in stored.items()}
-        assert found == layout
+        described = {name: (types[t.dtype], tuple(t.shape)) for name, t in stored.items()}
+        assert described == layout
 
 
 # -- the graphs --
@@ -128,9 +121,9 @@ def test_every_linear_layer_is_an_integer_product(
 ) -> None:
     modules = {f"{name}.weight" for name in checkpoint.spec.linear_modules()}
     for target, kind in ((CANONICAL, "MatMulInteger"), (CPU, "MatMulIntegerToFloat")):
-        found = [node.inputs[1] for node in nodes(graphs[target], kind)]
-        assert sorted(value.name or "" for value in found if value is not None) == sorted(modules)
-        assert {value.dtype for value in found if value is not None} == {ir.DataType.INT8}
+        weights = [node.inputs[1] for node in nodes(graphs[target], kind)]
+        assert sorted(value.name or "" for value in weights if value is not None) == sorted(modules)
+        assert {value.dtype for value in weights if value is not None} == {ir.DataType.INT8}
         assert not nodes(graphs[target], "MatMul")
     assert not nodes(graphs[CPU], "MatMulInteger")
 
@@ -168,18 +161,18 @@ def test_weights_are_stored_once_for_both_graphs(
     int8: Artifact, graphs: dict[str, ir.Model], checkpoint: Checkpoint
 ) -> None:
     modules = checkpoint.spec.linear_modules()
-    places: list[dict[str, tuple[object, int | None]]] = []
+    locations: list[dict[str, tuple[object, int | None]]] = []
     for graph in graphs.values():
         tensors = {name: value.const_value for name, value in graph.graph.initializers.items()}
-        places.append(
+        locations.append(
             {
                 name: (tensor.location, tensor.offset)
                 for name, tensor in tensors.items()
                 if isinstance(tensor, ir.ExternalTensor)
             }
         )
-    assert places[0] == places[1]
-    assert places[0].keys() >= {EMBEDDING_WEIGHT, *(f"{name}.weight" for name in modules)}
+    assert locations[0] == locations[1]
+    assert locations[0].keys() >= {EMBEDDING_WEIGHT, *(f"{name}.weight" for name in modules)}
     stored = 0
     for name, shape in checkpoint.spec.weight_shapes().items():
         # a byte a number, four for each output's scale; norms are fp32
@@ -188,7 +181,7 @@ def test_weights_are_stored_once_for_both_graphs(
     stored += 64 * 16 * 4  # cosines and sines
     size = (int8.folder / DATA_FILE).stat().st_size
     # each begins on a page; the smallest lie in the graphs
-    assert 0.99 * stored < size < stored + 4096 * len(places[0])
+    assert 0.99 * stored < size < stored + 4096 * len(locations[0])
 
 
 @pytest.mark.parametrize("kind", ["a scale a token", "a constant that is no vector"])

@@ -16,13 +16,8 @@ from anna_export.reference.stored import stored_model
 from anna_export.spec import EMBEDDING_WEIGHT, Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 FORMAT, TABLE = Int8PerToken(), Int8PerRow()
 
 
@@ -58,9 +53,9 @@ def test_each_layer_is_its_emulation(
     named = {node.name: node for node in model.graph}
     modules = [named[name] for name in checkpoint.spec.linear_modules()]
     values = [value for node in modules for value in (input_of(node), node.outputs[0])]
-    found = probe(int8, model, values, batch)
+    probed = probe(int8, model, values, batch)
     for node in modules:
-        x, output = found[input_of(node)], found[node.outputs[0]]
+        x, output = probed[input_of(node)], probed[node.outputs[0]]
         weight = checkpoint.read(f"{node.name}.weight", torch.float32)
         truth = FORMAT.fake_quantize_input(x) @ FORMAT.dequantize(FORMAT.quantize(weight)).T
         # the integers are the same: only the order of sums and the last bit of a scale differ
@@ -80,8 +75,8 @@ def test_each_layer_of_the_cpu_graph_is_that_of_the_canonical_graph(
             for node in model.graph
             if node.name in checkpoint.spec.linear_modules() and node.op_type == "Mul"
         }
-        found = probe(int8, model, values.values(), batch)
-        outputs.append({name or "": found[value] for name, value in values.items()})
+        probed = probe(int8, model, values.values(), batch)
+        outputs.append({name or "": probed[value] for name, value in values.items()})
     # a pass may have moved the last factor of an up_proj elsewhere
     assert outputs[1].keys() >= {name for name in outputs[0] if "up_proj" not in name}
     real = torch.from_numpy(batch.mask).bool()
@@ -168,10 +163,10 @@ def test_token_of_zeros_gives_a_finite_vector(
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     artifact = make_artifact(model, Precision.INT8, max_loss=1)
     for target in (CANONICAL, CPU):
-        found = run_graph(artifact, target, batch)
-        assert np.isfinite(found).all()
+        vectors = run_graph(artifact, target, batch)
+        assert np.isfinite(vectors).all()
         # a zero vector has no direction, and stays what it is
-        assert (found[0] == 0).all() and np.linalg.norm(found[1]) == pytest.approx(1, abs=1e-6)
+        assert (vectors[0] == 0).all() and np.linalg.norm(vectors[1]) == pytest.approx(1, abs=1e-6)
 
 
 def test_stored_numbers_are_those_of_the_format(int8: Artifact, checkpoint: Checkpoint) -> None:

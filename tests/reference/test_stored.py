@@ -49,8 +49,8 @@ def test_data_file_that_is_a_link_out_of_the_folder_is_refused(
 def test_weight_of_fewer_bytes_than_its_shape_is_refused(copy: Artifact) -> None:
     graph = copy.graph(CANONICAL)
     model = onnx.load(graph, load_external_data=False)
-    places = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
-    next(entry for entry in places if entry.key == "length").value = "8"
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    next(entry for entry in entries if entry.key == "length").value = "8"
     graph.write_bytes(model.SerializeToString())
     with pytest.raises(DamagedError, match=r"bytes of external data for .* found 8"):
         stored_model(copy)

@@ -68,24 +68,24 @@ class _Shared:
         into = Emitter(graph, first)
         inputs = {value.name: value for value in graph.inputs}
         ids, keys = inputs[INPUT_IDS], inputs[PREFIX_KEYS]
-        self.zero = into.constant("zero", ir.tensor(np.array(0)))
-        self.one = into.constant("one", ir.tensor(np.array(1)))
+        self.scalar_0 = into.constant("zero", ir.tensor(np.array(0)))
+        self.scalar_1 = into.constant("one", ir.tensor(np.array(1)))
         self.batch = into.op("Shape", ids, start=0, end=1)  # (1,)
         self.text = into.op("Squeeze", into.op("Shape", ids, start=1, end=2))
         self.prefix = into.op("Squeeze", into.op("Shape", keys, start=2, end=3))
-        self.no_prefix = into.op("Equal", self.prefix, self.zero)
-        single = into.op("Equal", into.op("Squeeze", self.batch), self.one)
+        self.no_prefix = into.op("Equal", self.prefix, self.scalar_0)
+        single = into.op("Equal", into.op("Squeeze", self.batch), self.scalar_1)
         least = into.constant("grouped_tokens", ir.tensor(np.array(GROUPED_TOKENS)))
         single = into.op("And", single, into.op("GreaterOrEqual", self.text, least))
         self.grouped = into.op("Or", self.no_prefix, single)
         # what turns (K, P, head_dim) to (B, K, P, head_dim)
-        ones = into.constant("ones", ir.tensor(np.array([1, 1, 1])))
-        self.copies = into.op("Concat", self.batch, ones, axis=0)
+        per_head = into.constant("ones", ir.tensor(np.array([1, 1, 1])))
+        self.copies = into.op("Concat", self.batch, per_head, axis=0)
         # GroupQueryAttention's: P + S as an int32, and (B,) of one less
         end = into.op("Add", self.prefix, self.text)
         self.total = into.op("Cast", end, to=ir.DataType.INT32)
-        one = into.constant("one_int32", ir.tensor(np.array(1, dtype=np.int32)))
-        self.before_last = into.op("Expand", into.op("Sub", self.total, one), self.batch)
+        int32_1 = into.constant("one_int32", ir.tensor(np.array(1, dtype=np.int32)))
+        self.before_last = into.op("Expand", into.op("Sub", self.total, int32_1), self.batch)
 
 
 def _replace(graph: ir.Graph, call: ir.Node, shared: _Shared) -> None:
@@ -204,7 +204,7 @@ class _Branch:
 
     def causal_masks(self) -> tuple[ir.Value, ir.Value]:
         """Mask prefix and text for each query: bool, (Q, P) and (Q, S)."""
-        keys = self.op("Range", self.shared.zero, self.shared.text, self.shared.one)
+        keys = self.op("Range", self.shared.scalar_0, self.shared.text, self.shared.scalar_1)
         queries = self.op("Unsqueeze", keys, self.int64(1))
         causal = self.op("GreaterOrEqual", queries, keys)
         if not self.window:
@@ -212,7 +212,7 @@ class _Branch:
         window = self.int64(self.window)
         near = self.op("Less", self.op("Sub", queries, keys), window)
         of_text = self.op("And", causal, near)
-        prefix = self.op("Range", self.shared.zero, self.shared.prefix, self.shared.one)
+        prefix = self.op("Range", self.shared.scalar_0, self.shared.prefix, self.shared.scalar_1)
         distance = self.op("Sub", self.op("Add", queries, self.shared.prefix), prefix)
         return self.op("Less", distance, window), of_text
 
