@@ -12,6 +12,7 @@ from anna_export.errors import InputError
 
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
+    from anna_export.verify.parity_report import ParityReport
 
 
 @click.command(
@@ -31,63 +32,75 @@ if TYPE_CHECKING:
 def command(artifact: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what an artifact is, how it was made and what is proved."""
     from anna_export.artifact.folder import open_artifact
-    from anna_export.artifact.manifest import PARITY_FILE
     from anna_export.verify.parity_file import read_parity
 
     opened = open_artifact(artifact, check=check)
     if layers:
         _show_layers(opened, as_json)
         return
-    manifest, proof = opened.manifest, read_parity(opened)
+    report = read_parity(opened)
     if as_json:
-        output.print_json(
-            json.loads(manifest.model_dump_json()) | {"parity": proof.to_json() if proof else None}
-        )
+        parity = report.to_json() if report else None
+        output.print_json(json.loads(opened.manifest.model_dump_json()) | {"parity": parity})
         return
-    spec, framing, source = manifest.spec, manifest.framing, manifest.source
+    files = (
+        "every hash holds"
+        if check
+        else "every size and the smaller files' hashes hold (--check: every hash)"
+    )
+    output.print_rows(_artifact_rows(opened) | {"files": files} | _parity_rows(opened, report))
+
+
+def _artifact_rows(artifact: "Artifact") -> dict[str, str]:
+    """Return what the artifact is and how it was made, by name."""
+    manifest = artifact.manifest
+    spec, source = manifest.spec, manifest.source
+    adapter = f" with {source.adapter}" if source.adapter else ""
     rows = {
-        "artifact": str(artifact),
+        "artifact": str(artifact.folder),
         "artifact_id": manifest.artifact_id,
-        "made": f"{manifest.created} from {source.model}"
-        + (f" with {source.adapter}" if source.adapter else ""),
+        "exported": f"{manifest.created} from {source.model}{adapter}",
         "precision": str(manifest.precision),
-        "size": f"{output.size(opened.size_bytes)} in {len(manifest.files)} files",
+        "size": f"{output.size(artifact.size_bytes)} in {len(manifest.files)} files",
         "model": f"{spec.parameters:,} parameters, {spec.layers} layers, {spec.heads} query and "
         f"{spec.kv_heads} key/value heads of {spec.head_dim}",
         "vectors": f"{spec.dim} dimensions, unit length",
-        "longest text": f"{framing.max_tokens} tokens, prompt and end token included",
-        "prompts": shown.baked(opened),
+        "longest text": f"{manifest.framing.max_tokens} tokens, prompt and end token included",
+        "prompts": shown.baked(artifact),
         "graphs": ", ".join(f"{target}: {name}" for target, name in manifest.graphs.items()),
-        "files": "every hash holds"
-        if check
-        else "every size and the smaller files' hashes hold (--check: every hash)",
     }
     if quantised := manifest.quantised:
         rows["calibration"] = (
             f"{quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens; "
-            f"{len(quantised.unquantized)} linear inputs unquantized, in {quantised.compute_dtype} "
+            f"{len(quantised.unquantized)} linear inputs stay in {quantised.compute_dtype} "
             "(--layers: which and why)"
         )
-    if proof is None:
-        rows["proof"] = "none; run anna-export verify"
-    else:
-        covers = manifest.evidence[PARITY_FILE].covers == manifest.artifact_id
-        parity = proof.vectors
-        rows["proof"] = f"{proof.verdict}: worst cosine {parity.worst_cosine:.7f}" + (
-            "" if covers else " (of another artifact)"
+    return rows
+
+
+def _parity_rows(artifact: "Artifact", report: "ParityReport | None") -> dict[str, str]:
+    """Return the verdict and how it was reached, by name."""
+    from anna_export.artifact.manifest import PARITY_FILE
+
+    if report is None:
+        return {"proof": "none; run anna-export verify"}
+    manifest, parity = artifact.manifest, report.vectors
+    current = manifest.evidence[PARITY_FILE].covers == manifest.artifact_id
+    rows = {
+        "proof": f"{report.verdict}: worst cosine {parity.worst_cosine:.7f}"
+        + ("" if current else " (of other weights)"),
+        "method": parity.method,
+    }
+    if tasks := report.tasks:
+        rows["tasks"] = (
+            f"{tasks.verdict}: {len(tasks.tasks)} tasks, mean score "
+            f"{tasks.mean.reference:.4f} -> {tasks.mean.candidate:.4f}"
         )
-        rows["method"] = parity.method
-        if tasks := proof.tasks:
-            rows["tasks"] = (
-                f"{tasks.verdict}: {len(tasks.tasks)} tasks, mean score "
-                f"{tasks.mean.reference:.4f} -> {tasks.mean.candidate:.4f}"
-            )
-        rows |= {
-            "reference": parity.reference,
-            "candidate": parity.candidate,
-            "hardware": parity.hardware,
-        }
-    output.print_rows(rows)
+    return rows | {
+        "reference": parity.reference,
+        "candidate": parity.candidate,
+        "hardware": parity.hardware,
+    }
 
 
 def _show_layers(artifact: "Artifact", as_json: bool) -> None:
@@ -107,7 +120,9 @@ def _show_layers(artifact: "Artifact", as_json: bool) -> None:
         stats = calibration.inputs[name]
         snr = calibration.snr_db.get(module)
         how = (
-            f"{snr:.1f} dB" if snr is not None else f"unquantized: {calibration.unquantized[name]}"
+            f"{snr:.1f} dB"
+            if snr is not None
+            else f"not quantised: {calibration.unquantized[name]}"
         )
         rows.append(
             (module, f"{stats.amax:.4g}", f"{stats.median:.4g}", f"{stats.clip_amax:.4g}", how)

@@ -14,7 +14,7 @@ from anna_export.verify.parity_report import ParityReport, TaskParity, VectorPar
 from anna_export.verify.published import Summary
 
 RESULTS_FOLDER: Final = "mteb"
-_UNVERIFIED: Final = "Not verified: the export ran with `--no-verify`. Run `anna-export verify`."
+_UNVERIFIED: Final = "Not verified: the export left the comparison out. Run `anna-export verify`."
 
 
 def add_parity(artifact: Artifact, report: ParityReport | None) -> Artifact:
@@ -111,7 +111,7 @@ def _quantised(manifest: Manifest) -> str:
     return f"""
 ## Quantisation
 
-Calibrated on {quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens. \
+Int8 on {quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens. \
 Everything that is not quantised is {quantised.compute_dtype}. These linear layers, named by their \
 input, are not quantised:
 

@@ -1,4 +1,4 @@
-"""Tasks whose data a model was trained on: their scores say nothing of what it has not seen."""
+"""Tasks whose data a model was trained on: their scores do not show how it generalises."""
 
 import re
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _ENDINGS: Final = re.compile(
 )
 
 
-def datasets_of(adapter: Path | None, given: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names of what a model was trained on: given ones, and its adapter card's.
+def datasets_of(adapter: Path | None, names: Sequence[str] = ()) -> frozenset[str]:
+    """Return the names of what a model was trained on: these, and those of its adapter's card.
 
     Args:
         adapter: The adapter's folder; the `datasets` of its README.md's front matter are read.
-        given: More names, of tasks or data sets.
+        names: Names of tasks or data sets.
 
     Raises:
         InputError: If the card's front matter is no YAML, or its `datasets` are no names.
     """
     path = adapter / _CARD if adapter is not None else None
     if path is None or not path.is_file():
-        return frozenset(given)
+        return frozenset(names)
     front = _FRONT.match(path.read_text(encoding="utf-8", errors="replace"))
     try:
         card: Any = yaml.safe_load(front[1]) if front else {}
@@ -45,17 +45,17 @@ def datasets_of(adapter: Path | None, given: Sequence[str] = ()) -> frozenset[st
         isinstance(named, list) and all(isinstance(name, str) for name in named)
     ):
         raise InputError(f"expected datasets as a list of names in {path}, found {named!r}")
-    return frozenset([*given, *(named or [])])
+    return frozenset([*names, *(named or [])])
 
 
-def was_trained_on(names: frozenset[str], *told: str) -> bool:
+def was_trained_on(names: frozenset[str], *task_names: str) -> bool:
     """Say whether one of the names is one of a task's: its own, its base's, its data's path.
 
     Names are compared in lower case, without owner, hyphens, version and kind of task: so
     "mteb/banking77" and "Banking77Classification" are the same. A part of a name is not enough:
     "sts" is not "STS12".
     """
-    plain = {_plain(name) for name in told}
+    plain = {_plain(name) for name in task_names}
     return any(_plain(name) in plain for name in names)
 
 

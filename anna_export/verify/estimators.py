@@ -120,8 +120,8 @@ class Spearman:
         left -= (np.einsum("bn,bn->b", weights, left) / total)[:, None]
         right -= (np.einsum("bn,bn->b", weights, right) / total)[:, None]
         covariance, left_variance, right_variance = (
-            np.einsum("bn,bn,bn->b", weights, one, other)
-            for one, other in ((left, right), (left, left), (right, right))
+            np.einsum("bn,bn,bn->b", weights, first, second)
+            for first, second in ((left, right), (left, left), (right, right))
         )
         with np.errstate(invalid="ignore", divide="ignore"):
             return covariance / np.sqrt(left_variance * right_variance)
@@ -159,10 +159,10 @@ class AveragePrecision:
         order, starts = _runs(-scores)
         ends = np.append(starts[1:], len(order)) - 1
         drawn = weights[:, order].astype(np.float64)
-        seen = drawn.cumsum(axis=1)[:, ends]
+        retrieved = drawn.cumsum(axis=1)[:, ends]
         hits = (drawn * (self.labels[order] == 1)).cumsum(axis=1)[:, ends]
         with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.where(seen > 0, hits / seen, 0.0)
+            precision = np.where(retrieved > 0, hits / retrieved, 0.0)
             gained = np.diff(hits, axis=1, prepend=0.0)
             return (gained * precision).sum(axis=1) / hits[:, -1]
 
@@ -209,12 +209,14 @@ class VMeasure:
 
     def freedom(self, groups: int) -> float:
         """As of a mean over the texts of a class: entropies of a few vary more than it shows."""
-        classes = max(one.classes.shape[0] for one in self.clusterings)
+        classes = max(clustering.classes.shape[0] for clustering in self.clusterings)
         return groups // classes - 1
 
     def resampled(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Return (B,) means over the draws of V-measures in which each text counts as drawn."""
-        measures = np.stack([one.v_measure(weights) for one in self.clusterings], axis=1)
+        measures = np.stack(
+            [clustering.v_measure(weights) for clustering in self.clusterings], axis=1
+        )
         return (draws * measures).sum(axis=1) / draws.sum(axis=1)
 
 

@@ -43,14 +43,14 @@ def summary(scores: Mapping[str, float], types: Mapping[str, str], *, local: boo
     file = _published()
     shared = [name for name in scores if name in file["tasks"]]
     published = {
-        model: {name: file["tasks"][name][place] / 100 for name in shared}
-        for place, model in enumerate(file["models"])
+        model: {name: file["tasks"][name][column] / 100 for name in shared}
+        for column, model in enumerate(file["models"])
     }
     ranks = borda_ranks({ARTIFACT: {name: scores[name] for name in shared}, **published})
     standings = [_standing(ARTIFACT, scores, types, ranks[ARTIFACT] if shared else None)]
     if shared:
         standings += [
-            _standing(model, told, types, ranks[model]) for model, told in published.items()
+            _standing(model, results, types, ranks[model]) for model, results in published.items()
         ]
     if set(scores) == set(file["tasks"]):
         standings += [
@@ -71,12 +71,12 @@ def borda_ranks(scores: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
     """
     points = {
         model: sum(
-            (told[task] > other[task]) + (told[task] == other[task]) / 2
+            (results[task] > other[task]) + (results[task] == other[task]) / 2
             for name, other in scores.items()
             if name != model
-            for task in told
+            for task in results
         )
-        for model, told in scores.items()
+        for model, results in scores.items()
     }
     return {
         model: 1 + sum(other > mine for other in points.values()) for model, mine in points.items()
@@ -94,8 +94,8 @@ def _standing(
 
 
 def _means(model: str, values: Sequence[float], names: Sequence[str]) -> Standing:
-    told = {name: value / 100 for name, value in zip(names, values, strict=True)}
-    return Standing(model, told.pop("tasks"), told.pop("types"), told, None)
+    means = {name: value / 100 for name, value in zip(names, values, strict=True)}
+    return Standing(model, means.pop("tasks"), means.pop("types"), means, None)
 
 
 def _note(shared: int, tasks: int, local: bool, source: str) -> str:

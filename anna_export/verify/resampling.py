@@ -23,18 +23,18 @@ def groups_of_pairs(left: Sequence[Hashable], right: Sequence[Hashable]) -> np.n
     """Return (N,) int64: pairs that share a text, directly or by others, are of one group.
 
     Where that would join more than a tenth of them, as chains of pairs do, each pair is grouped by
-    that one of its texts that is in more pairs: what is dependent most stays together.
+    that of its texts that is in more pairs: the most dependent pairs stay together.
     """
     texts = groups_of([*left, *right])
-    one, other = texts[: len(left)], texts[len(left) :]
+    lefts, rights = texts[: len(left)], texts[len(left) :]
     count = int(texts.max(initial=-1)) + 1
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
+    graph = coo_array((np.ones(len(lefts)), (lefts, rights)), shape=(count, count))
     _, component = connected_components(graph, directed=False)
-    groups = component[one].astype(np.int64)
+    groups = component[lefts].astype(np.int64)
     if np.bincount(groups).max(initial=0) <= max(2, _LARGEST_SHARE * len(groups)):
         return groups_of(groups.tolist())
-    often = np.bincount(texts, minlength=count)
-    return groups_of(np.where(often[one] >= often[other], one, other).tolist())
+    pairs_of = np.bincount(texts, minlength=count)
+    return groups_of(np.where(pairs_of[lefts] >= pairs_of[rights], lefts, rights).tolist())
 
 
 def draw(

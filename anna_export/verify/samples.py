@@ -47,9 +47,9 @@ def read_samples(task: Any, fresh: Any, predictions: Mapping[str, Any]) -> dict[
     (split,) = task.eval_splits
     _, read = _KINDS[task.metadata.type]
     return {
-        subset: read(_Subset(task, fresh, _data(task, subset), split, told[split]))
+        subset: read(_Subset(task, fresh, _data(task, subset), split, predicted[split]))
         for subset in task.hf_subsets
-        if (told := predictions[subset])
+        if (predicted := predictions[subset])
     }
 
 
@@ -57,23 +57,23 @@ def require_supported(task: Any) -> None:
     """Refuse a task whose score cannot be taken apart here.
 
     Raises:
-        UnsupportedError: Naming what is known of its type, or the types.
+        UnsupportedError: Naming the supported types, or the scores of its type.
     """
     kind, metric = task.metadata.type, task.metadata.main_score
-    if (found := _hindrance(task)) is not None:
+    if (hindrance := _hindrance(task)) is not None:
         raise UnsupportedError(
-            f"expected a task whose score can be taken apart, found {task.metadata.name}, {found}; "
-            "leave it out"
+            f"expected a task whose score can be taken apart, found {task.metadata.name}, "
+            f"{hindrance}; leave it out"
         )
     if kind not in _KINDS:
         raise UnsupportedError(
             f"expected a task of type {', '.join(_KINDS)}, found {task.metadata.name} of type "
             f"{kind}; leave it out"
         )
-    known, _ = _KINDS[kind]
-    if not re.fullmatch(known, metric):
+    metrics, _ = _KINDS[kind]
+    if not re.fullmatch(metrics, metric):
         raise UnsupportedError(
-            f"expected {known} as the main score of {task.metadata.name}, found "
+            f"expected {metrics} as the main score of {task.metadata.name}, found "
             f"{metric}; leave it out"
         )
 
@@ -134,12 +134,14 @@ def _clustering(of: _Subset) -> Sample:
     levels = []
     for level, assigned in enumerate(of.predicted.values()):
         named = [label[level] if level < len(label) else -1 for label in labels]
-        known = np.flatnonzero([name != -1 for name in named])
-        _, codes = np.unique(np.asarray(named)[known], return_inverse=True)
+        labelled = np.flatnonzero([name != -1 for name in named])
+        _, codes = np.unique(np.asarray(named)[labelled], return_inverse=True)
         gold = np.full(len(rows), -1, dtype=np.int64)
-        gold[known] = codes
-        draws = [rng.choices(range(len(known)), k=task.max_documents_per_cluster) for _ in assigned]
-        levels.append((gold, known[np.asarray(draws)], np.asarray(assigned)))
+        gold[labelled] = codes
+        draws = [
+            rng.choices(range(len(labelled)), k=task.max_documents_per_cluster) for _ in assigned
+        ]
+        levels.append((gold, labelled[np.asarray(draws)], np.asarray(assigned)))
     texts = list(picked[task.input_column_name])
     return Sample(VMeasure.of_levels(levels, len(rows)), groups_of(texts))
 
@@ -159,26 +161,26 @@ def _pairs(of: _Subset) -> Sample:
 
 
 def _retrieval(of: _Subset) -> Sample:
-    found = re.fullmatch(_RANKED, of.task.metadata.main_score)
-    assert found is not None, "require_supported lets no other pass"
-    over_subqueries, name, cut = found.groups()
+    match = re.fullmatch(_RANKED, of.task.metadata.main_score)
+    assert match is not None, "require_supported lets no other pass"
+    over_subqueries, name, cutoff = match.groups()
     qrels, results = of.test["relevant_docs"], dict(of.predicted)
     if over_subqueries:
         qrels, results = _merged(qrels, results)
     elif of.task.ignore_identical_ids:
         results = {
-            query: {document: score for document, score in told.items() if document != query}
-            for query, told in results.items()
+            query: {document: score for document, score in scores.items() if document != query}
+            for query, scores in results.items()
         }
     if of.task.skip_first_result and not over_subqueries:
         results = {
-            query: dict(sorted(told.items(), key=lambda item: item[1], reverse=True)[1:])
-            for query, told in results.items()
+            query: dict(sorted(scores.items(), key=lambda item: item[1], reverse=True)[1:])
+            for query, scores in results.items()
         }
     measure = _TREC[name]
-    scores = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{cut}"}).evaluate(results)
+    scores = pytrec_eval.RelevanceEvaluator(qrels, {f"{measure}.{cutoff}"}).evaluate(results)
     queries = list(scores)
-    values = np.array([scores[query][f"{measure}_{cut}"] for query in queries])
+    values = np.array([scores[query][f"{measure}_{cutoff}"] for query in queries])
     texts = dict(zip(of.test["queries"]["id"], of.test["queries"]["text"], strict=True))
     texts_of: list[Hashable] = [texts.get(query, query) for query in queries]
     return Sample(MeanOf(values), groups_of(texts_of))
@@ -194,9 +196,9 @@ def _merged(
     relevant: dict[str, Mapping[str, int]] = {}
     merged: dict[str, dict[str, float]] = {}
     for query in qrels:
-        whole = query.rpartition("_")[0]
-        relevant[whole] = qrels[query]
-        best = merged.setdefault(whole, {})
+        joined = query.rpartition("_")[0]
+        relevant[joined] = qrels[query]
+        best = merged.setdefault(joined, {})
         for document, score in results[query].items():
             best[document] = max(score, best.get(document, score))
     return relevant, merged
@@ -211,11 +213,11 @@ def _sts(of: _Subset) -> Sample:
 
 
 def _summarisation(of: _Subset) -> Sample:
-    told: Sequence[tuple[list[float], list[float]]] = list(
+    documents: Sequence[tuple[list[float], list[float]]] = list(
         zip(of.predicted["human_scores"], of.predicted["cosine_scores"], strict=True)
     )
-    values = [spearmanr(gold, found).statistic for gold, found in told]
-    # mteb leaves documents out, and does not say which: none here has the same text as another
+    values = [spearmanr(gold, cosines).statistic for gold, cosines in documents]
+    # mteb leaves documents out, and does not say which: they are taken to be of different texts
     return Sample(MeanOf(np.array(values)), np.arange(len(values)))
 
 

@@ -78,16 +78,16 @@ class TaskSource:
         if self.folder is None or self.entry is None:
             return _official(self.name)
         base = type(mteb.get_task(self.entry.base))
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "dataset": {"path": str(self.folder), "revision": self.entry.revision},
             **self.entry.metadata,
         }
         if self.entry.subsets is not None:
-            told["eval_langs"] = {
+            fields["eval_langs"] = {
                 subset: base.metadata.eval_langs[subset] for subset in self.entry.subsets
             }
         # of a class of its own: what one object's metadata says is lost when its data is unloaded
-        namespace = {"metadata": base.metadata.model_copy(update=told), "__module__": __name__}
+        namespace = {"metadata": base.metadata.model_copy(update=fields), "__module__": __name__}
         return type(base.__name__, (base,), namespace)().filter_eval_splits([_SPLIT])
 
 
@@ -107,9 +107,9 @@ def sources(tier: str | None, names: Sequence[str], folder: Path | None) -> list
     if folder is not None:
         return _local(folder, names)
     if names:
-        known = _names()
+        mteb_names = _names()
         for name in names:
-            _require_known(name, known, "mteb")
+            _require_known(name, mteb_names, "mteb")
         return [TaskSource(name) for name in dict.fromkeys(names)]
     return [TaskSource(name) for name in (QUICK if tier == "quick" else _subsets())]
 
@@ -126,17 +126,17 @@ def load(source: TaskSource) -> Any:
         try:
             task.load_data()
         except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-            found = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if source.folder is not None:
                 raise InputError(
                     f"expected data of {source.base} in mteb's layout in {source.folder}, found: "
-                    f"{found}"
+                    f"{reason}"
                 ) from None
-            told = task.metadata.dataset
+            data = task.metadata.dataset
             raise MissingError(
-                f"expected the data of {source.name} ({told['path']} at {told['revision'][:7]}) in "
-                f"the Hugging Face cache or on its hub, found: {found}; run once with a network, "
-                "or give a folder of data with --task-data"
+                f"expected the data of {source.name} ({data['path']} at {data['revision'][:7]}) in "
+                f"the Hugging Face cache or on its hub, found: {reason}; run once with a network, "
+                "or give a folder of data as `task_data`"
             ) from None
     return task
 
@@ -161,11 +161,11 @@ def _bound(folder: Path, name: str, entry: _Entry) -> TaskSource:
     if not any(data.rglob("*.parquet")):
         raise MissingError(
             f"expected Parquet files of {name} in {data}, found none; copy them there, or choose "
-            "other tasks with --task"
+            "other tasks"
         )
-    known = mteb.get_task(entry.base).metadata.hf_subsets
+    subsets = mteb.get_task(entry.base).metadata.hf_subsets
     for subset in entry.subsets or ():
-        _require_known(subset, known, entry.base, f" as a subset of {name}")
+        _require_known(subset, subsets, entry.base, f" as a subset of {name}")
     return TaskSource(name, data, entry)
 
 
@@ -191,11 +191,12 @@ def _names() -> list[str]:
     return [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)]
 
 
-def _require_known(name: str, known: Sequence[str], where: str, role: str = "") -> None:
-    if name in known:
+def _require_known(name: str, names: Sequence[str], where: str, role: str = "") -> None:
+    if name in names:
         return
-    lower = {one.lower(): one for one in known}
-    near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    by_lower = {other.lower(): other for other in names}
+    matches = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    near = [by_lower[match] for match in matches]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise InputError(f"expected a name that {where} knows{role}, found {name!r}{hint}")
 

@@ -20,7 +20,7 @@ from anna_export.files.validation import validated
 from anna_export.text.prompt_file import Task
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 
-# What --task-prompts takes in place of a file.
+# In place of a file's path.
 NONE: Final = "none"
 _SHIPPED: Final = Path(__file__).with_name("mteb_prompts.json")
 
@@ -31,11 +31,11 @@ class TaskPrompts:
 
     Args:
         prompts: The prompts.
-        alone: Look nowhere else: a task that is not among them has no prompt.
+        only: Use no others: a task that is not among them has no prompt.
     """
 
     prompts: Prompts
-    alone: bool = False
+    only: bool = False
 
 
 class _File(pydantic.BaseModel):
@@ -45,11 +45,11 @@ class _File(pydantic.BaseModel):
 
 
 def find_prompt(
-    task: str, kind: str, side: str | None, own: Prompts, given: TaskPrompts | None = None
+    task: str, kind: str, side: str | None, baked: Prompts, users: TaskPrompts | None = None
 ) -> Prompt:
-    """Return what stands around a text of a task.
+    """Return the prompt for a text of a task.
 
-    The artifact's own prompts come first, then what is given, then what ships; in each, a prompt
+    The artifact's own prompts come first, then a user's, then those that ship; in each, a prompt
     of the task's name, of its type's, or, in retrieval and reranking, "query" or "document".
     Documents have the prompt that their queries' prompt names, else none.
 
@@ -57,14 +57,14 @@ def find_prompt(
         task: The task's name in mteb.
         kind: Its type in mteb.
         side: "query" or "document" in retrieval and reranking, else None.
-        own: The artifact's.
-        given: A user's.
+        baked: The artifact's.
+        users: A user's.
     """
-    if given is not None and given.alone:
-        places = [given.prompts]
+    if users is not None and users.only:
+        sources = [users.prompts]
     else:
-        places = [own, *([given.prompts] if given is not None else []), shipped()]
-    for prompts in places:
+        sources = [baked, *([users.prompts] if users is not None else []), shipped()]
+    for prompts in sources:
         query = _named(prompts, [task, kind] if side is None else [task, kind, "query"])
         if side != "document":
             if query is not None:
@@ -93,7 +93,7 @@ def read_task_prompts(path: Path) -> TaskPrompts:
         InputError: If it is not JSON, or a field of it is wrong (with its name).
     """
     if str(path) == NONE:
-        return TaskPrompts(Prompts(), alone=True)
+        return TaskPrompts(Prompts(), only=True)
     if not path.is_file():
         raise MissingError(
             f'expected a file of prompts by mteb task at {path}, found none; "{NONE}" is for none'

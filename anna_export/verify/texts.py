@@ -41,7 +41,8 @@ def ordinary_texts(count: int) -> list[str]:
 
 def long_text(words: int) -> str:
     """Return a text of this many words, each at least one token; a longer one starts the same."""
-    known = " ".join(_SENTENCES).split()
+    words_in_turn = " ".join(_SENTENCES).split()
     return " ".join(
-        known[(index * 7) % len(known)] if index % 5 else str(index) for index in range(words)
+        words_in_turn[(index * 7) % len(words_in_turn)] if index % 5 else str(index)
+        for index in range(words)
     )

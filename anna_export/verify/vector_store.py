@@ -74,18 +74,18 @@ class VectorStore:
 
     def rows(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return (N,) int64: the row of each key, -1 where there is none."""
-        found = np.full(len(keys), -1, dtype=np.int64)
+        indices = np.full(len(keys), -1, dtype=np.int64)
         if not keys:
-            return found
+            return indices
         if len(self._all):
-            asked = np.frombuffer(b"".join(keys), dtype=_KEY)
-            places = np.searchsorted(self._sorted, asked)
-            places[places == len(self._sorted)] = 0
-            same = self._sorted[places] == asked
-            found[same] = self._order[places[same]]
-        for index in np.flatnonzero(found < 0) if self._recent else ():
-            found[index] = self._recent.get(keys[index], -1)
-        return found
+            wanted = np.frombuffer(b"".join(keys), dtype=_KEY)
+            candidates = np.searchsorted(self._sorted, wanted)
+            candidates[candidates == len(self._sorted)] = 0
+            same = self._sorted[candidates] == wanted
+            indices[same] = self._order[candidates[same]]
+        for index in np.flatnonzero(indices < 0) if self._recent else ():
+            indices[index] = self._recent.get(keys[index], -1)
+        return indices
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, D) float32, the vectors of rows.
@@ -157,7 +157,7 @@ def open_store(cache: Path, identity: Mapping[str, object], dim: int) -> Iterato
         if lock is Lock.ANOTHERS:
             raise ExistsError(
                 f"expected to be the only process that keeps vectors in {folder}, found another at "
-                "it; wait for it, or choose another --cache"
+                "it; wait for it, or choose another `cache`"
             )
         if not (folder / "identity.json").exists():
             write_text(folder / "identity.json", text + "\n")

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, Refused
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-Refused = Callable[..., str]
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
 LAYERS, BAD = 3, 1
 LINEAR = Int8PerToken()
@@ -99,12 +96,10 @@ def test_kept_layers_are_shown_with_their_reason(
         for modules in LINEAR_INPUTS.values():
             for module in modules:
                 line = lines[f"layers.{layer}.{module}"]
-                assert ("unquantized: quantised alone, this layer" in line) == (layer == BAD)
+                assert ("not quantised: quantised alone, this layer" in line) == (layer == BAD)
                 assert line.endswith(" dB") == (layer != BAD)
     assert run(["inspect", str(spared.artifact.folder)]) == 0
-    assert (
-        "4 linear inputs unquantized, in fp32 (--layers: which and why)" in capsys.readouterr().out
-    )
+    assert "4 linear inputs stay in fp32 (--layers: which and why)" in capsys.readouterr().out
 
 
 def test_ratios_of_kept_layers_are_not_told(spared: Exported) -> None:

@@ -150,6 +150,6 @@ def test_an_unknown_task_is_told_with_the_nearest(name: str, near: str) -> None:
 def test_data_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        MissingError, match=r"TRECCOVID \(mteb/trec-covid at bb9466b\).*--task-data"
+        MissingError, match=r"TRECCOVID \(mteb/trec-covid at bb9466b\).*`task_data`"
     ):
         load(TaskSource("TRECCOVID"))

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,9 @@ from anna_export.verify.parity_file import read_parity
 from anna_export.verify.parity_report import TaskParity, Verdict
 from anna_export.verify.task_data import sources
 from anna_export.verify.tasks import TaskRun, compare_tasks, plan
+from tests.support.types import MakeArtifact, MakeModel
 from tests.verify.small_tasks import write_small_tasks
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 Output = pytest.CaptureFixture[str]
 # of sixty units no smaller difference can be told
 MARGIN = 0.1
@@ -263,7 +262,7 @@ def test_nothing_is_embedded_where_data_is_missing(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     told = TaskRun(sources(None, ["STS12"], None), "chosen", tmp_path)
-    with pytest.raises(MissingError, match=r"expected the data of STS12 .* --task-data"):
+    with pytest.raises(MissingError, match=r"expected the data of STS12 .* `task_data`"):
         plan(whole, told)
     assert list(tmp_path.iterdir()) == []
 

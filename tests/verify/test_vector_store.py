@@ -100,7 +100,7 @@ def test_another_identity_is_another_store(tmp_path: Path) -> None:
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     with (
         open_store(tmp_path, {}, DIM),
-        pytest.raises(ExistsError, match=r"found another at it; .* another --cache"),
+        pytest.raises(ExistsError, match=r"found another at it; .* another `cache`"),
         open_store(tmp_path, {}, DIM),
     ):
         pass
