@@ -218,10 +218,10 @@ def _require_all(
 
 
 def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
-    found: dict[str, tuple[int, ...]]
-    found = {name: delta.shape for name, delta in adapter.deltas.items()}
-    found |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
-    for name, shape in found.items():
+    changed: dict[str, tuple[int, ...]]
+    changed = {name: delta.shape for name, delta in adapter.deltas.items()}
+    changed |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
+    for name, shape in changed.items():
         if name not in shapes:
             raise UnsupportedError(
                 f"expected targets that the base has, found {name.removesuffix('.weight')} in "
@@ -243,5 +243,5 @@ def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _another_base(adapter: Adapter) -> str:
-    said = "this adapter is for another base model"
-    return f"{said}, made for {adapter.made_for}" if adapter.made_for else said
+    complaint = "this adapter is for another base model"
+    return f"{complaint}, made for {adapter.made_for}" if adapter.made_for else complaint

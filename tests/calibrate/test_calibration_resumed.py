@@ -29,10 +29,8 @@ from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 Begin = Callable[[Recipe, int], list[int]]
 LAYERS = 3
 WORK = ".out.calibration"

@@ -109,7 +109,7 @@ def test_output_at_or_below_a_file_is_refused(tmp_path: Path, place: str) -> Non
 def test_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
-        pytest.raises(ExistsError, match="--overwrite"),
+        pytest.raises(ExistsError, match="`overwrite`"),
         staged(out, overwrite=False, holding="mark"),
     ):
         out.mkdir()

@@ -176,7 +176,7 @@ def test_any_other_error_of_the_disk_stays_what_it_is(
 FULL = """
 import pathlib, resource, signal, sys
 from anna_export.errors import SpaceError
-from anna_export.streaming import Part, write_parts
+from anna_export.files.stream import Part, write_parts
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
