@@ -23,8 +23,7 @@ from typing import Any, Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from anna_train.corpus import read_corpus
-from anna_train.demo import DemoModels, heldout_texts, make_models
+import repository_root  # noqa: F401
 from record import Figure, record
 
 from anna_export import quantise
@@ -39,6 +38,8 @@ from anna_export.quantise.scheme import Scheme
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.verify.vectors import compare, parity_texts
+from demo.corpus import read_corpus
+from demo.models import DemoModels, heldout_texts, make_models
 
 # Every machine's docstrings, not only those that the demo trains on.
 ALL_PAIRS: Final = sys.maxsize

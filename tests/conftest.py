@@ -17,7 +17,6 @@ import peft
 import pytest
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
@@ -33,6 +32,7 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ordinary_texts
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 from tests.support.types import (
     Fp8,
     MakeAdapter,
