@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import repository_root  # noqa: F401
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 from record import Figure, Found, record, say
 
 from anna_export.bench.statistics import Interval
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 MAX_TOKENS = 512
 LEAST_AGREEMENT = 0.95

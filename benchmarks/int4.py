@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import repository_root  # noqa: F401
 import torch
-from anna_train.demo import make_models
 from record import Figure, record
 
 from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput
@@ -40,6 +40,7 @@ from anna_export.text.framing import find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.checkpoint import Checkpoint
+from demo.models import make_models
 
 # One text in this many is not calibrated on: losses are measured there.
 OTHERS_SHARE = 5

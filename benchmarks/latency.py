@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from anna_train.corpus import collect_pairs, source_files, source_folders
+import repository_root  # noqa: F401
 from peaks import Peaks, least_int8_seconds
 from record import Figure, record, say
 from rivals import environments
@@ -35,6 +35,7 @@ from anna_export.spec import EmbeddingSpec
 from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.checkpoint import Checkpoint
+from demo.corpus import collect_pairs, source_files, source_folders
 
 CORES = 2
 SHAPES = ((1, 16), (1, 64), (1, 128), (8, 16), (8, 64), (8, 128), (8, 256))

@@ -29,8 +29,7 @@ from typing import Any, Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from anna_train.corpus import read_corpus
-from anna_train.demo import make_models
+import repository_root  # noqa: F401
 from charts import Panel, draw_lines
 from peaks import Peaks
 from record import RESULTS, Figure, record, say
@@ -51,6 +50,8 @@ from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from demo.corpus import read_corpus
+from demo.models import make_models
 
 CORES: Final = 2
 MAX_TOKENS: Final = 2400

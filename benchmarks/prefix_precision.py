@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from anna_train.demo import heldout_texts, make_models
+import repository_root  # noqa: F401
 from record import Figure, record, say
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +47,7 @@ from anna_export.text.batching import TokenSequence, batches
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
+from demo.models import heldout_texts, make_models
 
 PRECISIONS: Final = (
     Precision.INT8,

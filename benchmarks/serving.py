@@ -27,11 +27,12 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from anna_train.corpus import collect_pairs, source_files, source_folders
+import repository_root  # noqa: F401
 from record import Figure, Found, record, say
 from small_model import write_small_model
 
 from anna_export.artifact.folder import open_artifact
+from demo.corpus import collect_pairs, source_files, source_folders
 
 CORES = 2
 FOLDER = Path("build/serving")

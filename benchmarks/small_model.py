@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import repository_root  # noqa: F401
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
+
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 MAX_TOKENS = 8192
 

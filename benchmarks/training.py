@@ -24,10 +24,12 @@ from typing import Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import repository_root  # noqa: F401
 import yaml
-from anna_train.corpus import read_corpus
-from anna_train.demo import make_models
 from record import Figure, record, say
+
+from demo.corpus import read_corpus
+from demo.models import make_models
 
 QUERIES: Final = 64
 NEGATIVES: Final = 3

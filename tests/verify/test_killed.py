@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from anna_export.artifact.folder import Artifact
+from tests.support.types import MakeArtifact, MakeModel
 from tests.verify.small_tasks import write_small_tasks
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 TOOL = Path(sys.executable).with_name("anna-export")
 NAMES = ("SmallSTS", "SmallPairs")
 

@@ -19,8 +19,8 @@ from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify import prove as proving
 from anna_export.verify.flow import verify
 from anna_export.verify.parity_report import VectorParity
+from tests.support.types import MakeArtifact
 
-MakeArtifact = Callable[..., Artifact]
 PROMPTS = {"find": "Find a passage that answers this: ", "like": "Give a sentence that says this: "}
 
 

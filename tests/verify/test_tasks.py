@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,9 @@ from anna_export.verify.parity_file import read_parity
 from anna_export.verify.parity_report import TaskParity, Verdict
 from anna_export.verify.task_data import sources
 from anna_export.verify.tasks import TaskRun, compare_tasks, plan
+from tests.support.types import MakeArtifact, MakeModel
 from tests.verify.small_tasks import write_small_tasks
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 Output = pytest.CaptureFixture[str]
 # of sixty units no smaller difference can be told
 MARGIN = 0.1

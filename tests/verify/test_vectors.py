@@ -24,6 +24,7 @@ from anna_export.verify.prove import prove
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import compare, compare_weights, parity_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeModel
 
 TEXTS = ["a transfer", "", "to another bank, which takes two days", "漢字"]
 FLOOR = 0.999
@@ -381,7 +382,7 @@ def test_proof_names_the_files_it_was_held_to(
 
 
 def test_reference_of_another_shape_is_refused_by_name(
-    artifact: Artifact, make_model: Callable[..., Path]
+    artifact: Artifact, make_model: MakeModel
 ) -> None:
     with pytest.raises(ShapeError, match="layers 3, as the artifact has, found 2"):
         prove(artifact, make_model(num_hidden_layers=2))
