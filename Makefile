@@ -20,11 +20,11 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/everything.py
+	$(BIN)/python -m benchmarks.run
 
 # With the Python that has CUDA's PyTorch: .venv holds a CPU build.
 gpu-check:
-	PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/gpu_check.py $(ARGUMENTS)
+	PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu.gpu_check $(ARGUMENTS)
 
 install: .venv/installed
 
