@@ -12,7 +12,7 @@ test: install lint docs
 
 # no network: the theme takes no fonts or scripts from elsewhere
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

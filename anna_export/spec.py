@@ -139,23 +139,23 @@ def read_spec(model: Path) -> EmbeddingSpec:
     rope = _rope(path, config)
     _refuse_unsupported(path, config, rope)
     try:
-        dim, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+        dim, heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
         return EmbeddingSpec(
-            vocab_size=_whole(config, "vocab_size"),
+            vocab_size=_integer(config, "vocab_size"),
             dim=dim,
-            ffn_dim=_whole(config, "intermediate_size"),
-            layers=_whole(config, "num_hidden_layers"),
+            ffn_dim=_integer(config, "intermediate_size"),
+            layers=_integer(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=_whole(config, "num_key_value_heads"),
+            kv_heads=_integer(config, "num_key_value_heads"),
             head_dim=(
-                dim // max(heads, 1) if config["head_dim"] is None else _whole(config, "head_dim")
+                dim // max(heads, 1) if config["head_dim"] is None else _integer(config, "head_dim")
             ),
             norm_eps=_number(config, "rms_norm_eps"),
             # transformers 5 writes rope_parameters; before, rope_theta stood beside the rest
             rope_theta=_number(config | rope, "rope_theta"),
-            max_positions=_whole(config, "max_position_embeddings"),
+            max_positions=_integer(config, "max_position_embeddings"),
             sliding_window=(
-                None if config["sliding_window"] is None else _whole(config, "sliding_window")
+                None if config["sliding_window"] is None else _integer(config, "sliding_window")
             ),
         )
     except KeyError as error:
@@ -177,7 +177,7 @@ def _number(config: dict[str, Any], key: str) -> float:
     return value
 
 
-def _whole(config: dict[str, Any], key: str) -> int:
+def _integer(config: dict[str, Any], key: str) -> int:
     value = _number(config, key)
     if not isinstance(value, int):
         raise TypeError(f"{value!r} as {key}")
@@ -192,10 +192,10 @@ def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:
-    found = config.get("model_type")
-    if found != "mistral":
+    model_type = config.get("model_type")
+    if model_type != "mistral":
         raise UnsupportedError(
-            f"expected a Mistral-shaped model (model_type mistral), found {found!r} in {path}"
+            f"expected a Mistral-shaped model (model_type mistral), found {model_type!r} in {path}"
         )
     if config["hidden_act"] != "silu":
         raise UnsupportedError(

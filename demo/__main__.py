@@ -17,16 +17,15 @@ from typing import Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from anna_train.corpus import sources_version
-from anna_train.demo import DemoModels, heldout_texts, make_models, training_pairs
-from anna_train.kept import Kept, content_hash
-
 from anna_export.artifact.folder import open_artifact
 from anna_export.console.output import stage
 from anna_export.errors import AnnaError, InconclusiveError, ParityError
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed, source_sha256
 from demo import show
+from demo.corpus import sources_version
+from demo.kept import Kept, content_hash
+from demo.models import DemoModels, heldout_texts, make_models, training_pairs
 from demo.show import ARTIFACTS, ENGINES
 from demo.tasks import read_docstrings, write_tasks
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from anna_train.kept import Kept, content_hash
 from anna_train.mining.margin import AdaptiveMargin
 from anna_train.mining.mine import mine
 from anna_train.mining.score import score
 from anna_train.mining.settings import MiningSettings
-from anna_train.tune import tune
-from anna_train.tune_recipe import read_tune_recipe
+from anna_train.recipe import read_tune_recipe
+from anna_train.run.tune import tune
 
 from anna_export.console.output import print_line, print_table, stage
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
 from anna_export.progress import Progress, Stage
+from demo.kept import Kept, content_hash
 
 SEEDS: Final = (0, 1, 2)
 # Half of the demonstration's: fifteen runs in a quarter of an hour.

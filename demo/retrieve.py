@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from anna_train.evaluate import retrieval
+from anna_train.run.retrieval import retrieval
 
 from anna_export.backends import open_encoder
 

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from anna_train.demo import DemoModels
-
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PARITY_FILE
 from anna_export.console.output import print_rows, print_table, size
 from anna_export.machine.hardware import hardware
 from anna_export.spec import Precision
+from demo.models import DemoModels
 
 # what is made in each precision, in this order
 ARTIFACTS: Final[dict[str, str]] = {

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from anna_train.corpus import Pair, pairs_of_source, source_files, source_folders
+
+from demo.corpus import Pair, pairs_of_source, source_files, source_folders
 
 # Texts of about 20 to 80 tokens, so that three encoders embed all in a minute.
 DOCUMENT_CHARACTERS: Final = range(60, 301)

@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import peft
 import pytest
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
@@ -33,6 +32,17 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ordinary_texts
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
+from tests.support.types import (
+    Fp8,
+    MakeAdapter,
+    MakeArtifact,
+    MakeBatch,
+    MakeModel,
+    Probe,
+    Refused,
+    RunGraph,
+)
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # head_dim is not hidden / heads, heads are grouped, and nothing is a power of two by accident
@@ -57,16 +67,6 @@ def exact_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     multiply_exactly(options)
     return options
-
-
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-MakeBatch = Callable[..., TokenBatch]
-Fp8 = Callable[[Precision], Artifact]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
-Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="session")

@@ -35,13 +35,13 @@ def add_evidence(
         prompts: Names of those it is about; None for all.
     """
     hashes = artifact.manifest.prompts.hashes()
-    covered = {one: hashes[one] for one in (hashes if prompts is None else prompts)}
+    covered = {prompt: hashes[prompt] for prompt in (hashes if prompts is None else prompts)}
     folder = artifact.folder
     # one writer at a time: by a file that is never replaced, as the folder's lock is the export's
     with locked(folder / TOKENIZER_FILE, wait=True):
         # another process may have added some since this one opened it
         manifest = read_manifest(folder)
-        others = {known: entry for known, entry in manifest.evidence.items() if known != name}
+        others = {file: entry for file, entry in manifest.evidence.items() if file != name}
         if name in manifest.evidence:
             write_manifest(folder, manifest.model_copy(update={"evidence": others}))
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -112,8 +112,8 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
     return (
         identity(manifest.files, manifest.spec, manifest.framing) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
-        and (told := read_prompts(folder)).fronts() == manifest.prompts.fronts()
-        and told.default == manifest.prompts.default
+        and (st_prompts := read_prompts(folder)).fronts() == manifest.prompts.fronts()
+        and st_prompts.default == manifest.prompts.default
         and all(hashes.get(name) == entry.prompt for name, entry in manifest.prefixes.items())
     )
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from anna_export.errors import DamagedError, MissingError
 from anna_export.files.atomic import write_text
+from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision
@@ -111,11 +111,7 @@ def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, framing: Token
 
 def hash_file(path: Path) -> FileEntry:
     """Return a file's sha256 and size."""
-    with path.open("rb") as file:
-        return FileEntry(
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-            size_bytes=os.fstat(file.fileno()).st_size,
-        )
+    return FileEntry(sha256=file_sha256(path), size_bytes=path.stat().st_size)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -69,7 +69,7 @@ def _read(artifact: Artifact, entry: StoredPrefix) -> Prefix:
 
 def _what_is_wrong(artifact: Artifact, path: Path) -> str:
     expected = f"expected the {path.name} of {artifact.folder}, found"
-    remedy = "bake it again with anna-export prompts add ARTIFACT FILE --overwrite"
+    remedy = "bake it again with anna-export prompts add, and `overwrite`"
     try:
         with safetensors.safe_open(path, "np") as file:
             made_for = (file.metadata() or {}).get(ARTIFACT_ID)

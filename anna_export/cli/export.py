@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @options.precision_options
 @click.option(
     "--high-precision",
-    type=click.Choice([str(one) for one in (Precision.BF16, Precision.FP16, Precision.FP32)]),
+    type=click.Choice(
+        [str(precision) for precision in (Precision.BF16, Precision.FP16, Precision.FP32)]
+    ),
     help="With --fp8: type of everything that is not quantised. Default: bf16, for TensorRT.",
 )
 @click.option(

@@ -82,7 +82,7 @@ def chosen_precision(flags: dict[str, bool]) -> Precision:
     Raises:
         InputError: If several were.
     """
-    asked = [precision for precision in Precision if flags[precision]]
-    if len(asked) > 1:
-        raise InputError(f"expected one precision, found --{' and --'.join(asked)}; give one")
-    return asked[0] if asked else Precision.FP32
+    chosen = [precision for precision in Precision if flags[precision]]
+    if len(chosen) > 1:
+        raise InputError(f"expected one precision, found --{' and --'.join(chosen)}; give one")
+    return chosen[0] if chosen else Precision.FP32

@@ -109,7 +109,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
     framing = len(tokeniser.ids([""])[0])
-    found: dict[str, dict[str, Any]] = {
+    entries: dict[str, dict[str, Any]] = {
         name: {
             "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
             "documents": prompts.documents.get(name, ""),
@@ -122,25 +122,25 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
         for name, prompt in prompts.by_name.items()
     }
     if as_json:
-        output.print_json({"default": prompts.default, "prompts": found})
+        output.print_json({"default": prompts.default, "prompts": entries})
         return
-    if not found:
+    if not entries:
         output.print_line("no prompts; add some with anna-export prompts add")
         return
     rows = [
         (
             name + (" (default)" if name == prompts.default else ""),
-            str(one["tokens"]),
-            _baked_cell(one["baked"]),
-            "yes" if one["proved"] else "no",
-            str(one["documents"]) or "as they are",
-            _shortened(str(one["front"])) + (f" … {one['back']!r}" if one["back"] else ""),
+            str(row["tokens"]),
+            _baked_cell(row["baked"]),
+            "yes" if row["proved"] else "no",
+            str(row["documents"]) or "as they are",
+            _shortened(str(row["front"])) + (f" … {row['back']!r}" if row["back"] else ""),
         )
-        for name, one in found.items()
+        for name, row in entries.items()
     ]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
-    if any(one["baked"] and not one["baked"]["exact"] for one in found.values()):
+    if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
         output.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
-    if not proved.issuperset(found):
+    if not proved.issuperset(entries):
         output.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")

@@ -36,10 +36,10 @@ def bar(name: str, unit: str) -> Iterator[Progress]:
         rich_progress.TransferSpeedColumn() if in_bytes else _Rate(unit),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(name, total=None)
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(name, total=None)
 
         def progress(done: int, total: int) -> None:
-            shown.update(task, completed=done, total=total)
+            bars.update(task, completed=done, total=total)
 
         yield progress

@@ -59,17 +59,15 @@ class _Folder(click.Path):
     """A folder to read: that it is missing is said before libraries are loaded for seconds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        found = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if found.exists() and not found.is_dir():
-            raise InputError(
-                f"expected a folder, found a file at {found}; name the folder it is in"
-            )
-        if not found.is_dir():
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.exists() and not path.is_dir():
+            raise InputError(f"expected a folder, found a file at {path}; name the folder it is in")
+        if not path.is_dir():
             raise MissingError(
-                f"expected a folder, found none at {found}; models, adapters and artifacts are "
+                f"expected a folder, found none at {path}; models, adapters and artifacts are "
                 "read from disk, so download them first"
             )
-        return found
+        return path
 
 
 path = click.Path(path_type=Path)

@@ -44,8 +44,8 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     for row in table:
         first, *middle, last = (
-            cell.ljust(width) if place in (0, len(heads) - 1) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column_index in (0, len(heads) - 1) else cell.rjust(width)
+            for column_index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print_line("  ".join([first, *middle, last]).rstrip())
 

@@ -34,10 +34,10 @@ def run_group(group: click.Group, name: str, args: Sequence[str] | None) -> int:
         name: The program's name, with which every message starts.
         args: Its arguments; None takes this process's.
     """
-    given = sys.argv[1:] if args is None else list(args)
+    arguments = sys.argv[1:] if args is None else list(args)
     complain = partial(_complain, name)
     try:
-        with _no_warnings(), group.make_context(name, given) as context:
+        with _no_warnings(), group.make_context(name, arguments) as context:
             group.invoke(context)
         return 0
     except click.exceptions.Exit as end:  # after --help or --version
@@ -58,8 +58,8 @@ def run_group(group: click.Group, name: str, args: Sequence[str] | None) -> int:
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSALS:
-            place = os.fspath(error.filename or "a file")
-            return complain(f"expected to use {place}, found: {error.strerror}", WRONG_USE)
+            path = os.fspath(error.filename or "a file")
+            return complain(f"expected to use {path}, found: {error.strerror}", WRONG_USE)
         if isinstance(error, MemoryError):
             return complain(
                 f"expected enough memory, found too little; {name} plan says what is needed",
@@ -75,16 +75,16 @@ def _wrong_use(error: click.ClickException) -> str:
     if ctx is None:
         return error.format_message()
     if isinstance(error, click.NoSuchOption):
-        known = [option for parameter in ctx.command.params for option in parameter.opts]
-        options = sorted(name for name in known if name.startswith("--"))
-        found = f"expected an option of {', '.join(options)}, found {error.option_name}"
+        flags = [option for parameter in ctx.command.params for option in parameter.opts]
+        options = sorted(name for name in flags if name.startswith("--"))
+        complaint = f"expected an option of {', '.join(options)}, found {error.option_name}"
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         option = isinstance(error.param, click.Option)
         name = error.param.opts[0] if option else error.param.human_readable_name
-        found = f"expected {name}, found none"
+        complaint = f"expected {name}, found none"
     else:
-        found = error.format_message().rstrip(".")
-    return f"{found}; see {ctx.command_path} --help"
+        complaint = error.format_message().rstrip(".")
+    return f"{complaint}; see {ctx.command_path} --help"
 
 
 @contextmanager

@@ -81,9 +81,9 @@ def bake(
     baked: dict[str, StoredPrefix] = {}
     in_order = list(rows)
     for members in batches:
-        prompts = [in_order[place] for place in members]
-        found = keys_and_values(backend, [rows[prompt] for prompt in prompts])
-        for prompt, (keys, values) in zip(prompts, found, strict=True):
+        prompts = [in_order[index] for index in members]
+        computed = keys_and_values(backend, [rows[prompt] for prompt in prompts])
+        for prompt, (keys, values) in zip(prompts, computed, strict=True):
             keys, values = _narrowed(keys, dtype), _narrowed(values, dtype)
             for name in named[prompt]:
                 baked[name] = write_prefix(
@@ -123,19 +123,19 @@ def keys_and_values(
     cache = DynamicCache()  # without the model's config, so that no window cuts it
     with torch.inference_mode():
         backend.model(input_ids=torch.from_numpy(ids), past_key_values=cache, use_cache=True)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         keys, values = (
-            torch.stack([getattr(layer, which)[place, :, : len(row)] for layer in cache.layers])
-            for which in ("keys", "values")
+            torch.stack([getattr(layer, name)[index, :, : len(row)] for layer in cache.layers])
+            for name in ("keys", "values")
         )
         yield keys, values
 
 
 def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    found = tensor.to(dtype)
-    if not found.isfinite().all():
+    narrowed = tensor.to(dtype)
+    if not narrowed.isfinite().all():
         raise DamagedError(
             "expected finite keys and values of every prompt, found NaN or infinity in "
             f"{str(dtype).removeprefix('torch.')}; export in a wider precision"
         )
-    return found
+    return narrowed

@@ -51,21 +51,27 @@ def add_prompts(
             f"expected the model and adapter that {folder} was made from, found others; leave them "
             "out to compute prompts with the artifact's stored weights"
         )
-    known = artifact.manifest.prompts
+    current = artifact.manifest.prompts
     taken = [
-        name for name, prompt in added.by_name.items() if known.by_name.get(name, prompt) != prompt
+        name
+        for name, prompt in added.by_name.items()
+        if current.by_name.get(name, prompt) != prompt
     ]
     if taken and not overwrite:
         raise ExistsError(
             f"expected new names, found {', '.join(taken)} with other prompts in {folder}; "
-            "--overwrite replaces them"
+            "`overwrite` replaces them"
         )
-    documents = {name: told for name, told in known.documents.items() if name not in added.by_name}
+    documents = {
+        name: documents_name
+        for name, documents_name in current.documents.items()
+        if name not in added.by_name
+    }
     return _with_prompts(
         artifact,
         Prompts(
-            {**known.by_name, **added.by_name},
-            added.default or known.default,
+            {**current.by_name, **added.by_name},
+            added.default or current.default,
             {**documents, **added.documents},
         ),
         added.by_name,
@@ -81,15 +87,19 @@ def remove_prompts(folder: Path, names: Collection[str]) -> Artifact:
         InputError: If there is no prompt of a name, or documents of another use it.
     """
     artifact = open_artifact(folder)
-    known = artifact.manifest.prompts
+    current = artifact.manifest.prompts
     for name in names:
-        if name not in known.by_name:
+        if name not in current.by_name:
             raise InputError(
-                f"expected known prompts ({', '.join(sorted(known.by_name)) or 'none'}), found "
+                f"expected known prompts ({', '.join(sorted(current.by_name)) or 'none'}), found "
                 f"{name!r}"
             )
-    left = {name: told for name, told in known.documents.items() if name not in names}
-    if users := [name for name, told in left.items() if told in names]:
+    left = {
+        name: documents_name
+        for name, documents_name in current.documents.items()
+        if name not in names
+    }
+    if users := [name for name, documents_name in left.items() if documents_name in names]:
         raise InputError(
             f"expected prompts that no other needs, found the documents of {', '.join(users)} "
             "prompted by one; remove them together"
@@ -97,8 +107,8 @@ def remove_prompts(folder: Path, names: Collection[str]) -> Artifact:
     return _with_prompts(
         artifact,
         Prompts(
-            {name: prompt for name, prompt in known.by_name.items() if name not in names},
-            None if known.default in names else known.default,
+            {name: prompt for name, prompt in current.by_name.items() if name not in names},
+            None if current.default in names else current.default,
             left,
         ),
     )
@@ -106,10 +116,10 @@ def remove_prompts(folder: Path, names: Collection[str]) -> Artifact:
 
 def proved_prompts(artifact: Artifact) -> set[str]:
     """Return the names of the prompts that the stored proof covers as they are now."""
-    entry, now = artifact.manifest.evidence.get(PARITY_FILE), artifact.manifest.prompts.hashes()
+    entry, hashes = artifact.manifest.evidence.get(PARITY_FILE), artifact.manifest.prompts.hashes()
     if entry is None or entry.covers != artifact.manifest.artifact_id:
         return set()
-    return {name for name, digest in entry.prompts.items() if now.get(name) == digest}
+    return {name for name, digest in entry.prompts.items() if hashes.get(name) == digest}
 
 
 def _with_prompts(

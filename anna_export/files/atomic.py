@@ -91,7 +91,7 @@ def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:
     Args:
         out: The folder to make.
         overwrite: Accept one that exists, if it is empty or holds the file `holding`.
-        holding: Its mark; --overwrite on a mistyped path must not delete someone's folder.
+        holding: Its mark; a mistyped path must not delete someone's folder.
 
     Raises:
         ExistsError: If it exists and may not be replaced, or cannot be a folder.
@@ -102,7 +102,7 @@ def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:
         raise _taken(out)
     if out.is_dir() and not (out / holding).is_file() and any(out.iterdir()):
         raise ExistsError(
-            f"expected --overwrite to replace a folder with a {holding}, found none in {out}; "
+            f"expected `overwrite` to replace a folder with a {holding}, found none in {out}; "
             "remove that folder yourself if it may go"
         )
     for parent in out.resolve().parents:
@@ -119,7 +119,7 @@ def require_outside(out: Path, *sources: Path) -> None:
     for source in sources:
         if source.resolve().is_relative_to(out.resolve()):
             raise InputError(
-                f"expected --out beside or below {source}, found {out}, which holds it"
+                f"expected `out` beside or below {source}, found {out}, which holds it"
             )
 
 
@@ -156,7 +156,7 @@ def replace_folder(source: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def _taken(out: Path) -> ExistsError:
-    return ExistsError(f"expected {out} to be free, found it there; --overwrite replaces it")
+    return ExistsError(f"expected {out} to be free, found it there; `overwrite` replaces it")
 
 
 def _exchange(source: Path, out: Path) -> None:

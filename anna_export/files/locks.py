@@ -63,5 +63,5 @@ def require_not_anothers(lock: Lock, out: Path) -> None:
     if lock is Lock.ANOTHERS:
         raise ExistsError(
             f"expected to be the only process that makes {out}, found another at it; wait for "
-            "it, or choose another --out"
+            "it, or choose another `out`"
         )

@@ -67,9 +67,9 @@ def write_parts(path: Path, parts: Sequence[Part], progress: Progress | None = N
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        with _kept_memory(), ThreadPoolExecutor(1) as hasher, closing(_made_ahead(parts)) as made:
+        with _kept_memory(), ThreadPoolExecutor(1) as hasher, closing(_made_ahead(parts)) as ready:
             end = 0
-            for part, buffer in made:
+            for part, buffer in ready:
                 assert len(buffer) == part.size_bytes and part.offset >= end, part
                 for block in (memoryview(bytes(part.offset - end)), buffer):
                     hashed = hasher.submit(digest.update, block)

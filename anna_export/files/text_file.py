@@ -1,6 +1,5 @@
 """Files of texts: one a line, or one JSON object a line."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.files.hashing import file_sha256
 
 INPUTS: Final = (".txt", ".jsonl")
 _INT64: Final = range(-(2**63), 2**63)
@@ -28,7 +28,7 @@ class TextFile:
 
     def is_unchanged(self) -> bool:
         """Say whether the file is still what it was."""
-        return _sha256(self.path) == self.sha256
+        return file_sha256(self.path) == self.sha256
 
 
 def read_texts(path: Path, field: str = "text") -> TextFile:
@@ -49,7 +49,7 @@ def read_texts(path: Path, field: str = "text") -> TextFile:
     ids = [key for key, _ in _rows(path, field)]
     if not ids:
         raise InputError(f"expected at least one text, found none in {path}")
-    return TextFile(path, field, range(len(ids)) if ids[0] is None else ids, _sha256(path))
+    return TextFile(path, field, range(len(ids)) if ids[0] is None else ids, file_sha256(path))
 
 
 def _rows(path: Path, field: str) -> Iterator[tuple[int | str | None, str]]:
@@ -99,8 +99,3 @@ def _object(where: str, line: str, field: str) -> tuple[int | str | None, str]:
 
 def _kind(kind: type) -> str:
     return "none" if kind is type(None) else kind.__name__
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ def _left_by_cgroups() -> Iterator[int]:
     if not _OWN_CGROUPS.exists():
         return
     for line in _OWN_CGROUPS.read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
+        _, controllers, path_in_tree = line.split(":", 2)
         if controllers == "":
             root, limit, used = _CGROUPS, "memory.max", "anon"
         elif controllers == "memory":
@@ -34,8 +34,8 @@ def _left_by_cgroups() -> Iterator[int]:
         else:
             continue
         # in a container, the upper part of the path may not be there to see
-        own = root / place.lstrip("/")
-        for folder in (own, *own.parents)[: len(own.parts) - len(root.parts) + 1]:
+        group = root / path_in_tree.lstrip("/")
+        for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
             path = folder / limit
             if path.exists() and (text := path.read_text().strip()).isdigit():
                 stat = dict(
@@ -49,7 +49,7 @@ def fits_in_memory(needed_bytes: int) -> bool:
     return needed_bytes * 1.1 < available_memory_bytes()
 
 
-def require_memory(needed_bytes: int, what: str) -> None:
+def require_memory(needed_bytes: int, purpose: str) -> None:
     """Refuse to load what the system would kill this process for.
 
     Raises:
@@ -58,6 +58,6 @@ def require_memory(needed_bytes: int, what: str) -> None:
     available = available_memory_bytes()
     if available < needed_bytes:
         raise SpaceError(
-            f"expected {needed_bytes / 1e9:.1f} GB of memory for {what}, found "
+            f"expected {needed_bytes / 1e9:.1f} GB of memory for {purpose}, found "
             f"{available / 1e9:.1f} GB available; close other programs, or use a larger machine"
         )

@@ -30,13 +30,13 @@ _DISTRIBUTIONS: Final = (
 
 def installed() -> dict[str, str]:
     """Return the version of each library that decides a vector or a score, if it is installed."""
-    found = {}
+    versions = {}
     for name in _DISTRIBUTIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def source_sha256() -> str:

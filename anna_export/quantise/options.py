@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from anna_export.errors import InputError
 from anna_export.quantise import bf16, fp8, fp16, fp32, int4, int8
@@ -14,35 +14,26 @@ from anna_export.spec import Precision
 class Fp32:
     """32-bit floats."""
 
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made."""
-        return fp32.SCHEME
+    scheme: ClassVar[Scheme] = fp32.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
 class Fp16:
     """16-bit floats; norms in fp32."""
 
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made."""
-        return fp16.SCHEME
+    scheme: ClassVar[Scheme] = fp16.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
 class Bf16:
     """bfloat16."""
 
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made."""
-        return bf16.SCHEME
+    scheme: ClassVar[Scheme] = bf16.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
-    """A storage that quantises layers, and so is calibrated first.
+class Int8:
+    """8-bit integers, which take a calibration.
 
     Args:
         calibration: A file of texts to calibrate on; None for docstrings of the standard library.
@@ -61,31 +52,22 @@ class Calibrated:
     @property
     def scheme(self) -> Scheme:
         """How its graphs are made, and the loss they are held to."""
-        raise NotImplementedError
+        return self._scheme().with_max_loss(self.max_loss)
+
+    def _scheme(self) -> Scheme:
+        return int8.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
-class Int8(Calibrated):
-    """8-bit integers."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made, and the loss they are held to."""
-        return int8.SCHEME.with_max_loss(self.max_loss)
-
-
-@dataclass(frozen=True, slots=True)
-class Int4(Calibrated):
+class Int4(Int8):
     """4-bit integers in blocks; the embedding table 8-bit integers."""
 
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made, and the loss they are held to."""
-        return int4.SCHEME.with_max_loss(self.max_loss)
+    def _scheme(self) -> Scheme:
+        return int4.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8(Calibrated):
+class Fp8(Int8):
     """8-bit floats (E4M3) in linear layers.
 
     Args:
@@ -94,13 +76,11 @@ class Fp8(Calibrated):
 
     high_precision: Precision = Precision.BF16
 
-    @property
-    def scheme(self) -> Scheme:
-        """How its graphs are made, and the loss they are held to."""
-        return fp8.scheme(self.high_precision).with_max_loss(self.max_loss)
+    def _scheme(self) -> Scheme:
+        return fp8.scheme(self.high_precision)
 
 
-Storage: TypeAlias = Fp32 | Fp16 | Bf16 | Calibrated
+Storage: TypeAlias = Fp32 | Fp16 | Bf16 | Int8
 STORAGES: Final[dict[Precision, type[Storage]]] = {
     Precision.FP32: Fp32,
     Precision.FP16: Fp16,

@@ -111,7 +111,7 @@ def _quantised(manifest: Manifest) -> str:
     return f"""
 ## Quantisation
 
-Calibrated on {quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens. \
+Int8 on {quantised.calibration_texts} texts, {quantised.calibration_tokens:,} tokens. \
 Everything that is not quantised is {quantised.compute_dtype}. These linear layers, named by their \
 input, are not quantised:
 

@@ -53,7 +53,7 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
 
 
 async def embeddings(service: EmbeddingService, call: Call) -> Response:
-    """OpenAI's embeddings."""
+    """OpenAI's embeddings: one vector for each input, and the token usage."""
     request = read_body(OpenAIRequest, call.body)
     _require_model(service, request.model)
     answer = await service.embed(request, call.deadline)
@@ -82,12 +82,12 @@ async def embed(service: EmbeddingService, call: Call) -> Response:
 
 
 async def tokenize(service: EmbeddingService, call: Call) -> Response:
-    """TEI's tokens of texts as they are embedded, behind a prompt if one is named."""
+    """TEI's tokens of each text, after the prompt that the body names."""
     return answer_json(await service.tokens(read_body(TokenizeRequest, call.body)))
 
 
 async def models(service: EmbeddingService, call: Call) -> Response:
-    """The one model, in OpenAI's shape."""
+    """OpenAI's list of models, which holds the one served."""
     manifest = service.artifact.manifest
     model = {
         "id": service.config.model_name,
@@ -101,7 +101,7 @@ async def models(service: EmbeddingService, call: Call) -> Response:
 
 
 async def info(service: EmbeddingService, call: Call) -> Response:
-    """What is served, and the limits."""
+    """TEI's description of the model and of the limits, with prompts and parity."""
     manifest, config = service.artifact.manifest, service.config
     ready = service.scheduler.ready
     value = {
@@ -129,12 +129,12 @@ async def info(service: EmbeddingService, call: Call) -> Response:
 
 
 async def health(service: EmbeddingService, call: Call) -> Response:
-    """Whether the process answers."""
+    """Liveness: 200 while the process answers."""
     return answer_json({"status": "alive"})
 
 
 async def ready(service: EmbeddingService, call: Call) -> Response:
-    """Whether the model is loaded, tested, and takes requests."""
+    """Readiness: 200 while the model is loaded, has passed its self-test, and takes requests."""
     value = {
         "ready": service.is_ready,
         "loaded": service.scheduler.ready is not None,
@@ -145,7 +145,7 @@ async def ready(service: EmbeddingService, call: Call) -> Response:
 
 
 async def metrics(service: EmbeddingService, call: Call) -> Response:
-    """Prometheus's text."""
+    """Metrics in Prometheus's text format."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 

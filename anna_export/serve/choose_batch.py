@@ -13,7 +13,7 @@ WINDOW: Final = 512
 def choose_batch(lengths: Sequence[int], limits: BatchLimits, prefix: int) -> list[int]:
     """Return the indices of the texts to compute together, always 0 among them.
 
-    As many tokens as the limits allow, with as little padding as `anna_export.batching` allows.
+    As many tokens as the limits allow, with as little padding as `text.batching` allows.
 
     Args:
         lengths: Tokens of each text without its cached prefix, the oldest text first.

@@ -36,18 +36,19 @@ class EmbedFields(BaseModel):
 
     prompt_name: StrictStr | None = Field(None, description="Name of one of the model's prompts.")
     input_type: InputType | None = Field(
-        None, description="The default prompt, or that of its documents."
+        None, description="query: the default prompt; document: the prompt of its documents."
     )
     instruction: StrictStr | None = Field(
-        None, description="An instruction of your own, in the words of the model's format."
+        None, description="Your own instruction, put into the model's prompt format."
     )
     add_special_tokens: bool = Field(
-        False, description="Put begin and end around token ids, which are else used as they are."
+        False,
+        description="Add begin and end tokens to token ids; otherwise they are used unchanged.",
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="Keep so many first dimensions, then make the length 1 again."
+        None, description="Return only the first dimensions, normalised again."
     )
-    embed_dtype: EmbedDtype = Field(EmbedDtype.FLOAT32, description="What a vector is written as.")
+    embed_dtype: EmbedDtype = Field(EmbedDtype.FLOAT32, description="Number format of the vectors.")
 
     @property
     def texts(self) -> str | list[str] | list[int] | list[list[int]]:
@@ -70,7 +71,9 @@ class OpenAIRequest(EmbedFields):
     model: StrictStr | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = None
-    truncate: bool = Field(False, description="Cut texts that are too long, or else refuse them.")
+    truncate: bool = Field(
+        False, description="Truncate texts that are too long; otherwise they are refused."
+    )
 
 
 class TeiRequest(EmbedFields):
@@ -81,10 +84,10 @@ class TeiRequest(EmbedFields):
         description="A text, texts, token ids of one, or token ids of several."
     )
     truncate: bool | None = Field(
-        False, description="Cut texts that are too long, or else refuse them."
+        False, description="Truncate texts that are too long; otherwise they are refused."
     )
     truncation_direction: Literal["right", "Right"] | None = Field(
-        None, description="Texts are cut at their end."
+        None, description="Texts are truncated at their end."
     )
     normalize: Literal[True] | None = Field(True, description="Vectors have unit length.")
 

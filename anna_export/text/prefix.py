@@ -38,6 +38,6 @@ class Prefix:
     def first(self, count: int) -> Self:
         """Return the first tokens alone: the model is causal, so what they hold stays true."""
         keys, values = (
-            np.ascontiguousarray(found[:, :, :count]) for found in (self.keys, self.values)
+            np.ascontiguousarray(array[:, :, :count]) for array in (self.keys, self.values)
         )
         return type(self)(self.ids[:count], keys, values)

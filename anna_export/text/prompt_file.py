@@ -144,16 +144,16 @@ def _require_one_kind(path: Path, name: str, task: Task) -> None:
         raise InputError(
             f"expected names of a-z, 0-9, _ and - in {path}, found {name!r}; rename it"
         )
-    whole, composed = task.text is not None, task.format is not None
-    if whole == composed:
+    plain, composed = task.text is not None, task.format is not None
+    if plain == composed:
         raise InputError(
             f"expected tasks.{name} in {path} with either a text or a format, found "
-            f"{'both' if whole else 'neither'}"
+            f"{'both' if plain else 'neither'}"
         )
     if composed and task.instruction is None:
         raise InputError(f"expected tasks.{name}.instruction in {path}, found none")
     parts = (task.instruction, task.examples or None, task.response_suffix)
-    if whole and any(part is not None for part in parts):
+    if plain and any(part is not None for part in parts):
         raise InputError(
             f"expected tasks.{name} in {path} with a text alone, found parts of a format too; "
             "name the format in place of the text"
@@ -164,11 +164,11 @@ def _distinct(path: Path) -> Callable[[list[tuple[str, object]]], dict[str, obje
     """Refuse a key that stands twice in an object: the first one would be lost."""
 
     def make(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
+        values: dict[str, object] = {}
         for key, value in pairs:
-            if key in found:
+            if key in values:
                 raise InputError(f"expected every key once in {path}, found {key!r} twice")
-            found[key] = value
-        return found
+            values[key] = value
+        return values
 
     return make

@@ -83,14 +83,14 @@ class Prompts:
         if not name:
             return NO_PROMPT
         if name not in self.by_name:
-            known = ", ".join(sorted(self.by_name)) or "none"
-            raise InputError(f"expected a known prompt ({known}), found {name!r}")
+            names = ", ".join(sorted(self.by_name)) or "none"
+            raise InputError(f"expected a known prompt ({names}), found {name!r}")
         return self.by_name[name]
 
     def for_front(self, front: str) -> Prompt:
         """Return the prompt with this front; one of it alone, if there is none."""
-        found = (prompt for prompt in self.by_name.values() if prompt.front == front)
-        return next(found, Prompt(front))
+        matching = (prompt for prompt in self.by_name.values() if prompt.front == front)
+        return next(matching, Prompt(front))
 
     def fronts(self) -> dict[str, str]:
         """Return what stands in front of a text, by name: all that sentence-transformers knows."""
@@ -98,8 +98,8 @@ class Prompts:
 
     def distinct(self) -> list[Prompt]:
         """Return each different prompt once, no prompt among them, in a fixed order."""
-        found = {NO_PROMPT, *self.by_name.values()}
-        return sorted(found, key=lambda prompt: (prompt.front, prompt.back))
+        distinct = {NO_PROMPT, *self.by_name.values()}
+        return sorted(distinct, key=lambda prompt: (prompt.front, prompt.back))
 
     def hashes(self) -> dict[str, str]:
         """Return each prompt's sha256, by name."""
@@ -108,9 +108,9 @@ class Prompts:
             for name, prompt in self.by_name.items()
         }
 
-    def _require(self, name: str, what: str) -> None:
+    def _require(self, name: str, role: str) -> None:
         if name not in self.by_name:
-            raise InputError(f"expected {what} to be one of {sorted(self.by_name)}, found {name!r}")
+            raise InputError(f"expected {role} to be one of {sorted(self.by_name)}, found {name!r}")
 
 
 def read_prompts(folder: Path) -> Prompts:

@@ -148,19 +148,19 @@ def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         DamagedError: If two tensors are the same weight.
         UnsupportedError: If one is not stored as fp32, fp16 or bf16.
     """
-    found: dict[str, StoredTensor] = {}
+    by_name: dict[str, StoredTensor] = {}
     for tensor in tensors:
         name = _unwrapped(tensor.key).removeprefix("model.")
         if name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
             continue
-        if name in found:
+        if other := by_name.get(name):
             raise DamagedError(
-                f"expected one tensor for {name}, found {found[name].key} in {found[name].path} "
+                f"expected one tensor for {name}, found {other.key} in {other.path} "
                 f"and {tensor.key} in {tensor.path}; save it again with save_pretrained"
             )
         tensor.require_float()
-        found[name] = tensor
-    return found
+        by_name[name] = tensor
+    return by_name
 
 
 def _unwrapped(key: str) -> str:
@@ -229,35 +229,41 @@ def _delta(
 
 def _setting(config: dict[str, Any], patterns: str, default: str, module: str) -> float:
     """Return a module's rank or alpha by peft's rule: the first pattern to match its end wins."""
-    found = config.get(default)
+    setting = config.get(default)
     by_pattern = config.get(patterns) or {}
     try:
         for pattern, value in by_pattern.items():
             if re.match(rf"(.*\.)?({pattern})$", module):
-                found = value
+                setting = value
                 break
     except (AttributeError, re.error) as error:
         raise InputError(
             f"expected regular expressions and numbers as {patterns} in {CONFIG_FILE}, "
             f"found {by_pattern}: {error}"
         ) from None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if (
+        isinstance(setting, bool)
+        or not isinstance(setting, int | float)
+        or not math.isfinite(setting)
+    ):
         raise InputError(
-            f"expected a number as {default} of {module} in {CONFIG_FILE}, found {found!r}"
+            f"expected a number as {default} of {module} in {CONFIG_FILE}, found {setting!r}"
         )
-    return found
+    return setting
 
 
 def _token_rows(config: dict[str, Any], name: str, tensor: StoredTensor) -> TokenRows:
-    asked = config.get("trainable_token_indices")
+    declared = config.get("trainable_token_indices")
     module = name.removesuffix(".token_adapter.trainable_tokens_delta")
-    if isinstance(asked, dict):
-        asked = {key.removeprefix("model."): value for key, value in asked.items()}.get(module)
-    indices = asked if isinstance(asked, list) else []
-    whole = all(isinstance(index, int) and index >= 0 for index in indices)
-    if module != _EMBEDDING or not whole or (len(indices),) != tensor.shape[:-1]:
+    if isinstance(declared, dict):
+        declared = {key.removeprefix("model."): value for key, value in declared.items()}.get(
+            module
+        )
+    indices = declared if isinstance(declared, list) else []
+    valid = all(isinstance(index, int) and index >= 0 for index in indices)
+    if module != _EMBEDDING or not valid or (len(indices),) != tensor.shape[:-1]:
         raise UnsupportedError(
             f"expected trainable_token_indices of {_EMBEDDING} in {CONFIG_FILE}, one for each "
-            f"trained row, found rows of {module} of shape {tensor.shape} and indices {asked}"
+            f"trained row, found rows of {module} of shape {tensor.shape} and indices {declared}"
         )
     return TokenRows(tuple(indices), tensor)

@@ -1,6 +1,5 @@
 """The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final, Self
 import torch
 
 from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
+from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_spec
 from anna_export.weights.adapter import (
@@ -113,11 +113,7 @@ class Checkpoint:
         if self.adapter is not None:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 files[name] = self.adapter.folder / name
-        hashes = {}
-        for name, path in files.items():
-            with path.open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashes
+        return {name: file_sha256(path) for name, path in files.items()}
 
 
 def _merge(
@@ -218,10 +214,10 @@ def _require_all(
 
 
 def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
-    found: dict[str, tuple[int, ...]]
-    found = {name: delta.shape for name, delta in adapter.deltas.items()}
-    found |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
-    for name, shape in found.items():
+    changed: dict[str, tuple[int, ...]]
+    changed = {name: delta.shape for name, delta in adapter.deltas.items()}
+    changed |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
+    for name, shape in changed.items():
         if name not in shapes:
             raise UnsupportedError(
                 f"expected targets that the base has, found {name.removesuffix('.weight')} in "
@@ -243,5 +239,5 @@ def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _another_base(adapter: Adapter) -> str:
-    said = "this adapter is for another base model"
-    return f"{said}, made for {adapter.made_for}" if adapter.made_for else said
+    complaint = "this adapter is for another base model"
+    return f"{complaint}, made for {adapter.made_for}" if adapter.made_for else complaint

@@ -159,7 +159,7 @@ def _module_folders(source: Path) -> list[str]:
         DamagedError: If one leads out of the source.
     """
     path = source / MODULES_FILE
-    found = []
+    names = []
     for module in read_json_list(path) if path.exists() else []:
         name = module.get("path") if isinstance(module, dict) else None
         if not isinstance(name, str) or not is_inside(source, name):
@@ -169,8 +169,8 @@ def _module_folders(source: Path) -> list[str]:
             )
         # the first module is the model itself; one without settings may have no folder
         if (source / name).is_dir() and not (source / name).samefile(source):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _copy_file(source: Path, folder: Path, name: str) -> None:

@@ -104,7 +104,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        tensors = {key: _place(path, key, entry, 8 + length) for key, entry in header.items()}
+        tensors = {key: _locate(path, key, entry, 8 + length) for key, entry in header.items()}
     except (
         AttributeError,
         KeyError,
@@ -118,7 +118,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _place(path: Path, key: str, entry: dict, data_start: int) -> StoredTensor:
+def _locate(path: Path, key: str, entry: dict, data_start: int) -> StoredTensor:
     begin, end = (int(value) for value in entry["data_offsets"])
     shape = tuple(int(size) for size in entry["shape"])
     dtype = str(entry["dtype"])

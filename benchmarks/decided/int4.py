@@ -19,7 +19,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from anna_train.demo import make_models
 
 from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput
 from anna_export.calibrate.observe import observe
@@ -40,6 +39,7 @@ from anna_export.text.prompt_file import find_prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.checkpoint import Checkpoint
 from benchmarks.lib.record import Figure, Results, main
+from demo.models import make_models
 
 # One text in this many is not calibrated on: losses are measured there.
 OTHERS_SHARE = 5

@@ -23,8 +23,6 @@ from typing import Any, Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from anna_train.corpus import read_corpus
-from anna_train.demo import DemoModels, heldout_texts, make_models
 
 from anna_export import quantise
 from anna_export.backends import load_encoder
@@ -33,12 +31,14 @@ from anna_export.encoder import Encoder
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.quantise import fp8
-from anna_export.quantise.options import Calibrated
+from anna_export.quantise.options import Int8
 from anna_export.quantise.scheme import Scheme
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.verify.vectors import compare, parity_texts
 from benchmarks.lib.record import Figure, Results, main, models_option
+from demo.corpus import read_corpus
+from demo.models import DemoModels, heldout_texts, make_models
 
 # Every machine's docstrings, not only those that the demo trains on.
 ALL_PAIRS: Final = sys.maxsize
@@ -51,7 +51,7 @@ HIGH_PRECISIONS: Final = (Precision.BF16, Precision.FP32)
 
 
 @dataclass(frozen=True, slots=True)
-class SchemeStorage(Calibrated):
+class SchemeStorage(Int8):
     """A storage of any scheme: it may be one that no option asks for."""
 
     variant: Scheme | None = None

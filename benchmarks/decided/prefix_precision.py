@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from anna_train.demo import heldout_texts, make_models
 from safetensors.torch import load_file, save_file
 
 from anna_export import quantise
@@ -47,6 +46,7 @@ from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 from benchmarks.lib.record import Figure, Results, main, models_option, say
+from demo.models import heldout_texts, make_models
 
 PRECISIONS: Final = (
     Precision.INT8,

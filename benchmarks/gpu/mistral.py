@@ -180,7 +180,7 @@ def measure_training(results: Results) -> None:
     if find_spec("peft") is None:
         results.skip("training", "peft is not installed")
         return
-    from anna_train.forward import embed as embed_for_training
+    from anna_train.model.forward import embed as embed_for_training
     from peft import LoraConfig, get_peft_model
 
     model = random_model()

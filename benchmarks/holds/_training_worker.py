@@ -16,15 +16,15 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from anna_train.assemble import Group
-from anna_train.batch_plan import PlannedStep
-from anna_train.gradient import Settings, compute_gradient, mini_batches
-from anna_train.loss import Losses, compute_loss
-from anna_train.prepare import Prepared, prepare
-from anna_train.processes import Processes
-from anna_train.step import take_step
-from anna_train.trained_model import load_model, lora_config
-from anna_train.tune_recipe import TuneRecipe, read_tune_recipe
+from anna_train.model.loss import Losses, compute_loss
+from anna_train.model.trained_model import load_model, lora_config
+from anna_train.plan.assemble import Group
+from anna_train.plan.batch_plan import PlannedStep
+from anna_train.recipe import TuneRecipe, read_tune_recipe
+from anna_train.run.gradient import Settings, compute_gradient, mini_batches
+from anna_train.run.prepare import Prepared, prepare
+from anna_train.run.processes import Processes
+from anna_train.run.step import take_step
 from peft import get_peft_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _minibatch_ranges

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from anna_train.corpus import collect_pairs, source_files, source_folders
 
 from anna_export.cosine import cosines
 from anna_export.spec import EmbeddingSpec
@@ -36,6 +35,7 @@ from benchmarks.baselines.job import Job, Rows
 from benchmarks.lib.peaks import Peaks, least_int8_seconds
 from benchmarks.lib.record import Figure, Results, main, python_module, say
 from benchmarks.lib.small_model import write_small_model
+from demo.corpus import collect_pairs, source_files, source_folders
 
 CORES = 2
 SHAPES = ((1, 16), (1, 64), (1, 128), (8, 16), (8, 64), (8, 128), (8, 256))

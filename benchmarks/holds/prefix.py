@@ -29,8 +29,6 @@ from typing import Any, Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from anna_train.corpus import read_corpus
-from anna_train.demo import make_models
 
 from anna_export.artifact.folder import open_artifact
 from anna_export.artifact.prefixes import StoredPrefixes
@@ -51,6 +49,8 @@ from benchmarks.lib.charts import Panel, draw_lines
 from benchmarks.lib.peaks import Peaks
 from benchmarks.lib.record import Figure, Results, main, models_option, python_module, say
 from benchmarks.lib.small_model import write_small_model
+from demo.corpus import read_corpus
+from demo.models import make_models
 
 CORES: Final = 2
 MAX_TOKENS: Final = 2400

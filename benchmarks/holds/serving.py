@@ -27,11 +27,11 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from anna_train.corpus import collect_pairs, source_files, source_folders
 
 from anna_export.artifact.folder import open_artifact
 from benchmarks.lib.record import Figure, Results, main, python_module, say
 from benchmarks.lib.small_model import write_small_model
+from demo.corpus import collect_pairs, source_files, source_folders
 
 CORES = 2
 FOLDER = Path("build/serving")

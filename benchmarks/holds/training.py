@@ -25,10 +25,10 @@ from typing import Any, Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
-from anna_train.corpus import read_corpus
-from anna_train.demo import make_models
 
 from benchmarks.lib.record import Figure, Results, main, models_option, python_module, say
+from demo.corpus import read_corpus
+from demo.models import make_models
 
 QUERIES: Final = 64
 NEGATIVES: Final = 3

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 from safetensors.torch import save_file
 
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.weights.safetensors_files import header_bytes
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 SHARD_BYTES = 4_950_000_000
 RANK, ALPHA = 64, 32

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
+
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 MAX_TOKENS = 8192
 

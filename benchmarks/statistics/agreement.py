@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import transformers
-from anna_train.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 from anna_export.bench.statistics import Interval
 from benchmarks.lib.record import Figure, Results, main, say
+from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
 MAX_TOKENS = 512
 LEAST_AGREEMENT = 0.95

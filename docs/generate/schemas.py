@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from anna_train.rows import Row
+from anna_train.data.rows import Row
 from pydantic import TypeAdapter
 
 from anna_export.artifact.manifest import Manifest

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,8 @@ from anna_export.errors import DamagedError, SpaceError
 from anna_export.export import bake as baking
 from anna_export.spec import Precision
 from anna_export.verify.texts import long_text
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 16
 TASKS = {
     "few": {"text": f"{long_text(20)}: "},

@@ -9,6 +9,7 @@ import pytest
 
 import anna_export
 from anna_export.cli import run
+from tests.serve.running import running
 
 DATA = Path(__file__).parents[1] / "data" / "schema2"
 TEXTS = ["a text", "The river runs to the sea.", ""]
@@ -60,3 +61,11 @@ def test_prompts_of_an_old_artifact_are_edited(old: Path, tmp_path: Path) -> Non
     assert run(["prompts", "add", str(old), str(file)]) == 0
     assert run(["prompts", "remove", str(old), "news"]) == 0
     assert run(["inspect", str(old), "--check"]) == 0
+
+
+@pytest.mark.parametrize("old", PRECISIONS, indirect=True)
+def test_an_old_artifact_is_served(old: Path) -> None:
+    expected = anna_export.open_encoder(old).encode(TEXTS, prompt="sts")
+    with running(old) as server:
+        vectors = server.wait_until_ready().embed(TEXTS, prompt_name="sts")
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)

@@ -1,7 +1,7 @@
 """Mistakes that other exporters made, each shown not to be made here, through an artifact."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,8 @@ from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 from anna_export.weights.checkpoint import SINGLE_FILE
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 BOS, EOS = 1, 2
 LARGEST_FP16 = 65504
 TEXTS = (*ODD_TEXTS, *ordinary_texts(4))

@@ -19,9 +19,7 @@ from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine import hardware
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
-
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
+from tests.support.types import MakeArtifact
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder
-from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.folder import open_artifact
 from anna_export.bench.contenders import OpenArtifact
 from anna_export.bench.result import BENCH_FILE, read_bench
 from anna_export.bench.rivals import rival
@@ -23,13 +23,14 @@ from anna_export.cli import run
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.text.prompts import NO_PROMPT, Prompt
+from tests.support.types import MakeArtifact
 
 QUICK = ("--batch", "1,4", "--length", "12,30", "--rounds", "3")
 
 
 @pytest.fixture(scope="module")
 def folder(
-    base: Path, make_artifact: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory
+    base: Path, make_artifact: MakeArtifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
     prompts.write_text(json.dumps({"tasks": {"ask": {"text": "Find the answer to this: "}}}))

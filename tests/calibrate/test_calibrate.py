@@ -1,6 +1,6 @@
 """Calibration: a layer-wise pass measures what hooks on the whole model do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeBatch, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeBatch = Callable[..., TokenBatch]
-Refused = Callable[..., str]
 LAYERS, WINDOW = 3, 8
 LINEAR, TABLE = Int8PerToken(), Int8PerRow()
 FIRST_READERS = {modules[0]: name for name, modules in LINEAR_INPUTS.items()}

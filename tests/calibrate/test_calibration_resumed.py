@@ -22,17 +22,15 @@ from anna_export.export.pipeline import RejectedError, export
 from anna_export.export.prepare import Prepared
 from anna_export.export.recipe import Recipe
 from anna_export.progress import Progress
-from anna_export.quantise.options import Calibrated, storage
+from anna_export.quantise.options import Int8, storage
 from anna_export.spec import Precision, read_spec
 from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 Begin = Callable[[Recipe, int], list[int]]
 LAYERS = 3
 WORK = ".out.calibration"
@@ -104,7 +102,7 @@ def begin(tokeniser: Tokeniser) -> Begin:
 
     def calibrate_until(recipe: Recipe, interrupt_after: int) -> list[int]:
         recorded = Recorded(interrupt_after)
-        assert isinstance(recipe.storage, Calibrated)
+        assert isinstance(recipe.storage, Int8)
         checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
         texts = calibration_texts(recipe.storage.calibration, tokeniser, Prompts({}))
         prepared = Prepared(

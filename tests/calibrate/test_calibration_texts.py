@@ -1,7 +1,6 @@
 """Which texts are calibrated on, in front of what, and which files are refused."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import long_text, ordinary_texts
-
-Refused = Callable[..., str]
+from tests.support.types import Refused
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, Refused
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-Refused = Callable[..., str]
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
 LAYERS, BAD = 3, 1
 LINEAR = Int8PerToken()

@@ -10,9 +10,9 @@ import pytest
 
 from anna_export.artifact.folder import Artifact
 from anna_export.spec import Precision
+from tests.support.types import Refused
 
 MakeFolder = Callable[..., Path]
-Refused = Callable[..., str]
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anna_train.demo import DemoModels
-from anna_train.evaluate import Figures, Retrieval, Scores
+from anna_train.run.retrieval import Retrieval
 
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PARITY_FILE
 from demo import __main__ as demo
 from demo import retrieve, speed
+from demo.figures import Figures, Scores
+from demo.models import DemoModels
 
 PRECISIONS = ["fp32", "fp8", "int8", "int4"]
 SECONDS = {"merge and write": 1.25, "prove": 20.5}

@@ -359,7 +359,7 @@ def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(UnsupportedError, match=r"\.parquet or \.npy, found v\.csv"):
         require_output(tmp_path / "v.csv", overwrite=True)
-    with pytest.raises(ExistsError, match="--overwrite replaces it"):
+    with pytest.raises(ExistsError, match="`overwrite` replaces it"):
         require_output(tmp_path / "there.npy", overwrite=False)
     with pytest.raises(ExistsError, match="found a folder"):
         require_output(tmp_path / "folder.npy", overwrite=True)

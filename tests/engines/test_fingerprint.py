@@ -7,12 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from anna_export.artifact.folder import Artifact
 from anna_export.engines.build import gpu_form
 from anna_export.engines.fingerprint import graph_fingerprint
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact
 
-MakeArtifact = Callable[..., Artifact]
 FINGERPRINT = "da69d98cfaf568c8fd0015ca5aecebbb1e772a1ee1ca578ac1aeda5846e1de1c"
 
 

@@ -1,6 +1,5 @@
 """The graph that TensorRT is given computes what the artifact's own does."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 PREFIX_TOKENS = 5
 
 

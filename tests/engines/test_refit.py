@@ -21,10 +21,8 @@ from anna_export.errors import AnnaError, DamagedError, InputError
 from anna_export.machine.gpu import Device
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
+from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 HOPPER = Device((9, 0), "13.0")
 NAME = "engines/tensorrt/sm_90.engine"
 

@@ -25,11 +25,10 @@ from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact, MakeModel
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 ADA, BLACKWELL, AMPERE = Capability(8, 9), Capability(12, 0), Capability(8, 0)
 RTX = Target.TENSORRT_RTX
 PROMPT = {"tasks": {"find": {"text": "Find the passage that answers: "}}}

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from anna_export.machine.gpu import Device
 from anna_export.text.batching import BatchLimits
 from anna_export.verify.texts import long_text, ordinary_texts
 from tests.engines.simulated_gpu import SimulatedCuda, SimulatedTensorRT
+from tests.support.types import MakeArtifact
 
-MakeArtifact = Callable[..., Artifact]
 HOPPER = Device((9, 0), "13.0")
 TEXTS = [*ordinary_texts(12), "a", long_text(90), long_text(40), long_text(91)]
 PROMPTS = {"few": {"text": f"{long_text(20)}: "}, "other": {"text": f"{long_text(30)}: "}}

@@ -1,7 +1,6 @@
 """Baked prompts: behind a prefix computed ahead, vectors are those of the whole prompt."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,8 @@ from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.text.prompts import NO_PROMPT
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 FEW = settings(max_examples=15, derandomize=True, deadline=None)
 # fp32 against fp32: only the order of sums differs
 CLOSE = 1e-6

@@ -201,7 +201,7 @@ def test_same_inputs_give_the_same_artifact_id(
 
 def test_existing_output_is_refused_before_work(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ExistsError, match="--overwrite"):
+    with pytest.raises(ExistsError, match="`overwrite`"):
         unproved(tmp_path / "no model", None, tmp_path / "out")
     assert names(tmp_path) == {"out"} and names(tmp_path / "out") == set()
 

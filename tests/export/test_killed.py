@@ -17,6 +17,7 @@ import pytest
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.errors import MissingError
+from tests.support.types import MakeModel
 
 Ask = Callable[..., dict[str, Any]]
 MOMENTS = 12
@@ -186,7 +187,7 @@ def test_interrupted_export_says_so_in_one_line_and_leaves_nothing(
 
 
 @pytest.fixture(scope="module")
-def deep(make_model: Callable[..., Path]) -> Path:
+def deep(make_model: MakeModel) -> Path:
     """A model that takes a while to calibrate."""
     return make_model(num_hidden_layers=8)
 

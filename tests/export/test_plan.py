@@ -2,7 +2,6 @@
 
 import json
 import resource
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.text.framing import TokenFraming, read_framing
 from anna_export.verify import prove
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeModel
 
 GB = 10**9
 MISTRAL_7B = EmbeddingSpec(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 10000.0, 32768, 4096)
@@ -39,7 +39,7 @@ CONTRACT = TokenFraming(1, 2, 2, 4096)
 @pytest.fixture(
     scope="module", params=[(256, 544, 3), (512, 992, 2)], ids=lambda size: f"{size[0]} wide"
 )
-def wide(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Path:
+def wide(request: pytest.FixtureRequest, make_model: MakeModel) -> Path:
     """A model large enough that its weights outweigh its tokenizer."""
     dim, ffn_dim, layers = request.param
     return make_model(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +26,8 @@ from anna_export.text.prompts import PROMPTS_FILE, Prompt, Prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.verify.parity_report import ParityReport
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import Refused
 
-Refused = Callable[..., str]
 WEIGHTS = "model.onnx.data"
 STS = Prompts({"sts": Prompt("Like: ", "!")})
 

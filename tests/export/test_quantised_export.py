@@ -29,17 +29,11 @@ from anna_export.quantise.options import Int8, storage
 from anna_export.reference import load
 from anna_export.reference.streamed import open_streamed_artifact
 from anna_export.spec import Precision
-from anna_export.text.batch import TokenBatch
 from anna_export.verify.prove import STREAMED_TEXTS, prove
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeAdapter, MakeArtifact, MakeBatch, MakeModel, Refused, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-Refused = Callable[..., str]
 Exports = Callable[[Precision], Exported]
 QUANTISED = sorted(set(Precision) - set(IR_DTYPES))
 

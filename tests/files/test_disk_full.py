@@ -14,10 +14,10 @@ import pytest
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.cli import run
+from tests.support.types import Refused
 
 DISK_BYTES = 32 << 20
 Fill = Callable[[int], None]
-Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="module")

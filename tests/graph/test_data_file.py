@@ -1,7 +1,7 @@
 """The data file: every weight once for all graphs, on pages, found wherever the folder goes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 
-from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import hash_file
 from anna_export.files.stream import Part, Written
 from anna_export.graph import external_data as data_file
@@ -21,6 +20,7 @@ from anna_export.graph.names import CANONICAL, CPU
 from anna_export.progress import Progress
 from anna_export.spec import Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
+from tests.support.types import MakeArtifact
 
 PAGE = 4096
 SHAPES = {"a": (17, 33), "b": (3, 1001), "c": (5000,)}
@@ -184,7 +184,7 @@ def test_weight_beyond_two_gigabytes_is_found(
 def test_artifacts_weights_are_the_checkpoints_to_the_bit(
     base: Path,
     adapter: Path,
-    make_artifact: Callable[..., Artifact],
+    make_artifact: MakeArtifact,
     precision: Precision,
 ) -> None:
     artifact = make_artifact(base, precision, adapter)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,9 @@ from anna_export.graph.names import CANONICAL
 from anna_export.quantise.calibration import read_calibration
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
-from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FEW_EXAMPLES = settings(max_examples=15, derandomize=True, deadline=None)
 HEADS, KV_HEADS, HEAD_DIM, DIM, LAYERS = 6, 2, 16, 40, 3
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from anna_export import quantise
-from anna_export.artifact.folder import Artifact
 from anna_export.graph.builder import OPSET, build_graph
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import NARROW, ComputeInFp32
@@ -21,11 +20,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 Build = Callable[[Precision], ir.Model]
 HALVES = (Precision.BF16, Precision.FP16)
 TORCH = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

@@ -12,7 +12,6 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.graph.names import CANONICAL, CPU
@@ -20,11 +19,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.text.prompts import Prompt, Prompts
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FEW_EXAMPLES = settings(max_examples=15, derandomize=True, deadline=None)
 WINDOW = 8
 # fp32 against fp32: only the order of sums differs

@@ -23,10 +23,8 @@ from anna_export.quantise.fp8 import SPAN, Fp8Static
 from anna_export.quantise.linear import QuantiseLinear
 from anna_export.spec import LINEAR_INPUTS, Precision, read_spec
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import Fp8, MakeArtifact
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-Fp8 = Callable[[Precision], Artifact]
 OpenGraph = Callable[..., ir.Model]
 HIGH_PRECISIONS = tuple(IR_DTYPES)
 E4M3 = ir.DataType.FLOAT8E4M3FN

@@ -21,13 +21,8 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import Fp8, MakeBatch, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-Fp8 = Callable[[Precision], Artifact]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 HIGH_PRECISIONS = tuple(IR_DTYPES)
 
 

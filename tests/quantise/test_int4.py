@@ -1,7 +1,6 @@
 """int4: which layers it takes, how their weights are stored, and how well they are searched."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from anna_export.quantise.calibration import ActivationStats, read_calibration
 from anna_export.quantise.int4 import SCHEME, Int4Blocks, importance_of
 from anna_export.spec import Precision, read_spec
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeModel
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
 FORMAT = Int4Blocks()
 
 

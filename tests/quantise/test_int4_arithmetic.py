@@ -1,6 +1,6 @@
 """int4 computes what its emulation does, layer by layer and from end to end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,8 @@ from anna_export.quantise.linear import LinearInput, register
 from anna_export.reference.load import open_reference
 from anna_export.reference.stored import stored_model
 from anna_export.text.batch import TokenBatch
+from tests.support.types import MakeBatch, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FORMAT = Int4Blocks()
 
 

@@ -1,6 +1,5 @@
 """int8: how weights and inputs are rounded, and graphs over weights that are stored once."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,8 @@ from anna_export.graph.passes.matmul_integer import MatMulIntegerToFloat
 from anna_export.quantise.embedding import Int8PerRow, QuantiseEmbedding
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.spec import EMBEDDING_WEIGHT, LINEAR_INPUTS
-from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
 FAST = settings(max_examples=40, derandomize=True, deadline=None)
 FORMAT, TABLE = Int8PerToken(), Int8PerRow()
 LAYERS = 3

@@ -16,13 +16,8 @@ from anna_export.reference.stored import stored_model
 from anna_export.spec import EMBEDDING_WEIGHT, Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.types import MakeArtifact, MakeBatch, MakeModel, Probe, RunGraph
 
-MakeModel = Callable[..., Path]
-MakeAdapter = Callable[..., Path]
-MakeArtifact = Callable[..., Artifact]
-MakeBatch = Callable[..., TokenBatch]
-RunGraph = Callable[[Artifact, str, TokenBatch], np.ndarray]
-Probe = Callable[..., dict[ir.Value, torch.Tensor]]
 FORMAT, TABLE = Int8PerToken(), Int8PerRow()
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.cli import run
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact
 
 pytest.importorskip("plotly", reason="needs anna-export[report]")
 
-MakeArtifact = Callable[..., Artifact]
 SCHEMA2 = Path(__file__).parent.parent / "data" / "schema2"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (

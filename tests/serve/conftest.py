@@ -1,7 +1,7 @@
 """One artifact with prompts, and one server over it, for all tests."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from anna_export.artifact.folder import Artifact
 from anna_export.verify.texts import long_text
 from tests.serve.running import STUB, Running, Stub, running
+from tests.support.types import MakeArtifact
 
 for library in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(library, reason="needs anna-export[serve]")
@@ -24,7 +25,7 @@ PROMPTS = {
 
 @pytest.fixture(scope="session")
 def served_artifact(
-    base: Path, make_artifact: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory
+    base: Path, make_artifact: MakeArtifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     path = tmp_path_factory.mktemp("prompts") / "prompts.json"
     path.write_text(json.dumps(PROMPTS))

@@ -1,18 +1,16 @@
 """Which of a prompt's tokens every text starts with, and which a text merges with."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anna_export.artifact.folder import Artifact
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS
+from tests.support.types import MakeArtifact
 
-MakeArtifact = Callable[..., Artifact]
 MANY = settings(max_examples=300, derandomize=True, deadline=None)
 PROMPTS = (
     Prompt("Query: "),

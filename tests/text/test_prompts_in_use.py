@@ -1,19 +1,17 @@
 """prompts.json from export to vectors: the same prompts wherever texts are embedded."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anna_export import open_encoder, sentence_transformer
-from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.folder import open_artifact
 from anna_export.cli import run
 from anna_export.text.prompts import Prompt
+from tests.support.types import Refused
 
-MakeArtifact = Callable[..., Artifact]
-Refused = Callable[..., str]
 TEXTS = ["a text", "another one,\nlonger", ""]
 FILE = {
     "default": "sts",

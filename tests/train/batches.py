@@ -1,10 +1,10 @@
 """A small model and a batch with every trait, for the tests of gradients."""
 
 import torch
-from anna_train.assemble import Group
-from anna_train.loss import Targets
-from anna_train.trained_model import TrainedModel, lora_config
-from anna_train.tune_recipe import LoraRecipe, LossRecipe
+from anna_train.model.loss import Targets
+from anna_train.model.trained_model import TrainedModel, lora_config
+from anna_train.plan.assemble import Group
+from anna_train.recipe import LoraRecipe, LossRecipe
 from peft import get_peft_model
 from transformers import MistralConfig, MistralModel
 

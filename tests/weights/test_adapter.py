@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from anna_export.errors import (
     UnsupportedError,
 )
 from anna_export.weights.adapter import _UNSUPPORTED, CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from tests.support.types import MakeAdapter, MakeModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
-Make = Callable[..., Path]
 A = "base_model.model.layers.1.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ROWS = 131
@@ -45,12 +44,12 @@ READ = {
 
 
 @pytest.fixture(scope="module")
-def small(make_model: Make) -> Path:
+def small(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture(scope="module")
-def lora(small: Path, make_adapter: Make) -> Path:
+def lora(small: Path, make_adapter: MakeAdapter) -> Path:
     return make_adapter(small)
 
 
@@ -98,7 +97,7 @@ def test_rslora_scales_by_the_root_of_the_rank(copy: Path) -> None:
     assert {delta.scale for delta in adapter.deltas.values()} == {3 / 2}
 
 
-def test_embeddings_delta_has_the_embeddings_shape(small: Path, make_adapter: Make) -> None:
+def test_embeddings_delta_has_the_embeddings_shape(small: Path, make_adapter: MakeAdapter) -> None:
     adapter = read_adapter(make_adapter(small, target_modules=["embed_tokens"]))
     delta = adapter.deltas["embed_tokens.weight"]
     b, a = delta.factors()
@@ -133,12 +132,12 @@ def test_config_that_is_no_adapters_is_refused(copy: Path) -> None:
     )
 
 
-def test_dora_is_refused_by_name(small: Path, make_adapter: Make) -> None:
+def test_dora_is_refused_by_name(small: Path, make_adapter: MakeAdapter) -> None:
     assert "found DoRA" in refusal(UnsupportedError, make_adapter(small, use_dora=True))
 
 
 def test_dora_hidden_from_the_config_is_refused_by_its_tensor(
-    small: Path, make_adapter: Make
+    small: Path, make_adapter: MakeAdapter
 ) -> None:
     folder = configure(make_adapter(small, use_dora=True), use_dora=False)
     assert "lora_magnitude_vector" in refusal(UnsupportedError, folder)
@@ -255,7 +254,7 @@ def test_patterns_of_the_wrong_form_are_refused(copy: Path, name: str, value: ob
     ids=repr,
 )
 def test_trained_rows_without_an_index_each_are_refused(
-    small: Path, make_adapter: Make, indices: object
+    small: Path, make_adapter: MakeAdapter, indices: object
 ) -> None:
     folder = make_adapter(small, trainable_token_indices=[3, 5])
     configure(folder, trainable_token_indices=indices)
@@ -263,7 +262,7 @@ def test_trained_rows_without_an_index_each_are_refused(
 
 
 def test_embedding_both_adapted_and_trained_by_row_is_refused(
-    small: Path, make_adapter: Make
+    small: Path, make_adapter: MakeAdapter
 ) -> None:
     folder = make_adapter(small, target_modules=["embed_tokens"])
     key = "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from anna_export.weights.adapter import WEIGHTS_FILE, Delta
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from tests.support.types import MakeAdapter, MakeModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
@@ -46,21 +47,19 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "MiCA": {"init_lora_weights": "mica", "target_modules": r".*\.0\..*q_proj"},
 }
 
-Make = Callable[..., Path]
-
 
 @pytest.fixture(scope="module")
-def small(make_model: Make) -> Path:
+def small(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture(scope="module")
-def headed(make_model: Make) -> Path:
+def headed(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS, headed=True)
 
 
 @pytest.fixture(scope="module")
-def lora(small: Path, make_adapter: Make) -> Path:
+def lora(small: Path, make_adapter: MakeAdapter) -> Path:
     return trained(make_adapter(small))
 
 
@@ -120,7 +119,7 @@ def deltas(checkpoint: Checkpoint) -> Mapping[str, Delta]:
 @pytest.mark.parametrize("under_head", [False, True], ids=["plain", "under a head"])
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_merged_weights_are_those_of_peft(
-    small: Path, headed: Path, make_adapter: Make, kind: str, under_head: bool
+    small: Path, headed: Path, make_adapter: MakeAdapter, kind: str, under_head: bool
 ) -> None:
     base = headed if under_head else small
     adapter = trained(make_adapter(base, headed=under_head, **ADAPTERS[kind]))
@@ -129,7 +128,9 @@ def test_merged_weights_are_those_of_peft(
 
 
 @pytest.mark.parametrize("kind", ["all but one", "saved modules", "trained token rows"])
-def test_adapter_counts_the_weights_it_changes(small: Path, make_adapter: Make, kind: str) -> None:
+def test_adapter_counts_the_weights_it_changes(
+    small: Path, make_adapter: MakeAdapter, kind: str
+) -> None:
     adapter = trained(make_adapter(small, **ADAPTERS[kind]))
     base, tuned = Checkpoint.open(small), Checkpoint.open(small, adapter)
     changed = [
@@ -140,7 +141,7 @@ def test_adapter_counts_the_weights_it_changes(small: Path, make_adapter: Make, 
     assert tuned.adapter is not None and tuned.adapter.changed() == len(changed)
 
 
-def test_adapter_of_two_layers_changes_no_other(headed: Path, make_adapter: Make) -> None:
+def test_adapter_of_two_layers_changes_no_other(headed: Path, make_adapter: MakeAdapter) -> None:
     adapter = trained(make_adapter(headed, headed=True, layers_to_transform=[0, 2]))
     checkpoint = Checkpoint.open(headed, adapter)
     require_equal(checkpoint, by_peft(headed, adapter))
@@ -150,7 +151,7 @@ def test_adapter_of_two_layers_changes_no_other(headed: Path, make_adapter: Make
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_any_stored_type_merges_as_in_peft(
-    make_model: Make, make_adapter: Make, dtype: torch.dtype, stored: torch.dtype
+    make_model: MakeModel, make_adapter: MakeAdapter, dtype: torch.dtype, stored: torch.dtype
 ) -> None:
     base = make_model(vocab_size=ROWS, dtype=dtype)
     adapter = trained(make_adapter(base))
@@ -160,7 +161,7 @@ def test_any_stored_type_merges_as_in_peft(
 
 @pytest.mark.parametrize("under_head", [False, True], ids=["plain", "under a head"])
 def test_adapter_fits_a_base_with_and_without_a_head(
-    small: Path, headed: Path, make_adapter: Make, under_head: bool
+    small: Path, headed: Path, make_adapter: MakeAdapter, under_head: bool
 ) -> None:
     trained_on, other = (headed, small) if under_head else (small, headed)
     adapter = trained(make_adapter(trained_on, headed=under_head))
@@ -203,7 +204,7 @@ def test_added_tokens_enlarge_the_embedding(
     ids=str,
 )
 def test_what_an_adapter_does_to_a_tied_language_head_leaves_the_embedding_alone(
-    make_model: Make, make_adapter: Make, changes: dict[str, Any]
+    make_model: MakeModel, make_adapter: MakeAdapter, changes: dict[str, Any]
 ) -> None:
     base = make_model(vocab_size=ROWS, headed=True, tie_word_embeddings=True)
     adapter = trained(make_adapter(base, headed=True, **changes))
@@ -216,7 +217,7 @@ def test_what_an_adapter_does_to_a_tied_language_head_leaves_the_embedding_alone
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_first_pattern_that_matches_wins_as_in_peft(small: Path, make_adapter: Make) -> None:
+def test_first_pattern_that_matches_wins_as_in_peft(small: Path, make_adapter: MakeAdapter) -> None:
     patterns = {r"layers\.1\..*": 3, "q_proj": 5, "proj": 9, r"self_attn\.q_proj": 7}
     adapter = trained(make_adapter(small, alpha_pattern=patterns, r=2))
     found = deltas(Checkpoint.open(small, adapter))
@@ -229,7 +230,7 @@ def test_first_pattern_that_matches_wins_as_in_peft(small: Path, make_adapter: M
 @pytest.mark.parametrize("under_head", [False, True], ids=["plain", "under a head"])
 @pytest.mark.parametrize("pattern", [r"^layers\..*q_proj", r"^model\.layers\..*q_proj"])
 def test_pattern_speaks_of_the_name_in_training_as_in_peft(
-    small: Path, headed: Path, make_adapter: Make, under_head: bool, pattern: str
+    small: Path, headed: Path, make_adapter: MakeAdapter, under_head: bool, pattern: str
 ) -> None:
     base = headed if under_head else small
     adapter = trained(make_adapter(base, headed=under_head, alpha_pattern={pattern: 31}))
@@ -242,7 +243,7 @@ def test_pattern_speaks_of_the_name_in_training_as_in_peft(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("transpose", [False, True], ids=["plain", "transposed"])
 def test_trap_11_merged_weight_is_the_fp32_sum_rounded_once(
-    make_model: Make, make_adapter: Make, dtype: torch.dtype, transpose: bool
+    make_model: MakeModel, make_adapter: MakeAdapter, dtype: torch.dtype, transpose: bool
 ) -> None:
     base = make_model(vocab_size=ROWS, dtype=torch.bfloat16)
     checkpoint = Checkpoint.open(base, trained(make_adapter(base)))
@@ -268,7 +269,7 @@ def test_trap_11_bf16_rounds_to_nearest_even(small: Path, lora: Path) -> None:
 @pytest.mark.parametrize("name", [Q, "layers.0.mlp.down_proj.weight", EMBEDDING])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_transposed_read_is_the_plain_one_turned(
-    small: Path, make_adapter: Make, name: str, dtype: torch.dtype
+    small: Path, make_adapter: MakeAdapter, name: str, dtype: torch.dtype
 ) -> None:
     adapter = trained(make_adapter(small, trainable_token_indices=[4, 7]))
     checkpoint = Checkpoint.open(small, adapter)
@@ -295,7 +296,7 @@ def test_unmerged_read_is_the_base(small: Path, lora: Path) -> None:
         assert got.equal(base.read(name, torch.float32)), name
 
 
-def test_sharded_base_is_the_whole_one(make_model: Make, small: Path) -> None:
+def test_sharded_base_is_the_whole_one(make_model: MakeModel, small: Path) -> None:
     sharded = make_model(vocab_size=ROWS, shard="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
     one, many = Checkpoint.open(small), Checkpoint.open(sharded)

@@ -18,16 +18,15 @@ from anna_export.errors import (
 )
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from tests.support.types import MakeAdapter, MakeModel
 
 ROWS = 131
 Q = "layers.1.self_attn.q_proj.weight"
 EMBEDDING = "embed_tokens.weight"
 
-Make = Callable[..., Path]
-
 
 @pytest.fixture(scope="module")
-def small(make_model: Make) -> Path:
+def small(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS)
 
 
@@ -86,7 +85,7 @@ def test_weight_of_a_type_that_is_no_plain_float_is_refused_at_once(
         Checkpoint.open(copy)
 
 
-def test_missing_shard_is_refused_by_name(make_model: Make) -> None:
+def test_missing_shard_is_refused_by_name(make_model: MakeModel) -> None:
     sharded = make_model(vocab_size=ROWS, shard="30KB")
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
@@ -141,7 +140,7 @@ def test_base_weight_that_is_not_finite_is_refused_by_name(
 
 @pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
 def test_adapter_that_is_not_finite_is_refused_by_the_weights_name(
-    small: Path, make_adapter: Make, factor: str
+    small: Path, make_adapter: MakeAdapter, factor: str
 ) -> None:
     def spoil(key: str, tensor: torch.Tensor) -> torch.Tensor:
         if f"layers.1.self_attn.q_proj.{factor}" in key:
@@ -161,7 +160,7 @@ def test_weight_too_large_for_fp16_is_refused_by_name(copy: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 44}, {"num_hidden_layers": 4}], ids=str)
 def test_adapter_for_another_base_is_refused(
-    small: Path, make_model: Make, make_adapter: Make, changes: dict[str, int]
+    small: Path, make_model: MakeModel, make_adapter: MakeAdapter, changes: dict[str, int]
 ) -> None:
     adapter = make_adapter(make_model(vocab_size=ROWS, **changes))
     with pytest.raises((ShapeError, UnsupportedError), match="this adapter is for another base"):
@@ -174,7 +173,7 @@ def test_adapter_for_another_base_is_refused(
     ids=["named", "not named"],
 )
 def test_adapter_for_another_base_names_the_one_it_was_made_for(
-    small: Path, make_model: Make, make_adapter: Make, named: str | None, said: str
+    small: Path, make_model: MakeModel, make_adapter: MakeAdapter, named: str | None, said: str
 ) -> None:
     adapter = make_adapter(make_model(vocab_size=ROWS, hidden_size=44))
     config = json.loads((adapter / CONFIG_FILE).read_text())
@@ -184,7 +183,7 @@ def test_adapter_for_another_base_names_the_one_it_was_made_for(
 
 @pytest.mark.parametrize("shape", [(ROWS + 2, 44), (ROWS,), ()], ids=str)
 def test_embedding_of_another_width_is_refused(
-    small: Path, make_adapter: Make, shape: tuple[int, ...]
+    small: Path, make_adapter: MakeAdapter, shape: tuple[int, ...]
 ) -> None:
     adapter = make_adapter(small, modules_to_save=["embed_tokens"])
     edit_tensors(
@@ -194,7 +193,7 @@ def test_embedding_of_another_width_is_refused(
 
 
 def test_trained_row_beyond_the_vocabulary_is_refused(
-    small: Path, make_model: Make, make_adapter: Make
+    small: Path, make_model: MakeModel, make_adapter: MakeAdapter
 ) -> None:
     larger = make_model(vocab_size=ROWS + 2)
     adapter = make_adapter(larger, trainable_token_indices=[ROWS])

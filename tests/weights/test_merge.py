@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +22,22 @@ from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.weights.merge import write_merged
+from tests.support.types import MakeAdapter, MakeModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
-Make = Callable[..., Path]
 ROWS = 131
 IDS = torch.arange(3, 60)[None]
 TEXTS = ["a transfer", "", "漢字とかな " * 5]
 
 
 @pytest.fixture(scope="module")
-def small(make_model: Make) -> Path:
+def small(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture(scope="module")
-def lora(small: Path, make_adapter: Make) -> Path:
+def lora(small: Path, make_adapter: MakeAdapter) -> Path:
     return make_adapter(small)
 
 
@@ -90,7 +89,7 @@ def test_merged_folder_is_pefts_merge(small: Path, lora: Path, tmp_path: Path) -
 
 
 def test_two_adapters_merged_one_after_the_other_are_pefts_merge_of_both(
-    small: Path, lora: Path, make_adapter: Make, tmp_path: Path
+    small: Path, lora: Path, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     second = make_adapter(small, seed=9, use_rslora=True, modules_to_save=["norm"])
     write_merged(small, lora, tmp_path / "first")
@@ -100,7 +99,7 @@ def test_two_adapters_merged_one_after_the_other_are_pefts_merge_of_both(
 
 
 def test_each_weight_keeps_the_bases_own_type(
-    make_model: Make, make_adapter: Make, tmp_path: Path
+    make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     base = make_model(vocab_size=ROWS, dtype=torch.bfloat16)
     stored = load_file(base / SINGLE_FILE)
@@ -147,7 +146,7 @@ def test_progress_rises_to_the_total_over_all_shards(
 
 
 def test_config_keeps_all_but_what_the_merge_changes(
-    make_model: Make, make_adapter: Make, tmp_path: Path
+    make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     base = make_model(vocab_size=ROWS, headed=True)
     path = base / "config.json"
@@ -159,7 +158,7 @@ def test_config_keeps_all_but_what_the_merge_changes(
 
 
 def test_language_head_is_left_out_and_the_rest_is_pefts_merge(
-    make_model: Make, make_adapter: Make, tmp_path: Path
+    make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     base = make_model(vocab_size=ROWS, headed=True)
     adapter = make_adapter(base, headed=True, modules_to_save=["lm_head"])
@@ -270,7 +269,7 @@ def test_prompts_are_those_that_an_export_would_take(
 
 def test_existing_output_is_refused_and_kept(small: Path, lora: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(ExistsError, match="--overwrite replaces it"):
+    with pytest.raises(ExistsError, match="`overwrite` replaces it"):
         write_merged(small, lora, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from anna_export.errors import InputError
 from anna_export.integrations.triton.configs import Word, pbtxt
 from anna_export.integrations.triton.write import Package, write_repository
 from anna_export.spec import Precision
+from tests.support.types import MakeArtifact
 
 TEXTS = ["A man plays the guitar.", "", "漢字 🙂 été", "word " * 90]
 PROMPTS = {"tasks": {"ask": {"text": "Find the answer to: "}, "b-c": {"text": "passage: "}}}
@@ -29,7 +29,7 @@ PROMPTS = {"tasks": {"ask": {"text": "Find the answer to: "}, "b-c": {"text": "p
 @pytest.fixture(scope="module")
 def artifact(
     base: Path,
-    make_artifact: Callable[..., Artifact],
+    make_artifact: MakeArtifact,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
@@ -197,7 +197,7 @@ def test_it_is_overwritten_only_when_asked(artifact: Artifact, tmp_path: Path) -
 def test_what_cannot_be_packaged_is_refused(
     artifact: Artifact,
     base: Path,
-    make_artifact: Callable[..., Artifact],
+    make_artifact: MakeArtifact,
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "models"
@@ -212,7 +212,7 @@ def test_what_cannot_be_packaged_is_refused(
 
 
 def test_an_engine_takes_the_place_of_the_graph(
-    base: Path, make_artifact: Callable[..., Artifact], tmp_path: Path
+    base: Path, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:
     shutil.copytree(make_artifact(base, Precision.BF16).folder, tmp_path / "artifact")
     opened = open_artifact(tmp_path / "artifact")

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from anna_train.corpus import Corpus, Pair
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from demo.corpus import Corpus, Pair
 
 WriteRows = Callable[..., Path]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anna_train.corpus import Pair
 from anna_train.mining.margin import RULES, AdaptiveMargin, Rule
 from anna_train.mining.mine import mine
 from anna_train.mining.settings import MiningSettings, TeacherSettings
@@ -16,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from anna_export.errors import InputError
+from demo.corpus import Pair
 
 SCORES = np.array([[0.9, 0.5, 0.1, -0.3, 0.77], [0.2, -0.1, -0.11, -0.2, 0.0]])
 CANDIDATES = np.array([[True, True, True, True, False], [True, True, True, True, False]])

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 from anna_train.cli import run
-from anna_train.corpus import Pair
+from anna_train.data.rows import RowFile, text_key
 from anna_train.mining.collection import collect
 from anna_train.mining.margin import AdaptiveMargin
 from anna_train.mining.mine import MiningReport, mine
 from anna_train.mining.settings import MiningSettings, Sampling, TeacherSettings
-from anna_train.rows import RowFile, text_key
 from sentence_transformers import CrossEncoder
 from torch.nn import Identity
 
 from anna_export import open_encoder
 from anna_export.artifact.folder import Artifact
+from demo.corpus import Pair
 
 WriteRows = Callable[[Sequence[dict[str, Any]]], Path]
 Rows = list[dict[str, Any]]

@@ -7,14 +7,14 @@ from typing import Any
 import bm25s
 import numpy as np
 import pytest
-from anna_train.corpus import Pair
+from anna_train.data.rows import RowFile
 from anna_train.mining.collection import Question, collect, folder_sha256
 from anna_train.mining.lexical import CharacterGrams, Lsa, Words
 from anna_train.mining.pool import Pool, Retriever
 from anna_train.mining.rerank import fit, folds_of
-from anna_train.rows import RowFile
 
 from anna_export.errors import InputError
+from demo.corpus import Pair
 
 
 def test_bm25_of_many_queries_is_that_of_bm25s_one_by_one(pairs: list[Pair]) -> None:

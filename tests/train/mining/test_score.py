@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from anna_train.cli import run
-from anna_train.corpus import Pair
 from anna_train.mining import work
 from anna_train.mining.mine import mine
 from anna_train.mining.score import ScoreReport, score
@@ -18,6 +17,8 @@ from anna_train.mining.soften import find_temperature, mean_entropy, padded
 from anna_train.mining.teacher import Teacher
 from scipy.special import softmax
 from scipy.stats import entropy
+
+from demo.corpus import Pair
 
 WriteRows = Callable[..., Path]
 Rows = list[dict[str, Any]]

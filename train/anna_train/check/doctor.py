@@ -8,7 +8,7 @@ from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_train.check import duplicates, overlap, scores, texts
 from anna_train.check.findings import CorpusRule, FileRule, Finding, Place, Rule, Severity
-from anna_train.rows import RowError, RowFile
+from anna_train.data.rows import RowError, RowFile
 
 MALFORMED: Final = "malformed row"
 # places of a rule that are shown to a reader

@@ -15,7 +15,7 @@ import numpy as np
 from anna_export.errors import ExtraError
 from anna_train.check.findings import Finding, Place
 from anna_train.check.words import digest, grams, words
-from anna_train.rows import Row, RowFile
+from anna_train.data.rows import Row, RowFile
 
 try:
     from datasketch import MinHash

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from anna_train.rows import Row, RowFile
+from anna_train.data.rows import Row, RowFile
 
 
 class Severity(StrEnum):

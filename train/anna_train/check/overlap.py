@@ -8,7 +8,7 @@ from typing import Final
 from anna_export.errors import InputError, MissingError
 from anna_train.check.findings import Finding, Place
 from anna_train.check.words import digest, grams, words
-from anna_train.rows import Row
+from anna_train.data.rows import Row
 
 SEEN: Final = "evaluation text"
 OVERLAP: Final = "evaluation overlap"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from anna_train.check.findings import Finding, Place
-from anna_train.rows import Row
+from anna_train.data.rows import Row
 
 NEGATIVE_ABOVE: Final = "negative above positive"
 PARTLY_SCORED: Final = "partly scored"

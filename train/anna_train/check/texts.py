@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from anna_train.check.findings import Finding, Place
-from anna_train.rows import Row, TaskType
+from anna_train.data.rows import Row, TaskType
 
 EMPTY: Final = "empty text"
 POSITIVE_IS_NEGATIVE: Final = "positive among negatives"

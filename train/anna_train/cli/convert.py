@@ -6,7 +6,7 @@ import click
 
 from anna_export.console import commands, output
 
-# anna_train.imports.Format, which loads what --help need not
+# anna_train.data.readers.Format, which loads what --help need not
 _FORMATS = ("tevatron", "sentence-transformers", "flagembedding")
 
 
@@ -54,8 +54,8 @@ def command(
     score (or label); those that share the anchor become one row. A Tevatron passage is its title, a
     space and its text.
     """
-    from anna_train.convert import Conversion, convert
-    from anna_train.imports import Format
+    from anna_train.data.convert import Conversion, convert
+    from anna_train.data.readers import Format
 
     conversion = Conversion(source, out, Format(of) if of else None, Format(to), positive_score)
     with output.stage("convert", "bytes") as progress:

@@ -20,9 +20,9 @@ def command(config: Path, out: Path | None, against: Path | None, as_json: bool)
     """
     import torch
 
-    from anna_train.batch_plan import BatchPlan, first_difference
-    from anna_train.prepare import prepare
-    from anna_train.tune_recipe import read_tune_recipe
+    from anna_train.plan.batch_plan import BatchPlan, first_difference
+    from anna_train.recipe import read_tune_recipe
+    from anna_train.run.prepare import prepare
 
     other = None if against is None else BatchPlan.read(against)
     recipe = read_tune_recipe(config)

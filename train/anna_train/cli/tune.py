@@ -24,8 +24,8 @@ def command(config: Path, out: Path, overwrite: bool, restart: bool, as_json: bo
     command resumes from the last checkpoint, and ends with the weights of a run that never stopped
     (bit by bit, on a CPU). On several GPUs: torchrun --nproc-per-node N -m anna_train tune …
     """
-    from anna_train.tune import tune
-    from anna_train.tune_recipe import read_tune_recipe
+    from anna_train.recipe import read_tune_recipe
+    from anna_train.run.tune import tune
 
     recipe = read_tune_recipe(config)
     tuned = tune(recipe, out, output.stage, overwrite=overwrite, restart=restart)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anna_export.errors import InputError, MissingError
-from anna_train.rows import Row, RowFile, text_key
+from anna_train.data.rows import Row, RowFile, text_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 from anna_export.files.atomic import staged_file
 from anna_export.progress import Stage, no_stage
+from anna_train.data.rows import RowFile
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose
 from anna_train.mining.settings import MiningSettings
 from anna_train.mining.teacher import Teacher, open_teacher, repeatable
 from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
-from anna_train.rows import RowFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from anna_train.data.rows import Row, text_key
 from anna_train.mining.margin import RULES, Decision
 from anna_train.mining.rerank import number_of
 from anna_train.mining.settings import MiningSettings, Sampling
 from anna_train.mining.teacher import Judged
-from anna_train.rows import Row, text_key
 
 # of what is written of a score: rounding keeps the order of scores and thresholds
 DIGITS: Final = 6

@@ -10,9 +10,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_train.data.rows import text_key
 from anna_train.mining.collection import Question
 from anna_train.mining.pool import Pool
-from anna_train.rows import text_key
 
 FOLDS: Final = 2
 # fewer tell a good weight from a bad one by chance

@@ -14,12 +14,12 @@ import numpy as np
 from anna_export.errors import InputError
 from anna_export.files.atomic import staged_file
 from anna_export.progress import Stage, no_stage
+from anna_train.data.rows import Row, RowFile
 from anna_train.mining.collection import collect, file_sha256
 from anna_train.mining.settings import LOGIT_ALONE, ScoreSettings
 from anna_train.mining.soften import find_temperature, mean_entropy, padded
 from anna_train.mining.teacher import Teacher, open_teacher, repeatable
 from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
-from anna_train.rows import Row, RowFile
 
 TEMPERATURE: Final = "temperature"
 _DIGITS: Final = 9  # significant, of a score that is written

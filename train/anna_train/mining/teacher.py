@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from anna_export.errors import DamagedError
 from anna_export.progress import Stage
+from anna_train.data.rows import Row, RowFile, text_key
 from anna_train.mining.collection import Collection, Question, folder_sha256
 from anna_train.mining.dense import TextEncoder, open_text_encoder
 from anna_train.mining.lexical import Lsa, Words
@@ -27,7 +28,6 @@ from anna_train.mining.rerank import (
 from anna_train.mining.settings import TeacherSettings
 from anna_train.mining.vector_cache import VectorCache
 from anna_train.mining.work import Work
-from anna_train.rows import Row, RowFile, text_key
 
 
 @dataclass(frozen=True, slots=True)

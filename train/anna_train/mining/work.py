@@ -17,7 +17,7 @@ from anna_export.errors import InputError
 from anna_export.files.atomic import require_absent_file, staged_file, write_text
 from anna_export.files.disk import room_for
 from anna_export.files.locks import sole_writer
-from anna_train.rows import Row
+from anna_train.data.rows import Row
 
 PART_ROWS: Final = 1_000
 _STATE_FILE: Final = "state.json"

@@ -1,0 +1,155 @@
+"""How well the demonstration's models do, beside TF-IDF: docstrings, and MTEB data where given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from anna_train.run.retrieval import Retrieval, retrieval
+from peft import PeftModel
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neighbors import KNeighborsClassifier
+
+from anna_export.console.quiet import quiet_libraries
+from anna_export.errors import MissingError
+from anna_export.text.prompt_formats import FORMATS
+from demo.corpus import Corpus
+from demo.figures import Figures, Scores
+from demo.repeatable import repeatable
+
+# Held-out pairs that the models are evaluated on: every query against this many documents.
+EVALUATED_PAIRS: Final = 500
+FEW_SHOT: Final = "query-few-shot"
+_STS: Final = "Retrieve semantically similar text."
+_BANKING: Final = "Given a online banking query, find the corresponding intents"
+_NEIGHBOURS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The base, and the adapter on it, in fp32."""
+
+    base: SentenceTransformer
+    tuned: SentenceTransformer
+
+    def both(self, texts: Sequence[str], front: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Return both models' vectors of texts behind a prompt."""
+        base, tuned = (model.encode(texts, prompt=front) for model in (self.base, self.tuned))
+        return base, tuned
+
+
+def measure(corpus: Corpus, base: Path, adapter: Path, task_data: Path | None) -> Figures:
+    """Embed held-out texts with the base and with the adapter on it, in float32.
+
+    Args:
+        corpus: Its held-out pairs are evaluated.
+        base: The base's folder.
+        adapter: The adapter's, with its prompts.
+        task_data: A folder of MTEB test data (`data/TASK/*.parquet`); None: none is measured.
+
+    Raises:
+        MissingError: If there is no such data in the folder.
+    """
+    pairs = sorted(corpus.heldout, key=lambda pair: pair.digest)[:EVALUATED_PAIRS]
+    queries, documents = [pair.query for pair in pairs], [pair.document for pair in pairs]
+    with quiet_libraries(), repeatable(0):
+        models = _Models(_load(base), _load(base))
+        models.tuned[0].model = PeftModel.from_pretrained(models.tuned[0].model, adapter)
+        fronts = SentenceTransformer(str(adapter), device="cpu", local_files_only=True).prompts
+        plain = models.base.encode(queries)
+        zero = models.both(queries, fronts["query"])
+        few = models.both(queries, fronts[FEW_SHOT])
+        found = models.both(documents)
+        tasks = {
+            "docstrings": Scores(
+                "nDCG@10",
+                _tf_idf(queries, documents).ndcg_at_10,
+                retrieval(zero[0], found[0]).ndcg_at_10,
+                retrieval(few[0], found[0]).ndcg_at_10,
+                retrieval(zero[1], found[1]).ndcg_at_10,
+                retrieval(few[1], found[1]).ndcg_at_10,
+            )
+        }
+        if task_data is not None:
+            tasks |= {"STS-B": _sts(models, task_data), "Banking77": _banking(models, task_data)}
+    return Figures(
+        train_pairs=len(corpus.train),
+        evaluated_pairs=len(pairs),
+        base=retrieval(plain, found[0]),
+        base_prompted=retrieval(zero[0], found[0]),
+        tuned=retrieval(zero[1], found[1]),
+        document_cosine=_mean_cosine(*found),
+        query_cosine=_mean_cosine(*zero),
+        tasks=tasks,
+    )
+
+
+def _load(base: Path) -> SentenceTransformer:
+    return SentenceTransformer(
+        str(base), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
+    )
+
+
+def _tf_idf(queries: list[str], documents: list[str]) -> Retrieval:
+    """Return what word TF-IDF retrieves, its weights taken from the documents."""
+    words = TfidfVectorizer(sublinear_tf=True).fit(documents)
+    return retrieval(words.transform(queries).toarray(), words.transform(documents).toarray())
+
+
+def _sts(models: _Models, folder: Path) -> Scores:
+    """Return Spearman's correlation of cosines with the test set's scores, zero-shot."""
+    table = _table(folder, "STSBenchmark", "test")
+    one, other = table["sentence1"], table["sentence2"]
+    front = FORMATS["e5"].prompt(_STS).front
+    words = TfidfVectorizer(sublinear_tf=True).fit([*one, *other])
+    sides = zip(models.both(one, front), models.both(other, front), strict=True)
+    base, tuned = (_correlation(left, right, table["score"]) for left, right in sides)
+    lexical = _correlation(
+        words.transform(one).toarray(), words.transform(other).toarray(), table["score"]
+    )
+    return Scores("Spearman", lexical, base, None, tuned, None)
+
+
+def _banking(models: _Models, folder: Path) -> Scores:
+    """Return the share of test queries that their nearest training queries name rightly."""
+    train = _table(folder, "Banking77Classification", "train")
+    test = _table(folder, "Banking77Classification", "test")
+    front = FORMATS["e5"].prompt(_BANKING).front
+    words = TfidfVectorizer(sublinear_tf=True).fit(train["text"])
+    sides = zip(models.both(train["text"], front), models.both(test["text"], front), strict=True)
+    base, tuned = (_named(*side, train["label"], test["label"]) for side in sides)
+    lexical = _named(
+        words.transform(train["text"]),
+        words.transform(test["text"]),
+        train["label"],
+        test["label"],
+    )
+    return Scores(f"{_NEIGHBOURS}-NN accuracy", lexical, base, None, tuned, None)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray, scores: list[float]) -> float:
+    return float(spearmanr((one * other).sum(axis=1), scores).statistic)
+
+
+def _named(train: np.ndarray, test: np.ndarray, labels: list[int], wanted: list[int]) -> float:
+    nearest = KNeighborsClassifier(_NEIGHBOURS).fit(train, labels)
+    return float(nearest.score(test, wanted))
+
+
+def _table(folder: Path, task: str, split: str) -> dict[str, list]:
+    found = sorted((folder / "data" / task).glob(f"{split}-*.parquet"))
+    if not found:
+        raise MissingError(
+            f"expected {split}-*.parquet in {folder / 'data' / task}, found none; name a folder "
+            "of MTEB data"
+        )
+    return dict(pq.read_table(found[0]).to_pydict())
+
+
+def _mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one * other).sum(axis=1).mean())

@@ -1,0 +1,1 @@
+"""Rows: read, checked line by line, converted, and written."""

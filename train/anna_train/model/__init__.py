@@ -1,0 +1,1 @@
+"""The base with its LoRA adapter, its forward pass and its loss."""

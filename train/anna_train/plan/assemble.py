@@ -1,0 +1,198 @@
+"""From a planned step to token ids: prompts with examples, distinct documents, what is held true.
+
+Tokens are those of serving: anna-export's tokeniser and prompt formats, on the same strings.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+
+import numpy as np
+import torch
+
+from anna_export.errors import InputError
+from anna_export.text.prompt_file import Task
+from anna_export.text.prompt_formats import Example
+from anna_export.text.prompts import NO_PROMPT
+from anna_export.text.tokeniser import Tokeniser
+from anna_train.data.rows import Row, TaskType
+from anna_train.data.training_data import DataSet, text_hash
+from anna_train.model.loss import Targets
+from anna_train.plan.batch_plan import PlannedRow, PlannedStep
+from anna_train.recipe import LimitsRecipe
+
+# A shared start shorter than this costs more in a pass of its own than it saves.
+_LEAST_SHARED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Token ids that share their start.
+
+    Args:
+        prefix: The shared ids; none where sharing does not pay.
+        texts: What follows it, one row of ids a text.
+        places: Where each text's vector belongs among the batch's.
+    """
+
+    prefix: list[int]
+    texts: list[list[int]]
+    places: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: n queries and m distinct documents.
+
+    Args:
+        groups: All their token ids; vectors of queries have the places 0 to n, those of documents
+            follow.
+        queries: n.
+        documents: m.
+        targets: What their vectors are held to.
+    """
+
+    groups: list[Group]
+    queries: int
+    documents: int
+    targets: Targets
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed, a shared prefix once."""
+        return sum(len(group.prefix) + sum(map(len, group.texts)) for group in self.groups)
+
+
+class Assembler:
+    """Makes batches of planned steps.
+
+    Args:
+        tokeniser: The base model's.
+        limits: Tokens that each kind of text may have.
+    """
+
+    def __init__(self, tokeniser: Tokeniser, limits: LimitsRecipe) -> None:
+        self.tokeniser = tokeniser
+        self.limits = limits
+
+    def batch(self, step: PlannedStep, data: DataSet) -> Batch:
+        """Return what one step computes."""
+        rows = [data.rows[planned.row] for planned in step.rows]
+        documents: dict[str, int] = {}
+        own = [
+            [documents.setdefault(text, len(documents)) for text in _own_texts(row, planned)]
+            for row, planned in zip(rows, step.rows, strict=True)
+        ]
+        groups, banned = [], []
+        for _, members in groupby(enumerate(step.rows), key=lambda member: member[1].group):
+            places, planned_rows = zip(*members, strict=True)
+            shown = [data.rows[index] for index in planned_rows[0].examples]
+            prompt = data.task.prompt(self.examples(shown))
+            texts = self.tokeniser.truncate(
+                [rows[place].query for place in places], self.limits.query
+            )
+            groups.append(shared(self.tokeniser.ids(texts, prompt), list(places)))
+            seen = {text_hash(text) for row in shown for text in row.pos}
+            banned += [seen] * len(places)
+        groups.append(self._documents(list(documents), len(rows), data.document_task))
+        return Batch(
+            groups, len(rows), len(documents), _targets(rows, step.rows, own, documents, banned)
+        )
+
+    def examples(self, rows: Iterable[Row]) -> list[Example]:
+        """Return rows as worked examples: query and first positive, cut to the limits."""
+        rows = list(rows)
+        queries = self.tokeniser.truncate([row.query for row in rows], self.limits.example_query)
+        responses = self.tokeniser.truncate(
+            [row.pos[0] for row in rows], self.limits.example_response
+        )
+        return [Example(*texts) for texts in zip(queries, responses, strict=True)]
+
+    def count_cut(self, data: DataSet, row: Row, planned: PlannedRow) -> int:
+        """Return how many of a planned row's texts are longer than the limits."""
+        own = _own_texts(row, planned)
+        queries = self.tokeniser.truncate([row.query], self.limits.query)
+        documents = self.tokeniser.truncate(own, self.limits.document)
+        return sum(
+            short != text
+            for short, text in zip([*queries, *documents], [row.query, *own], strict=True)
+        )
+
+    def require_room(self, task: Task, most: int) -> None:
+        """Hold the longest prompt and query to the model's longest sequence.
+
+        Raises:
+            InputError: If they do not fit.
+        """
+        words = task.prompt([Example("a", "a")] * most)
+        limits = self.limits
+        length = (
+            len(self.tokeniser.ids([""], words)[0])
+            + most * (limits.example_query + limits.example_response)
+            + limits.query
+        )
+        if length > self.tokeniser.framing.max_tokens:
+            raise InputError(
+                f"expected {most} examples and a query within the model's "
+                f"{self.tokeniser.framing.max_tokens} tokens, found up to {length}; lower "
+                "examples.most or limits"
+            )
+
+    def _documents(self, texts: list[str], first: int, task: Task | None) -> Group:
+        prompt = NO_PROMPT if task is None else task.prompt(())
+        ids = self.tokeniser.ids(self.tokeniser.truncate(texts, self.limits.document), prompt)
+        return shared(ids, list(range(first, first + len(texts))))
+
+
+def shared(rows: list[list[int]], places: list[int]) -> Group:
+    """Take the longest start that all rows share, where that pays; a token of each is left."""
+    same = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
+    length = min(sum(1 for _ in same), min(map(len, rows)) - 1)
+    if len(rows) == 1 or length < _LEAST_SHARED:
+        length = 0
+    return Group(rows[0][:length], [row[length:] for row in rows], places)
+
+
+def _own_texts(row: Row, planned: PlannedRow) -> list[str]:
+    return [row.pos[planned.positive], *(row.neg[place] for place in planned.negatives)]
+
+
+def _targets(
+    rows: Sequence[Row],
+    planned: Sequence[PlannedRow],
+    own: Sequence[Sequence[int]],
+    documents: dict[str, int],
+    banned: Sequence[set[int]],
+) -> Targets:
+    """Return what the batch is held to.
+
+    Args:
+        rows: The n queries' rows.
+        planned: What was drawn of each.
+        own: Places among the documents of each one's positive and negatives.
+        documents: The m distinct texts and their places.
+        banned: Hashes of the passages that each query sees in its examples.
+    """
+    width = max(map(len, own))
+    indices = np.full((len(rows), width), -1, dtype=np.int64)
+    others = np.zeros((len(rows), len(documents)), dtype=bool)
+    hashes = np.array([text_hash(text) for text in documents], dtype=np.uint64)
+    for place, row in enumerate(rows):
+        indices[place, : len(own[place])] = own[place]
+        # a passage that the query sees, or that answers it, is no negative of it
+        right = banned[place] | {text_hash(text) for text in (row.query, *row.pos)}
+        wrong = ~np.isin(hashes, np.array(list(right), dtype=np.uint64))
+        negatives = indices[place, 1:]
+        negatives[(negatives >= 0) & ~wrong[negatives]] = -1
+        if row.type is TaskType.RETRIEVAL:
+            others[place] = wrong
+    teacher = None
+    if all(row.scored or not row.neg for row in rows):
+        # a positive alone is all of its row's label, whatever its score
+        scores = np.zeros((len(rows), width), dtype=np.float32)
+        for place, (row, drawn) in enumerate(zip(rows, planned, strict=True)):
+            if row.pos_scores is not None and row.neg_scores is not None:
+                taken = [row.neg_scores[negative] for negative in drawn.negatives]
+                scores[place, : 1 + len(taken)] = [row.pos_scores[drawn.positive], *taken]
+        teacher = torch.from_numpy(scores)
+    return Targets(torch.from_numpy(indices), torch.from_numpy(others), teacher)

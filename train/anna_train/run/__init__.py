@@ -1,0 +1,1 @@
+"""A training run: its steps, gradients, evaluation, state and results."""

@@ -1,0 +1,170 @@
+"""The finished adapter: a folder that anna-export, peft and sentence-transformers read."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from peft import PeftModel
+
+from anna_export.files.atomic import write_text
+from anna_export.machine.versions import installed
+from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
+from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
+from anna_export.text.prompt_formats import Example
+from anna_train.recipe import TuneRecipe
+
+ADAPTER_FILE: Final = "adapter_config.json"
+_MODULES: Final = (
+    ("", "sentence_transformers.base.modules.transformer.Transformer"),
+    ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
+    ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A finished run.
+
+    Args:
+        steps: How many there were.
+        queries: Of each step.
+        data: Rows and sha256 of each data set.
+        figures: By the name of an evaluation, its nDCG@10 before and after.
+        seconds: What all steps took, over all runs that made it.
+        first: Whether this process is the one that writes and prints.
+    """
+
+    steps: int
+    queries: int
+    data: Mapping[str, tuple[int, str]]
+    figures: Mapping[str, tuple[float, float]]
+    seconds: float
+    first: bool
+
+
+def with_examples(tasks: TaskFile, shown: Mapping[str, Sequence[Example]]) -> TaskFile:
+    """Return the tasks, and beside each that was trained with examples one that shows some."""
+    found = dict(tasks.tasks)
+    for name, examples in shown.items():
+        if examples:
+            own = [{"query": one.query, "response": one.response} for one in examples]
+            task = found[name].model_dump(exclude_none=True) | {"examples": own}
+            found[f"{name}-few-shot"] = type(found[name]).model_validate(task)
+    return tasks.model_copy(update={"tasks": found})
+
+
+def write_adapter(
+    folder: Path, adapted: PeftModel, base: Path, recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned
+) -> None:
+    """Fill a folder with the adapter and all that is told of it.
+
+    Args:
+        folder: Where; it exists.
+        adapted: The trained model.
+        base: The base's folder.
+        recipe: What was asked.
+        tasks: The prompts it was trained with.
+        tuned: What came of it.
+    """
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = recipe.base
+    config.target_modules = list(recipe.lora.targets)  # peft keeps a set, whose order is not fixed
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    prompts = tasks.prompts()
+    config_st = {
+        "model_type": "SentenceTransformer",
+        "prompts": prompts.fronts(),
+        "default_prompt_name": prompts.default,
+        "similarity_fn_name": "cosine",
+    }
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": kind}
+        for index, (path, kind) in enumerate(_MODULES)
+    ]
+    pooling = {
+        "embedding_dimension": adapted.config.hidden_size,
+        "pooling_mode": "lasttoken",
+        "include_prompt": True,
+    }
+    for name, content in (
+        (ADAPTERS_FILE, tasks.model_dump(exclude_none=True)),
+        ("config_sentence_transformers.json", config_st),
+        ("modules.json", modules),
+        ("1_Pooling/config.json", pooling),
+        ("2_Normalize/config.json", {}),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for name in (*TOKENIZER_FILES, LIMIT_FILE):
+        place = base if name == LIMIT_FILE else find_tokenizer(base, None)
+        if (place / name).exists():
+            shutil.copyfile(place / name, folder / name)
+    write_text(folder / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
+    write_text(folder / "README.md", _card(recipe, tasks, tuned))
+
+
+def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
+    """Return the model card as Markdown with the metadata block that model hubs read."""
+    data = "\n".join(
+        f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in tuned.data.items()
+    )
+    figures = "\n".join(
+        f"| {name} | {before:.4f} | {after:.4f} |"
+        for name, (before, after) in tuned.figures.items()
+    )
+    evaluation = (
+        "nDCG@10 of each query over all first positives of its file.\n\n"
+        f"| rows | before | after |\n|---|---|---|\n{figures}"
+        if figures
+        else "None was asked for."
+    )
+    prompts = "\n".join(
+        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
+        for name, prompt in tasks.prompts().by_name.items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
+    examples = recipe.examples
+    return f"""---
+library_name: peft
+base_model: {recipe.base}
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, lora, embeddings]
+---
+
+# LoRA adapter for text embeddings
+
+Rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g}, on {", ".join(recipe.lora.targets)}; trained
+by anna-train for {tuned.steps:,} steps of {tuned.queries} queries, {examples.least} to
+{examples.most} examples in front of them, in {tuned.seconds:,.0f} s.
+
+## Data
+
+| data | rows | sha256 |
+|---|---|---|
+{data}
+
+## Evaluation
+
+{evaluation}
+
+## Prompts
+
+{prompts}
+
+## Use
+
+```
+anna-export --model BASE --adapter THIS_FOLDER --out artifact
+```
+
+The recipe is `recipe.yaml`, what every step saw `training/plan.parquet`, its losses
+`training/log.csv`. Made with {versions}.
+"""
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,157 @@
+"""The gradient of a batch's loss in bounded memory, on any number of processes.
+
+Vectors of all texts come first, the loss and its gradient with respect to them next, and the texts
+are computed once more with their share of it (gradient caching). Those of the last mini-batch keep
+what they computed, so a batch that fits in memory is computed once. Every process computes the same
+loss from the vectors of all, and takes its own texts' share back through the model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import MistralModel
+
+from anna_train.model.forward import embed
+from anna_train.model.loss import Losses
+from anna_train.plan.assemble import Group
+from anna_train.run.processes import Processes
+
+LossOf = Callable[[Tensor], Losses]
+# Seeds of different steps and mini-batches differ.
+_MOST_UNITS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a gradient is computed.
+
+    Args:
+        mini_batch_tokens: Most tokens, padding included, whose activations are held at a time.
+        recompute: Whether layers' activations are computed again in the backward pass.
+        bf16: Whether matrix products are in bfloat16.
+        seed: Of dropout, for this step; the same on every process.
+    """
+
+    mini_batch_tokens: int
+    recompute: bool = False
+    bf16: bool = False
+    seed: int = 0
+
+
+def compute_gradient(
+    model: MistralModel,
+    groups: Sequence[Group],
+    loss_of: LossOf,
+    settings: Settings,
+    processes: Processes,
+) -> Losses:
+    """Add a batch's gradient to that of the model's weights; equal on every process.
+
+    Where the loss is not finite, there is none.
+
+    Args:
+        model: A MistralModel with LoRA in its linear layers.
+        groups: The batch's token ids; their places are those of its N vectors.
+        loss_of: Returns the loss of (N, D) vectors.
+        settings: Memory, precision and seed.
+        processes: Those that share the work.
+    """
+    units = mini_batches(groups, settings.mini_batch_tokens)
+    mine = processes.share([_cost(unit) for unit in units])
+    kept = _kept(units, mine, settings.mini_batch_tokens)
+    vectors = _room(model, groups)
+    graphs: dict[int, Tensor] = {}
+    for index in mine:
+        with torch.set_grad_enabled(index in kept):
+            found = _embed(model, units[index], index, settings)
+        vectors[units[index].places] = found.detach()
+        if index in kept:
+            graphs[index] = found
+    processes.add_up([vectors])
+    vectors.requires_grad_()
+    losses = loss_of(vectors)
+    if not torch.isfinite(losses.total):
+        return losses  # its caller stops, and knows of which rows it is
+    losses.total.backward()
+    assert vectors.grad is not None
+    for index in sorted(mine, key=lambda index: index not in kept):
+        found = graphs.pop(index) if index in kept else _embed(model, units[index], index, settings)
+        found.backward(vectors.grad[units[index].places])
+    processes.add_up(_gradients(model))
+    return losses
+
+
+def embed_groups(
+    model: MistralModel, groups: Sequence[Group], settings: Settings, processes: Processes
+) -> Tensor:
+    """Return (N, D) float32 vectors without their gradient; equal on every process."""
+    units = mini_batches(groups, settings.mini_batch_tokens)
+    vectors = _room(model, groups)
+    for index in processes.share([_cost(unit) for unit in units]):
+        with torch.no_grad():
+            vectors[units[index].places] = _embed(model, units[index], index, settings)
+    processes.add_up([vectors])
+    return vectors
+
+
+def _room(model: MistralModel, groups: Sequence[Group]) -> Tensor:
+    count = sum(len(group.places) for group in groups)
+    return torch.zeros(count, model.config.hidden_size, device=model.device)
+
+
+def mini_batches(groups: Sequence[Group], most_tokens: int) -> list[Group]:
+    """Cut groups into parts of like length that each have at most so many tokens, or one text."""
+    found = []
+    for group in groups:
+        part: list[int] = []
+        for place in sorted(range(len(group.texts)), key=lambda place: len(group.texts[place])):
+            width = len(group.texts[place])
+            if part and len(group.prefix) + (len(part) + 1) * width > most_tokens:
+                found.append(_part(group, part))
+                part = []
+            part.append(place)
+        found.append(_part(group, part))
+    return found
+
+
+def _part(group: Group, places: Sequence[int]) -> Group:
+    return Group(
+        group.prefix,
+        [group.texts[place] for place in places],
+        [group.places[place] for place in places],
+    )
+
+
+def _cost(unit: Group) -> int:
+    return len(unit.prefix) + len(unit.texts) * max(map(len, unit.texts))
+
+
+def _kept(units: Sequence[Group], mine: Sequence[int], most_tokens: int) -> set[int]:
+    """Return the last of a process's mini-batches that are within the memory of one."""
+    kept: set[int] = set()
+    for index in reversed(mine):
+        most_tokens -= _cost(units[index])
+        if most_tokens < 0:
+            break
+        kept.add(index)
+    return kept
+
+
+def _embed(model: MistralModel, unit: Group, index: int, settings: Settings) -> Tensor:
+    # both passes of a mini-batch, on whichever process, draw the same dropout
+    torch.manual_seed(settings.seed * _MOST_UNITS + index)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+        return embed(model, unit.texts, unit.prefix, recompute=settings.recompute)
+
+
+def _gradients(model: MistralModel) -> list[Tensor]:
+    """Return the trained weights' gradients, made zero where this process had no share."""
+    found = []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            found.append(weight.grad)
+    return found
