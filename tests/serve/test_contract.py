@@ -221,6 +221,7 @@ def test_nothing_of_a_text_is_logged(server: Running) -> None:
     assert not any("unmistakable" in line for line in server.lines)
 
 
+@pytest.mark.slow
 def test_keys_are_asked_for_where_there_are_some(served_artifact: Artifact, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# for the website\nfirst-key\n\nsecond-key\n")
