@@ -324,7 +324,7 @@ def test_damaged_record_is_found(prompted: Artifact, tmp_path: Path) -> None:
     artifact = with_engine(prompted, tmp_path, Target.TENSORRT)
     name = "engines/tensorrt/sm_90.json"
     artifact = add_evidence(artifact, name, '{"target": "tensorrt"}', prompts=())
-    with pytest.raises(DamagedError, match=r"record of engines/tensorrt/sm_90\.engine.*version"):
+    with pytest.raises(DamagedError, match=r"expected version in .*engines/tensorrt/sm_90\.json,"):
         require_engine(artifact, HOPPER)
 
 

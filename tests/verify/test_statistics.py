@@ -36,7 +36,7 @@ LEAST_COVERAGE, MOST_FALSE_PASSES = 0.90, 0.09
         (of_one_text, 60),
         (spearman, 60),
         (average_precision, 60),
-        (v_measure, 80),
+        pytest.param(v_measure, 80, marks=pytest.mark.slow),
     ],
 )
 def test_interval_holds_the_truth_and_few_pass_that_are_at_the_margin(

@@ -36,7 +36,9 @@ def worst(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max())
 
 
-def test_trap_1_padding_side(encoder: Encoder, make_batch: MakeBatch) -> None:
+def test_padding_on_the_right_changes_nothing_and_on_the_left_is_refused(
+    encoder: Encoder, make_batch: MakeBatch
+) -> None:
     batch = make_batch(5, 17)
     alone = encoder.backend.run(TokenBatch(batch.ids[:1, :5].copy(), batch.lengths[:1]))
     assert worst(encoder.backend.run(batch)[0], alone[0]) <= CLOSE
@@ -45,7 +47,7 @@ def test_trap_1_padding_side(encoder: Encoder, make_batch: MakeBatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "ends in </s>", "</s></s>", long_text(9000)])
-def test_trap_2_eos_exactly_once_and_last(encoder: Encoder, text: str) -> None:
+def test_eos_is_last_and_each_end_stands_exactly_once(encoder: Encoder, text: str) -> None:
     (ids,) = encoder.tokeniser.ids([text])
     assert ids[-1] == EOS and ids.count(EOS) == 1
     assert ids[0] == BOS and ids.count(BOS) == 1
@@ -65,7 +67,7 @@ GOLDEN = {
 }
 
 
-def test_trap_3_no_decode_and_encode_again(
+def test_truncated_text_is_not_decoded_and_encoded_again(
     encoder: Encoder, base: Path, make_artifact: MakeArtifact
 ) -> None:
     assert dict(zip(GOLDEN, encoder.tokeniser.ids(list(GOLDEN)), strict=True)) == GOLDEN
@@ -87,7 +89,7 @@ def test_trap_3_no_decode_and_encode_again(
         (Precision.BF16, CPU),
     ],
 )
-def test_trap_4_pooling_index_types_run_on_cpu(
+def test_pooling_indices_are_int64_and_run_on_the_cpu(
     base: Path,
     make_artifact: MakeArtifact,
     run_graph: RunGraph,
@@ -120,7 +122,7 @@ def test_trap_4_pooling_index_types_run_on_cpu(
     ],
     ids=["grouped", "one key head", "all key heads", "no head_dim"],
 )
-def test_trap_5_head_dim_and_kv_heads_from_config(
+def test_head_size_and_key_heads_are_taken_from_the_config(
     make_model: MakeModel, make_artifact: MakeArtifact, heads: dict[str, int | None]
 ) -> None:
     model = make_model(initializer_range=0.1, **heads)
@@ -129,7 +131,7 @@ def test_trap_5_head_dim_and_kv_heads_from_config(
     assert worst(found.encode(TEXTS), expected.encode(TEXTS)) <= CLOSE
 
 
-def test_trap_6_external_data_is_relative_and_loads_from_another_folder(
+def test_external_data_is_relative_and_loads_from_another_folder(
     artifact: Artifact, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "moved here"
@@ -168,7 +170,7 @@ def massive(make_model: MakeModel) -> Path:
     return folder
 
 
-def test_trap_7_fp16_overflow(
+def test_states_beyond_fp16_stay_finite_and_close(
     massive: Path, make_artifact: MakeArtifact, run_graph: RunGraph, make_batch: MakeBatch
 ) -> None:
     batch = make_batch(33, 5)
@@ -197,7 +199,7 @@ def attribute_names(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[str]
 
 # int4 rounds activations to 8 bits in the kernel, and its emulation and its bound say so
 @pytest.mark.parametrize("precision", sorted(set(Precision) - {Precision.INT4}))
-def test_trap_8_no_reduced_accuracy_level(
+def test_no_reduced_accuracy_level(
     base: Path, make_artifact: MakeArtifact, precision: Precision
 ) -> None:
     artifact = make_artifact(base, precision)
@@ -208,7 +210,9 @@ def test_trap_8_no_reduced_accuracy_level(
         assert "scale" in names and "accuracy_level" not in names
 
 
-def test_trap_18_sliding_window(make_model: MakeModel, make_artifact: MakeArtifact) -> None:
+def test_sliding_window_is_that_of_the_reference(
+    make_model: MakeModel, make_artifact: MakeArtifact
+) -> None:
     model = make_model(sliding_window=16, initializer_range=0.2)
     found, expected = open_encoder(make_artifact(model).folder), open_reference(model)
     texts = [" a" * words for words in (11, 12, 13, 14, 15, 44, 45, 46)]
