@@ -275,8 +275,8 @@ def probe() -> Probe:
         finally:
             path.unlink()
         feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
-        found = session.run([value.name for value in wanted], feeds)
-        return dict(zip(wanted, map(torch.from_numpy, found), strict=True))
+        outputs = session.run([value.name for value in wanted], feeds)
+        return dict(zip(wanted, map(torch.from_numpy, outputs), strict=True))
 
     return run
 
@@ -318,13 +318,13 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     """Where outputs would go; it holds one file, a folder and an artifact's mark."""
-    place = tmp_path / "place"
-    (place / "taken").mkdir(parents=True)
-    (place / "taken" / "letter").write_text("dear")
-    (place / "file").write_text("")
-    return place
+    root = tmp_path / "place"
+    (root / "taken").mkdir(parents=True)
+    (root / "taken" / "letter").write_text("dear")
+    (root / "file").write_text("")
+    return root
 
 
 def contents(folder: Path) -> dict[str, int]:
@@ -332,17 +332,17 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+def refused(root: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command that must be refused, and returns its line."""
 
     def refuse(*args: object) -> str:
-        before, changed = contents(place), place.stat().st_mtime_ns
+        before, changed = contents(root), root.stat().st_mtime_ns
         code = run([str(arg) for arg in args])
-        found = capsys.readouterr()
-        assert code == 2, found.err
-        assert found.out == "" and found.err.count("\n") == 1, found.err
-        assert found.err.startswith("anna-export: ") and "Traceback" not in found.err
-        assert contents(place) == before and place.stat().st_mtime_ns == changed
-        return found.err.removeprefix("anna-export: ").rstrip("\n")
+        captured = capsys.readouterr()
+        assert code == 2, captured.err
+        assert captured.out == "" and captured.err.count("\n") == 1, captured.err
+        assert captured.err.startswith("anna-export: ") and "Traceback" not in captured.err
+        assert contents(root) == before and root.stat().st_mtime_ns == changed
+        return captured.err.removeprefix("anna-export: ").rstrip("\n")
 
     return refuse

@@ -29,10 +29,10 @@ class Offline:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._asked = folder / "asked"
-        (folder / "sitecustomize.py").write_text(BLOCKING.format(path=str(self._asked)))
+        self._requests = folder / "asked"
+        (folder / "sitecustomize.py").write_text(BLOCKING.format(path=str(self._requests)))
         self.environment = {"PYTHONPATH": str(folder)}
 
-    def asked(self) -> str:
+    def requests(self) -> str:
         """Return what it asked for; nothing is the good answer."""
-        return self._asked.read_text() if self._asked.exists() else ""
+        return self._requests.read_text() if self._requests.exists() else ""

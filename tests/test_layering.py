@@ -28,7 +28,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 def imported(path: Path) -> set[str]:
     """Return the modules a file imports when it runs, TYPE_CHECKING blocks left out."""
-    found = set()
+    modules = set()
     tree = ast.parse(path.read_text())
     skipped = {
         id(node)
@@ -40,10 +40,10 @@ def imported(path: Path) -> set[str]:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def files(folder: str) -> list[Path]:
@@ -56,16 +56,16 @@ def layer_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", files("anna_export"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_module_imports_only_lower_layers(path: Path) -> None:
-    own = layer_of(path)
-    if own == "__init__":
+    layer = layer_of(path)
+    if layer == "__init__":
         return
-    assert own in RANK, f"{path.name} stands in no layer: add it to LAYERS"
+    assert layer in RANK, f"{path.name} stands in no layer: add it to LAYERS"
     for name in imported(path):
         parts = name.split(".")
-        if parts[0] != "anna_export" or len(parts) < 2 or parts[1] == own:
+        if parts[0] != "anna_export" or len(parts) < 2 or parts[1] == layer:
             continue
         below = parts[1]
-        assert RANK[below] < RANK[own], f"{own} may not import {below}"
+        assert RANK[below] < RANK[layer], f"{layer} may not import {below}"
 
 
 def test_export_never_imports_training() -> None:

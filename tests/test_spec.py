@@ -25,8 +25,8 @@ def configured(base: Path, tmp_path: Path) -> Configure:
 
     def write(**changes: Any) -> Path:
         config = json.loads((base / "config.json").read_text()) | changes
-        kept = {key: value for key, value in config.items() if value is not ABSENT}
-        (tmp_path / "config.json").write_text(json.dumps(kept))
+        stated = {key: value for key, value in config.items() if value is not ABSENT}
+        (tmp_path / "config.json").write_text(json.dumps(stated))
         return tmp_path
 
     return write
@@ -43,8 +43,8 @@ def test_weight_shapes_are_those_of_transformers(base: Path) -> None:
 
 
 def test_spec_says_what_the_config_says(configured: Configure) -> None:
-    found = read_spec(configured(rms_norm_eps=3e-6, rope_parameters={"rope_theta": 12345.0}))
-    assert found == EmbeddingSpec(
+    spec = read_spec(configured(rms_norm_eps=3e-6, rope_parameters={"rope_theta": 12345.0}))
+    assert spec == EmbeddingSpec(
         vocab_size=32000,
         dim=40,
         ffn_dim=72,
@@ -192,7 +192,7 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(configured: Co
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "problem"),
     [
         ({"model_type": "llama"}, "model_type mistral), found 'llama'"),
         ({"model_type": ABSENT}, "model_type mistral), found None"),
@@ -207,9 +207,9 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(configured: Co
     ids=str,
 )
 def test_model_of_another_kind_is_refused_by_name(
-    configured: Configure, changes: dict[str, Any], found: str
+    configured: Configure, changes: dict[str, Any], problem: str
 ) -> None:
-    assert found in refusal(UnsupportedError, lambda: read_spec(configured(**changes)))
+    assert problem in refusal(UnsupportedError, lambda: read_spec(configured(**changes)))
 
 
 def test_rope_parameters_that_are_no_object_are_refused(configured: Configure) -> None:
@@ -278,8 +278,8 @@ def test_adapters_prompts_win_where_it_brings_some(tmp_path: Path) -> None:
 
 
 def test_prompts_hash_changes_with_its_text_alone() -> None:
-    one, other = (
+    first, other = (
         Prompts.of_fronts({"a": "x", "b": "y"}).hashes(),
         Prompts.of_fronts({"a": "x", "b": "z"}).hashes(),
     )
-    assert one["a"] == other["a"] and one["b"] != other["b"]
+    assert first["a"] == other["a"] and first["b"] != other["b"]

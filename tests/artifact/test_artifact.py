@@ -137,8 +137,8 @@ def test_every_damaged_file_is_named_at_once(copy: Path) -> None:
     (copy / "model.onnx").unlink()
     with pytest.raises(DamagedError) as caught:
         open_artifact(copy)
-    for said in ("tokenizer.json (other", f"{DATA_FILE} (5", "model.onnx (missing)"):
-        assert said in str(caught.value)
+    for problem in ("tokenizer.json (other", f"{DATA_FILE} (5", "model.onnx (missing)"):
+        assert problem in str(caught.value)
 
 
 def test_evidence_is_hashed_only_by_check(copy: Path) -> None:
@@ -247,9 +247,9 @@ def test_listed_file_may_not_lie_outside(copy: Path, part: str, name: str) -> No
         open_artifact(copy)
 
 
-@pytest.mark.parametrize("place", ["../weights", "/absolute", "sub/../../weights", "link"])
+@pytest.mark.parametrize("location", ["../weights", "/absolute", "sub/../../weights", "link"])
 @pytest.mark.parametrize("backend", ["ort", "pytorch"])
-def test_weights_outside_the_folder_are_refused(copy: Path, place: str, backend: str) -> None:
+def test_weights_outside_the_folder_are_refused(copy: Path, location: str, backend: str) -> None:
     outside = copy.parent / "weights"
     shutil.copyfile(copy / DATA_FILE, outside)
     (copy / "sub").mkdir()
@@ -259,7 +259,7 @@ def test_weights_outside_the_folder_are_refused(copy: Path, place: str, backend:
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = str(outside) if place == "/absolute" else place
+                    entry.value = str(outside) if location == "/absolute" else location
         graph.write_bytes(model.SerializeToString())
     list_again(copy)
     with pytest.raises(DamagedError, match=r"external data|External data"):
@@ -274,13 +274,13 @@ def test_other_golden_ids_are_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
 def test_folder_without_manifest_is_no_artifact(tmp_path: Path, kind: str) -> None:
-    place = tmp_path / kind
+    folder = tmp_path / kind
     if kind == "empty":
-        place.mkdir()
+        folder.mkdir()
     if kind == "file":
-        place.write_text("")
+        folder.write_text("")
     with pytest.raises(MissingError, match="expected an artifact"):
-        open_artifact(place)
+        open_artifact(folder)
 
 
 def test_unknown_graph_is_an_error(artifact: Artifact) -> None:
@@ -344,8 +344,8 @@ def test_two_processes_use_one_artifact(artifact: Artifact, encoder: Encoder) ->
     )
     command = [sys.executable, "-c", code, str(artifact.folder)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [process.communicate(timeout=120)[0].strip() for process in both]
-    assert found == [encoder.encode("a transfer").tobytes().hex()] * 2
+    vectors = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert vectors == [encoder.encode("a transfer").tobytes().hex()] * 2
 
 
 # --- evidence ---
@@ -355,8 +355,8 @@ def test_added_evidence_leaves_the_rest_valid(copy: Path) -> None:
     before = open_artifact(copy)
     after = add_evidence(before, "bench.json", '{"texts_per_second": 3}\n')
     assert open_artifact(copy, check=True).manifest == after.manifest
-    kept = {name: after.manifest.evidence[name] for name in before.manifest.evidence}
-    assert kept == before.manifest.evidence
+    earlier = {name: after.manifest.evidence[name] for name in before.manifest.evidence}
+    assert earlier == before.manifest.evidence
     assert after.manifest.artifact_id == before.manifest.artifact_id
     assert after.manifest.evidence["bench.json"].covers == before.manifest.artifact_id
 

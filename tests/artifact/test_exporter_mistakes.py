@@ -32,8 +32,8 @@ TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 CLOSE = 1e-6
 
 
-def worst(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max())
+def worst(vectors: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(vectors - expected).max())
 
 
 def test_padding_on_the_right_changes_nothing_and_on_the_left_is_refused(
@@ -72,11 +72,11 @@ def test_truncated_text_is_not_decoded_and_encoded_again(
 ) -> None:
     assert dict(zip(GOLDEN, encoder.tokeniser.ids(list(GOLDEN)), strict=True)) == GOLDEN
     # cut within the bytes of a character, which decoding would replace
-    (whole,) = encoder.tokeniser.ids(["👩🏽‍🚀" * 5])
-    (cut,) = make_artifact(base, max_tokens=12).tokeniser().ids(["👩🏽‍🚀" * 5])
-    assert cut == [*whole[:11], EOS]
+    (complete,) = encoder.tokeniser.ids(["👩🏽‍🚀" * 5])
+    (truncated,) = make_artifact(base, max_tokens=12).tokeniser().ids(["👩🏽‍🚀" * 5])
+    assert truncated == [*complete[:11], EOS]
     tokenizer = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json"))
-    assert "\ufffd" in tokenizer.decode(cut)
+    assert "\ufffd" in tokenizer.decode(truncated)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_pooling_indices_are_int64_and_run_on_the_cpu(
     target: str,
 ) -> None:
     artifact = make_artifact(base, precision)
-    found = run_graph(artifact, target, make_batch(5, 1, 17))
-    assert found.dtype == np.float32 and np.isfinite(found).all()
+    vectors = run_graph(artifact, target, make_batch(5, 1, 17))
+    assert vectors.dtype == np.float32 and np.isfinite(vectors).all()
     proto = onnx.load(artifact.graph(target), load_external_data=False)
     types = {
         value.name: value.type.tensor_type.elem_type
@@ -127,8 +127,8 @@ def test_head_size_and_key_heads_are_taken_from_the_config(
 ) -> None:
     model = make_model(initializer_range=0.1, **heads)
     artifact = make_artifact(model, max_tokens=None)
-    found, expected = open_encoder(artifact.folder), open_reference(model)
-    assert worst(found.encode(TEXTS), expected.encode(TEXTS)) <= CLOSE
+    encoder, reference = open_encoder(artifact.folder), open_reference(model)
+    assert worst(encoder.encode(TEXTS), reference.encode(TEXTS)) <= CLOSE
 
 
 def test_external_data_is_relative_and_loads_from_another_folder(
@@ -182,10 +182,10 @@ def test_states_beyond_fp16_stay_finite_and_close(
     expected = open_reference(massive).backend.run(batch)
     artifact = make_artifact(massive, Precision.FP16)
     assert worst(run_graph(artifact, CPU, batch), expected) <= CLOSE
-    found = run_graph(artifact, CANONICAL, batch)
-    assert np.isfinite(found).all()
+    vectors = run_graph(artifact, CANONICAL, batch)
+    assert np.isfinite(vectors).all()
     # what an fp16 artifact promises: matrix products round to 11 bits
-    assert (found * expected).sum(axis=1).min() >= 0.9999
+    assert (vectors * expected).sum(axis=1).min() >= 0.9999
 
 
 def attribute_names(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[str]:
@@ -214,9 +214,9 @@ def test_sliding_window_is_that_of_the_reference(
     make_model: MakeModel, make_artifact: MakeArtifact
 ) -> None:
     model = make_model(sliding_window=16, initializer_range=0.2)
-    found, expected = open_encoder(make_artifact(model).folder), open_reference(model)
+    encoder, reference = open_encoder(make_artifact(model).folder), open_reference(model)
     texts = [" a" * words for words in (11, 12, 13, 14, 15, 44, 45, 46)]
-    assert {15, 16, 17, 48} <= {len(ids) for ids in found.tokeniser.ids(texts)}
-    assert worst(found.encode(texts), expected.encode(texts)) <= CLOSE
+    assert {15, 16, 17, 48} <= {len(ids) for ids in encoder.tokeniser.ids(texts)}
+    assert worst(encoder.encode(texts), reference.encode(texts)) <= CLOSE
     other = make_model(sliding_window=17, initializer_range=0.2)
-    assert worst(expected.encode(texts), open_reference(other).encode(texts)) > 1000 * CLOSE
+    assert worst(reference.encode(texts), open_reference(other).encode(texts)) > 1000 * CLOSE

@@ -40,46 +40,46 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, make_artifact: MakeArtifact, prompts: Path) -> Path:
+def original(base: Path, make_artifact: MakeArtifact, prompts: Path) -> Path:
     return make_artifact(base, max_tokens=256, prompts=prompts).folder
 
 
 @pytest.fixture
-def artifact(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "artifact"))
+def artifact(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "artifact"))
 
 
 # -- what is stored --
 
 
-def test_file_holds_keys_and_values_of_the_ids_in_the_manifest(made: Path) -> None:
-    opened = open_artifact(made, check=True)
+def test_file_holds_keys_and_values_of_the_ids_in_the_manifest(original: Path) -> None:
+    opened = open_artifact(original, check=True)
     for name, entry in opened.manifest.prefixes.items():
         prompt = opened.manifest.prompts.by_name[name]
         assert entry.file == f"prefixes/{name}.safetensors" and entry.exact
         assert entry.ids == opened.tokeniser().prefix_ids(prompt) and len(entry.ids) > 20
         assert entry.prompt == opened.manifest.prompts.hashes()[name]
-        found = safetensors.torch.load_file(made / entry.file)
+        tensors = safetensors.torch.load_file(original / entry.file)
         shape = (LAYERS, KV_HEADS, len(entry.ids), HEAD_DIM)
-        assert {name: (x.dtype, tuple(x.shape)) for name, x in found.items()} == {
+        assert {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()} == {
             "keys": (torch.float32, shape),
             "values": (torch.float32, shape),
         }
 
 
 def test_exports_bake_the_same_bytes_again(
-    base: Path, made: Path, prompts: Path, tmp_path: Path
+    base: Path, original: Path, prompts: Path, tmp_path: Path
 ) -> None:
     args = ["--model", base, "--out", tmp_path / "out", "--prompts", prompts, "--no-verify"]
     assert run([*map(str, args), "--max-tokens", "256"]) == 0
-    again, first = open_artifact(tmp_path / "out").manifest, open_artifact(made).manifest
+    again, first = open_artifact(tmp_path / "out").manifest, open_artifact(original).manifest
     assert again.prefixes == first.prefixes and set(first.prefixes) == set(TASKS)
 
 
 def test_two_names_of_one_prompt_have_a_file_each_and_are_computed_once(
-    made: Path, monkeypatch: pytest.MonkeyPatch
+    original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = open_artifact(made).manifest.prefixes
+    entries = open_artifact(original).manifest.prefixes
     assert entries["few"].sha256 == entries["again"].sha256
     assert entries["few"].file != entries["again"].file
 
@@ -93,16 +93,16 @@ def test_prompt_of_a_sentence_transformers_model_may_have_any_name(
     artifact = make_artifact(model)
     files = {entry.file for entry in artifact.manifest.prefixes.values()}
     assert "prefixes/query.safetensors" in files and len(files) == 2
-    found = {path.parent.name for path in artifact.folder.rglob("*.safetensors")}
-    assert found == {"prefixes"}
+    folders = {path.parent.name for path in artifact.folder.rglob("*.safetensors")}
+    assert folders == {"prefixes"}
     assert open_encoder(artifact.folder).encode("a", "STS 2017/../en").shape == (40,)
 
 
-def test_size_of_an_artifact_counts_its_prefixes(made: Path) -> None:
-    manifest = open_artifact(made).manifest
+def test_size_of_an_artifact_counts_its_prefixes(original: Path) -> None:
+    manifest = open_artifact(original).manifest
     stored = sum(entry.size_bytes for entry in manifest.files.values())
-    baked = sum((made / entry.file).stat().st_size for entry in manifest.prefixes.values())
-    assert open_artifact(made).size_bytes == stored + baked
+    baked = sum((original / entry.file).stat().st_size for entry in manifest.prefixes.values())
+    assert open_artifact(original).size_bytes == stored + baked
 
 
 # -- when it is read --
@@ -256,20 +256,20 @@ def test_keys_that_the_type_cannot_hold_are_refused(
 
 
 def test_prompts_are_computed_in_batches_with_progress(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = Artifact(
-        Path(shutil.copytree(made, tmp_path / "copy")), open_artifact(made).manifest
+        Path(shutil.copytree(original, tmp_path / "copy")), open_artifact(original).manifest
     )
-    told: list[tuple[int, int]] = []
-    whole = baking.bake(
-        artifact, list(TASKS), artifact.tokeniser(), None, lambda *done: told.append(done)
+    progress: list[tuple[int, int]] = []
+    together = baking.bake(
+        artifact, list(TASKS), artifact.tokeniser(), None, lambda *done: progress.append(done)
     )
-    total = told[-1][1]
-    assert told == sorted(told) and told[-1] == (total, total) and len(told) > 10
+    total = progress[-1][1]
+    assert progress == sorted(progress) and progress[-1] == (total, total) and len(progress) > 10
     monkeypatch.setattr(baking, "_BATCH_TOKENS", 16)
     parts = baking.bake(artifact, list(TASKS), artifact.tokeniser(), None)
-    assert parts.keys() == whole.keys() == set(TASKS)
+    assert parts.keys() == together.keys() == set(TASKS)
 
 
 def test_prompt_with_nothing_in_front_is_not_baked(
@@ -281,9 +281,9 @@ def test_prompt_with_nothing_in_front_is_not_baked(
     assert open_encoder(artifact.folder).encode(["a"], "document").shape == (1, 40)
 
 
-def test_encoder_without_prefixes_computes_the_whole_prompt(made: Path) -> None:
-    opened = open_encoder(made)
-    whole = Encoder(opened.backend, opened.tokeniser, opened.prompts)
-    expected = whole.encode(["a", "b"], "more")
+def test_encoder_without_prefixes_computes_the_whole_prompt(original: Path) -> None:
+    opened = open_encoder(original)
+    without = Encoder(opened.backend, opened.tokeniser, opened.prompts)
+    expected = without.encode(["a", "b"], "more")
     np.testing.assert_allclose(opened.encode(["a", "b"], "more"), expected, rtol=0, atol=1e-6)
-    assert open_encoder(made, backend="pytorch").prefixes is None
+    assert open_encoder(original, backend="pytorch").prefixes is None

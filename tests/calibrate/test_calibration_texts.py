@@ -117,7 +117,7 @@ def test_text_longer_than_all_that_may_be_taken_does_not_stand_in_others_way(
 def test_texts_that_cannot_be_calibrated_on_are_refused(
     base: Path,
     tmp_path: Path,
-    place: Path,
+    root: Path,
     refused: Refused,
     name: str,
     content: str | None,
@@ -126,5 +126,5 @@ def test_texts_that_cannot_be_calibrated_on_are_refused(
     if content is not None:
         (tmp_path / name).write_text(content)
     arguments = ["--model", base, "--int8", "--max-tokens", 61, "--calibration", tmp_path / name]
-    line = refused(*arguments, "--out", place / "new" / "out")
+    line = refused(*arguments, "--out", root / "new" / "out")
     assert line.startswith(expected) and (str(tmp_path) in line or name == "t.csv")

@@ -144,18 +144,18 @@ def test_bound_out_of_reach_is_exit_1_and_the_artifact_is_kept_apart(
     ],
 )
 def test_bound_on_the_loss_of_a_float_is_refused(
-    base: Path, place: Path, refused: Refused, options: list[str], expected: str
+    base: Path, root: Path, refused: Refused, options: list[str], expected: str
 ) -> None:
-    line = refused("--model", base, "--out", place / "out", *options, "--max-loss", "0.1")
+    line = refused("--model", base, "--out", root / "out", *options, "--max-loss", "0.1")
     assert line.startswith(expected) and "held to a worst cosine" in line
 
 
 @pytest.mark.parametrize("value", ["0", "-0.1", "nan", "1.001", "inf"])
 @pytest.mark.parametrize("precision", ["--int8", "--fp8", "--int4"])
 def test_bound_that_is_no_loss_is_refused(
-    base: Path, place: Path, refused: Refused, precision: str, value: str
+    base: Path, root: Path, refused: Refused, precision: str, value: str
 ) -> None:
-    line = refused("--model", base, "--out", place / "out", precision, "--max-loss", value)
+    line = refused("--model", base, "--out", root / "out", precision, "--max-loss", value)
     assert line == f"expected --max-loss above 0 and at most 1, found {float(value)}"
 
 

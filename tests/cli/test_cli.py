@@ -103,11 +103,11 @@ def commands(
 
 
 def command_of(verb: str) -> click.Command:
-    found: click.Command = cli
+    command: click.Command = cli
     for word in verb.split():
-        assert isinstance(found, click.Group)
-        found = found.commands[word]
-    return found
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    return command
 
 
 def tool(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -152,9 +152,9 @@ def test_every_option_has_a_sentence_and_its_default(verb: str) -> None:
 def test_example_of_a_verb_is_one_that_it_takes(
     verb: str, commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command, own = command_of(verb), verb.split()
+    command, path = command_of(verb), verb.split()
     example = getattr(command, "example").split()[1:]  # noqa: B009
-    words = example[len(own) :] if example[: len(own)] == own else example
+    words = example[len(path) :] if example[: len(path)] == path else example
     assert words != example or verb == "export"
     for name in ("base", "lora", "artifact", "artifact-fp8", "artifact-int8"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -165,9 +165,9 @@ def test_example_of_a_verb_is_one_that_it_takes(
 
 def test_help_shows_every_verb_and_exit_code(capsys: Output) -> None:
     assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"\n  {verb.split()[0]} " in shown for verb in VERBS)
-    assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|too few|a\s+bug|interrupted)", shown) == [
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb.split()[0]} " in text for verb in VERBS)
+    assert re.findall(r"\b(\d+)\s+(?:yes|the answer|wrong|too few|a\s+bug|interrupted)", text) == [
         "0",
         "1",
         "2",
@@ -195,10 +195,10 @@ def test_help_loads_no_library_that_works(args: list[str]) -> None:
         "import sys; from anna_export.cli import run; run(sys.argv[1:]); "
         f"print('LOADED', *(set({HEAVY}) & set(sys.modules)))"
     )
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True
     )
-    assert found.stdout.splitlines()[-1] == "LOADED"
+    assert finished.stdout.splitlines()[-1] == "LOADED"
 
 
 def test_help_takes_at_most_300_ms() -> None:
@@ -225,8 +225,8 @@ def test_json_is_one_object_and_nothing_else(
 ) -> None:
     # capfd: what native libraries print counts too
     assert run([*verb.split(), *commands[verb], "--json"]) == 0
-    found = capfd.readouterr()
-    assert isinstance(json.loads(found.out), dict) and found.err == ""
+    captured = capfd.readouterr()
+    assert isinstance(json.loads(captured.out), dict) and captured.err == ""
 
 
 @pytest.mark.parametrize("verb", TIMED_VERBS)
@@ -234,15 +234,15 @@ def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
     commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*verb.split(), *commands[verb]]) == 0
-    found = capfd.readouterr()
-    assert found.err == "" and len(found.out.splitlines()) >= 2
+    captured = capfd.readouterr()
+    assert captured.err == "" and len(captured.out.splitlines()) >= 2
 
 
 @pytest.mark.slow
 def test_installed_tool_prints_json_alone(copy: Path) -> None:
-    found = tool("inspect", copy, "--json")
-    assert found.returncode == 0 and found.stderr == ""
-    assert json.loads(found.stdout)["schema_version"] == SCHEMA_VERSION
+    finished = tool("inspect", copy, "--json")
+    assert finished.returncode == 0 and finished.stderr == ""
+    assert json.loads(finished.stdout)["schema_version"] == SCHEMA_VERSION
 
 
 def test_proof_of_another_reference_is_shown_and_not_stored(
@@ -251,11 +251,11 @@ def test_proof_of_another_reference_is_shown_and_not_stored(
     # without its adapter, the base is another model
     before = (copy / PARITY_FILE).read_bytes()
     assert run(["verify", str(copy), "--reference", str(base), "--json"]) == 1
-    found = capsys.readouterr()
-    shown = json.loads(found.out)
-    assert shown["verdict"] == "fail" and shown["stored"].startswith("nowhere: this reference is")
-    assert found.err.startswith("anna-export: expected the reference's vectors, found: worst")
-    assert found.err.count("\n") == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["verdict"] == "fail" and result["stored"].startswith("nowhere: this reference is")
+    assert captured.err.startswith("anna-export: expected the reference's vectors, found: worst")
+    assert captured.err.count("\n") == 1
     assert (copy / PARITY_FILE).read_bytes() == before
 
 
@@ -266,12 +266,12 @@ def test_proof_is_stored_in_the_artifact_and_shown_by_inspect(
     assert run([*verify, "--backend", "pytorch"]) == 0
     assert re.search(rf"stored +{re.escape(str(copy / PARITY_FILE))}", capsys.readouterr().out)
     assert run(["inspect", str(copy)]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"proof +pass: worst cosine", shown)
-    assert re.search(r"candidate +pytorch: fp32 .* from the artifact's stored weights", shown)
+    text = capsys.readouterr().out
+    assert re.search(r"proof +pass: worst cosine", text)
+    assert re.search(r"candidate +pytorch: fp32 .* from the artifact's stored weights", text)
     assert run(["inspect", str(copy), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["parity"]
-    assert told["vectors"]["candidate"].startswith("pytorch: fp32")
+    parity = json.loads(capsys.readouterr().out)["parity"]
+    assert parity["vectors"]["candidate"].startswith("pytorch: fp32")
 
 
 def test_proof_of_an_artifact_that_may_not_be_written_to_is_an_answer_all_the_same(
@@ -338,8 +338,8 @@ def test_what_is_no_bug_is_one_line(
 
     monkeypatch.setattr("anna_export.artifact.folder.open_artifact", failing)
     assert run(["inspect", str(copy)]) == code
-    found = capsys.readouterr().err
-    assert found.startswith(f"anna-export: {line}") and found.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"anna-export: {line}") and message.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -350,9 +350,9 @@ def test_reader_that_leaves_early_changes_nothing(
     reader, writer = os.pipe()
     os.close(reader)
     command = [str(TOOL), verb, *commands[verb]]
-    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert found.returncode == 0 and found.stderr == ""
+    assert ended.returncode == 0 and ended.stderr == ""
 
 
 @pytest.mark.slow
@@ -360,9 +360,9 @@ def test_answer_of_no_is_given_even_if_its_reader_left(copy: Path, base: Path) -
     reader, writer = os.pipe()
     os.close(reader)
     command = [str(TOOL), "verify", str(copy), "--reference", str(base)]
-    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert found.returncode == 1 and found.stderr.count("\n") == 1
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
 
 
 # -- progress --
@@ -371,20 +371,20 @@ def test_answer_of_no_is_given_even_if_its_reader_left(copy: Path, base: Path) -
 def on_a_terminal(command: list[str]) -> str:
     """Run a command whose stderr is a terminal, and return what it showed."""
     mine, its = pty.openpty()
-    shown = b""
+    output = b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its) as process:
         os.close(its)
         while True:
             try:
-                read = os.read(mine, 4096)
+                piece = os.read(mine, 4096)
             except OSError:  # Linux says so when the other end is closed
                 break
-            if not read:
+            if not piece:
                 break
-            shown += read
+            output += piece
     os.close(mine)
     assert process.returncode == 0
-    return shown.decode()
+    return output.decode()
 
 
 @pytest.mark.slow
@@ -394,9 +394,9 @@ def test_progress_on_a_terminal_has_a_rate_and_the_time_left(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "texts.txt").write_text("".join(f"{number}\n" for number in range(9000)))
-    shown = on_a_terminal([str(TOOL), "embed", *commands["embed"]])
-    assert "embed" in shown and "/9000" in shown
-    assert re.search(r"[\d,.]+ texts/s", shown) and re.search(r"\d:\d\d:\d\d", shown)
+    output = on_a_terminal([str(TOOL), "embed", *commands["embed"]])
+    assert "embed" in output and "/9000" in output
+    assert re.search(r"[\d,.]+ texts/s", output) and re.search(r"\d:\d\d:\d\d", output)
 
 
 # -- precisions --

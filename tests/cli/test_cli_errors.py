@@ -35,81 +35,81 @@ def cut(path: Path, size_bytes: int) -> None:
 @pytest.mark.parametrize("verb", ["export", "plan", "merge"])
 @pytest.mark.parametrize("name", ["model", "adapter"])
 def test_missing_folder_is_named(
-    base: Path, adapter: Path, tmp_path: Path, place: Path, refused: Refused, verb: str, name: str
+    base: Path, adapter: Path, tmp_path: Path, root: Path, refused: Refused, verb: str, name: str
 ) -> None:
     folders = {"model": base, "adapter": adapter, name: tmp_path / "nowhere"}
-    given = [word for key, folder in folders.items() for word in (f"--{key}", folder)]
-    line = refused(verb, *given, "--out", place / "out")
+    options = [word for key, folder in folders.items() for word in (f"--{key}", folder)]
+    line = refused(verb, *options, "--out", root / "out")
     assert line == (
         f"expected a folder, found none at {tmp_path / 'nowhere'}; models, adapters and artifacts "
         "are read from disk, so download them first"
     )
 
 
-def test_model_that_is_a_file_is_refused(base: Path, place: Path, refused: Refused) -> None:
+def test_model_that_is_a_file_is_refused(base: Path, root: Path, refused: Refused) -> None:
     file = base / "model.safetensors"
-    line = refused("--model", file, "--out", place / "out")
+    line = refused("--model", file, "--out", root / "out")
     assert line == f"expected a folder, found a file at {file}; name the folder it is in"
 
 
 def test_other_kind_of_model_is_refused(
-    base: Path, place: Path, refused: Refused, copy: MakeFolder
+    base: Path, root: Path, refused: Refused, copy: MakeFolder
 ) -> None:
     model = copy(base)
     edit_json(model / "config.json", lambda config: config.update(model_type="bert"))
-    line = refused("--model", model, "--out", place / "out")
+    line = refused("--model", model, "--out", root / "out")
     assert line.startswith("expected a Mistral-shaped model (model_type mistral), found 'bert' in")
 
 
-def test_folder_without_a_model_is_refused(tmp_path: Path, place: Path, refused: Refused) -> None:
-    line = refused("--model", tmp_path, "--out", place / "out")
+def test_folder_without_a_model_is_refused(tmp_path: Path, root: Path, refused: Refused) -> None:
+    line = refused("--model", tmp_path, "--out", root / "out")
     assert line.startswith(f"expected the file {tmp_path / 'config.json'}, found none; is ")
 
 
-def test_missing_shard_is_named(make_model: MakeFolder, place: Path, refused: Refused) -> None:
+def test_missing_shard_is_named(make_model: MakeFolder, root: Path, refused: Refused) -> None:
     model = make_model(shard="2MB")
     (model / "model-00002-of-00002.safetensors").unlink()
-    line = refused("--model", model, "--out", place / "out")
+    line = refused("--model", model, "--out", root / "out")
     assert "found no model-00002-of-00002.safetensors in" in line
     assert line.endswith("download the model again")
 
 
 @pytest.mark.parametrize("size_bytes", [1, 5_000_000])
 def test_truncated_weights_are_named(
-    base: Path, place: Path, refused: Refused, copy: MakeFolder, size_bytes: int
+    base: Path, root: Path, refused: Refused, copy: MakeFolder, size_bytes: int
 ) -> None:
     model = copy(base)
     cut(model / "model.safetensors", size_bytes)
-    line = refused("--model", model, "--out", place / "out")
+    line = refused("--model", model, "--out", root / "out")
     assert f"{model / 'model.safetensors'} is truncated" in line
 
 
 def test_weights_that_are_no_safetensors_are_named(
-    base: Path, place: Path, refused: Refused, copy: MakeFolder
+    base: Path, root: Path, refused: Refused, copy: MakeFolder
 ) -> None:
     model = copy(base)
     (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    line = refused("--model", model, "--out", place / "out")
+    line = refused("--model", model, "--out", root / "out")
     assert line.startswith("expected a safetensors file, found something else in ")
 
 
 def test_pickled_weights_are_refused(
-    base: Path, place: Path, refused: Refused, copy: MakeFolder
+    base: Path, root: Path, refused: Refused, copy: MakeFolder
 ) -> None:
     model = copy(base)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    line = refused("--model", model, "--out", place / "out")
+    line = refused("--model", model, "--out", root / "out")
     assert "found .bin: pickle files can run code and are not read; convert with" in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_unreadable_model_is_named(
-    base: Path, place: Path, refused: Refused, copy: MakeFolder
+    base: Path, root: Path, refused: Refused, copy: MakeFolder
 ) -> None:
     model = copy(base)
     model.chmod(0)
     try:
-        assert "Permission denied" in refused("--model", model, "--out", place / "out")
+        assert "Permission denied" in refused("--model", model, "--out", root / "out")
     finally:
         model.chmod(0o755)
 
@@ -122,38 +122,38 @@ def test_adapter_of_another_base_is_refused(
     base: Path,
     make_model: MakeFolder,
     make_adapter: MakeFolder,
-    place: Path,
+    root: Path,
     refused: Refused,
     verb: str,
 ) -> None:
     wider = make_model(hidden_size=48)
     other = make_adapter(wider, target_modules=["q_proj"])
-    line = refused(verb, "--model", base, "--adapter", other, "--out", place / "out")
+    line = refused(verb, "--model", base, "--adapter", other, "--out", root / "out")
     assert "expected (96, 40) for layers.0.self_attn.q_proj.weight, found (96, 48)" in line
     assert line.endswith(f"this adapter is for another base model, made for {wider}")
 
 
 def test_adapter_with_a_target_the_base_lacks_is_refused(
-    base: Path, make_model: MakeFolder, make_adapter: MakeFolder, place: Path, refused: Refused
+    base: Path, make_model: MakeFolder, make_adapter: MakeFolder, root: Path, refused: Refused
 ) -> None:
     deeper = make_model(num_hidden_layers=4)
     other = make_adapter(deeper, target_modules=["q_proj"])
-    line = refused("--model", base, "--adapter", other, "--out", place / "out")
+    line = refused("--model", base, "--adapter", other, "--out", root / "out")
     assert "found layers.3.self_attn.q_proj in" in line
     assert line.endswith(f"this adapter is for another base model, made for {deeper}")
 
 
 def test_dora_is_refused_by_name(
-    base: Path, make_adapter: MakeFolder, place: Path, refused: Refused
+    base: Path, make_adapter: MakeFolder, root: Path, refused: Refused
 ) -> None:
     dora = make_adapter(base, use_dora=True, target_modules=["q_proj"])
-    line = refused("--model", base, "--adapter", dora, "--out", place / "out")
+    line = refused("--model", base, "--adapter", dora, "--out", root / "out")
     assert line.startswith("expected plain LoRA, found DoRA (use_dora) in ")
     assert line.endswith("merge it with peft and export the merged model")
 
 
-def test_folder_that_is_no_adapter_is_refused(base: Path, place: Path, refused: Refused) -> None:
-    line = refused("--model", base, "--adapter", base, "--out", place / "out")
+def test_folder_that_is_no_adapter_is_refused(base: Path, root: Path, refused: Refused) -> None:
+    line = refused("--model", base, "--adapter", base, "--out", root / "out")
     assert line.startswith(f"expected the file {base / 'adapter_config.json'}, found none; is ")
 
 
@@ -162,23 +162,23 @@ def test_folder_that_is_no_adapter_is_refused(base: Path, place: Path, refused: 
 
 @pytest.mark.parametrize("verb", ["export", "merge"])
 def test_output_that_exists_is_refused(
-    base: Path, adapter: Path, place: Path, refused: Refused, verb: str
+    base: Path, adapter: Path, root: Path, refused: Refused, verb: str
 ) -> None:
-    given = [verb, "--model", base, "--adapter", adapter, "--out"]
-    line = refused(*given, place / "taken")
-    assert line == f"expected {place / 'taken'} to be free, found it there; --overwrite replaces it"
-    line = refused(*given, place / "taken", "--overwrite")
+    command = [verb, "--model", base, "--adapter", adapter, "--out"]
+    line = refused(*command, root / "taken")
+    assert line == f"expected {root / 'taken'} to be free, found it there; --overwrite replaces it"
+    line = refused(*command, root / "taken", "--overwrite")
     assert "remove that folder yourself if it may go" in line
     for name in ("file", "file/below"):
-        assert "found a file" in refused(*given, place / name)
+        assert "found a file" in refused(*command, root / name)
 
 
 def test_output_of_embed_that_exists_is_refused(
-    artifact: Artifact, tmp_path: Path, place: Path, refused: Refused
+    artifact: Artifact, tmp_path: Path, root: Path, refused: Refused
 ) -> None:
-    (place / "v.npy").write_text("")
-    line = refused("embed", artifact.folder, tmp_path / "nowhere.txt", "--out", place / "v.npy")
-    assert line == f"expected {place / 'v.npy'} to be free, found it there; --overwrite replaces it"
+    (root / "v.npy").write_text("")
+    line = refused("embed", artifact.folder, tmp_path / "nowhere.txt", "--out", root / "v.npy")
+    assert line == f"expected {root / 'v.npy'} to be free, found it there; --overwrite replaces it"
 
 
 # -- options --
@@ -187,24 +187,24 @@ def test_output_of_embed_that_exists_is_refused(
 @pytest.mark.parametrize("flag", ["--fp12", "--int2", "--bf8"])
 @pytest.mark.parametrize("verb", [[], ["export"]], ids=["no verb", "export"])
 def test_unknown_precision_is_refused_with_those_there_are(
-    base: Path, place: Path, refused: Refused, flag: str, verb: list[str]
+    base: Path, root: Path, refused: Refused, flag: str, verb: list[str]
 ) -> None:
-    line = refused(*verb, flag, "--model", base, "--out", place / "out")
+    line = refused(*verb, flag, "--model", base, "--out", root / "out")
     assert f"found {flag};" in line
     assert all(f"--{precision}," in line for precision in Precision)
 
 
-def test_several_precisions_are_refused(base: Path, place: Path, refused: Refused) -> None:
-    line = refused("--model", base, "--out", place / "out", "--bf16", "--fp16")
+def test_several_precisions_are_refused(base: Path, root: Path, refused: Refused) -> None:
+    line = refused("--model", base, "--out", root / "out", "--bf16", "--fp16")
     assert line == "expected one precision, found --fp16 and --bf16; give one"
 
 
 @pytest.mark.parametrize("tokens", ["7", "0", "-1", "8193", "99999999999999999999"])
 @pytest.mark.parametrize("verb", ["export", "plan"])
 def test_max_tokens_out_of_range_is_refused(
-    base: Path, place: Path, refused: Refused, verb: str, tokens: str
+    base: Path, root: Path, refused: Refused, verb: str, tokens: str
 ) -> None:
-    line = refused(verb, "--model", base, "--out", place / "out", "--max-tokens", tokens)
+    line = refused(verb, "--model", base, "--out", root / "out", "--max-tokens", tokens)
     assert line == (
         f"expected max tokens between 8 and the model's 8192 positions, found {int(tokens)}"
     )
@@ -236,7 +236,7 @@ def test_wrong_use_says_what_was_expected(refused: Refused, args: list[str], exp
 
 
 @pytest.fixture
-def on_artifact(base: Path, place: Path, tmp_path: Path) -> Callable[[str, Path], list[object]]:
+def on_artifact(base: Path, root: Path, tmp_path: Path) -> Callable[[str, Path], list[object]]:
     """The words of a command of each verb that reads an artifact."""
     (tmp_path / "texts.txt").write_text("a\n")
 
@@ -244,7 +244,7 @@ def on_artifact(base: Path, place: Path, tmp_path: Path) -> Callable[[str, Path]
         more: dict[str, list[object]] = {
             "inspect": [],
             "verify": ["--reference", base],
-            "embed": [tmp_path / "texts.txt", "--out", place / "v.npy"],
+            "embed": [tmp_path / "texts.txt", "--out", root / "v.npy"],
         }
         return [verb, folder, *more[verb]]
 
@@ -293,14 +293,14 @@ def test_reference_of_other_dimensions_is_refused(
 def test_texts_that_cannot_be_read_are_refused(
     artifact: Artifact,
     tmp_path: Path,
-    place: Path,
+    root: Path,
     refused: Refused,
     name: str,
     content: bytes,
     expected: str,
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    line = refused("embed", artifact.folder, tmp_path / name, "--out", place / "v.npy")
+    line = refused("embed", artifact.folder, tmp_path / name, "--out", root / "v.npy")
     assert line.startswith(expected) and name in line
 
 
@@ -309,27 +309,27 @@ def test_texts_that_cannot_be_read_are_refused(
     [
         (["--prompt", "qurey"], "v.npy", "expected a known prompt (none), found 'qurey'"),
         ([], "v.csv", "expected vectors in .parquet or .npy, found v.csv"),
-        ([], "nowhere/v.npy", "expected the folder {place}/nowhere for v.npy, found none; make it"),
+        ([], "nowhere/v.npy", "expected the folder {root}/nowhere for v.npy, found none; make it"),
         (["--device", "tpu"], "v.npy", "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
     ],
 )
 def test_embed_refuses_what_it_cannot_do(
     artifact: Artifact,
     tmp_path: Path,
-    place: Path,
+    root: Path,
     refused: Refused,
     more: list[str],
     out: str,
     expected: str,
 ) -> None:
     (tmp_path / "texts.txt").write_text("a\n")
-    words = ["embed", artifact.folder, tmp_path / "texts.txt", "--out", place / out, *more]
-    assert expected.format(place=place) in refused(*words)
+    words = ["embed", artifact.folder, tmp_path / "texts.txt", "--out", root / out, *more]
+    assert expected.format(root=root) in refused(*words)
 
 
 def test_missing_texts_are_named(
-    artifact: Artifact, tmp_path: Path, place: Path, refused: Refused
+    artifact: Artifact, tmp_path: Path, root: Path, refused: Refused
 ) -> None:
     missing = tmp_path / "nowhere.txt"
-    line = refused("embed", artifact.folder, missing, "--out", place / "v.npy")
+    line = refused("embed", artifact.folder, missing, "--out", root / "v.npy")
     assert line == f"expected a file of texts, found none at {missing}"

@@ -50,7 +50,7 @@ def test_nothing_beyond_this_machine_is_asked_for(
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert offline.asked() == ""
+    assert offline.requests() == ""
 
 
 def test_what_is_asked_for_is_noted(tmp_path: Path) -> None:
@@ -58,4 +58,4 @@ def test_what_is_asked_for_is_noted(tmp_path: Path) -> None:
     code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
     environment = {**os.environ, **offline.environment}
     run = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert run.returncode and "192.0.2.1" in offline.asked()
+    assert run.returncode and "192.0.2.1" in offline.requests()

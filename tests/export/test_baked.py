@@ -19,7 +19,7 @@ from anna_export.text.prompts import NO_PROMPT
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 from tests.support.types import MakeArtifact, MakeModel
 
-FEW = settings(max_examples=15, derandomize=True, deadline=None)
+FEW_EXAMPLES = settings(max_examples=15, derandomize=True, deadline=None)
 # fp32 against fp32: only the order of sums differs
 CLOSE = 1e-6
 MAX_TOKENS = 2400
@@ -39,7 +39,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[None, WINDOW], ids=["", "window"])
-def made(
+def model_and_artifact(
     request: pytest.FixtureRequest,
     make_model: MakeModel,
     make_artifact: MakeArtifact,
@@ -50,19 +50,19 @@ def made(
 
 
 @pytest.fixture(scope="module")
-def encoder(made: tuple[Path, Artifact]) -> Encoder:
-    return open_encoder(made[1].folder)
+def encoder(model_and_artifact: tuple[Path, Artifact]) -> Encoder:
+    return open_encoder(model_and_artifact[1].folder)
 
 
 @pytest.fixture(scope="module")
-def truth(made: tuple[Path, Artifact]) -> Encoder:
-    model, artifact = made
-    framing, known = artifact.manifest.framing, artifact.manifest.prompts
-    return open_reference(model, framing=framing, prompts=known)
+def truth(model_and_artifact: tuple[Path, Artifact]) -> Encoder:
+    model, artifact = model_and_artifact
+    framing, prompts = artifact.manifest.framing, artifact.manifest.prompts
+    return open_reference(model, framing=framing, prompts=prompts)
 
 
-def worst(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max())
+def worst(vectors: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(vectors - expected).max())
 
 
 # -- the vectors --
@@ -79,7 +79,7 @@ def test_vectors_are_the_references_behind_prompts_of_1_to_2000_tokens(
     assert worst(encoder.encode(texts, name), truth.encode(texts, name)) <= CLOSE
 
 
-@FEW
+@FEW_EXAMPLES
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     cut=st.integers(1, 70),
@@ -122,10 +122,10 @@ def test_narrow_artifacts_keep_what_they_promise(
     sharp: Path, make_artifact: MakeArtifact, prompts: Path, precision: Precision
 ) -> None:
     artifact = make_artifact(sharp, precision, max_tokens=MAX_TOKENS, prompts=prompts)
-    found, expected = open_encoder(artifact.folder), open_reference(sharp)
-    expected.prompts = found.prompts
+    encoder, reference = open_encoder(artifact.folder), open_reference(sharp)
+    reference.prompts = encoder.prompts
     for name in ("few", "many"):
-        cosines = found.encode(ODD_TEXTS, name) * expected.encode(ODD_TEXTS, name)
+        cosines = encoder.encode(ODD_TEXTS, name) * reference.encode(ODD_TEXTS, name)
         assert cosines.sum(axis=1).min() >= 0.9995
     size_bytes = artifact.manifest.prefixes["many"].size_bytes
     numbers = len(artifact.manifest.prefixes["many"].ids) * 2 * 3 * 2 * 16
@@ -145,13 +145,13 @@ def test_quantised_artifacts_are_closer_behind_a_prefix_than_by_the_whole_prompt
         calibration=few_texts,
     )
     baked = open_encoder(artifact.folder)
-    whole = Encoder(baked.backend, baked.tokeniser, baked.prompts)
+    unbaked = Encoder(baked.backend, baked.tokeniser, baked.prompts)
     reference = open_reference(uneven)
     reference.prompts = baked.prompts
     texts = ordinary_texts(24)
     losses = [
-        1 - (one.encode(texts, "some") * reference.encode(texts, "some")).sum(axis=1).mean()
-        for one in (baked, whole)
+        1 - (encoder.encode(texts, "some") * reference.encode(texts, "some")).sum(axis=1).mean()
+        for encoder in (baked, unbaked)
     ]
     assert losses[0] < losses[1], losses
 
@@ -164,15 +164,15 @@ def test_texts_of_several_prompts_in_one_call_keep_their_order(
 ) -> None:
     texts = ordinary_texts(9)
     names: list[str | None] = ["few", "", "some", None, "many", "few", "back", "some", ""]
-    found = encoder.encode(texts, names)
-    assert worst(found, truth.encode(texts, names)) <= CLOSE
+    vectors = encoder.encode(texts, names)
+    assert worst(vectors, truth.encode(texts, names)) <= CLOSE
     one_by_one = [encoder.encode(text, name) for text, name in zip(texts, names, strict=True)]
-    assert worst(found, np.stack(one_by_one)) <= CLOSE
+    assert worst(vectors, np.stack(one_by_one)) <= CLOSE
 
 
 def test_same_text_with_two_prompts_has_two_vectors(encoder: Encoder) -> None:
-    found = encoder.encode(["a", "a", "a"], ["few", "some", "few"])
-    assert (found[0] == found[2]).all() and worst(found[0], found[1]) > 1000 * CLOSE
+    vectors = encoder.encode(["a", "a", "a"], ["few", "some", "few"])
+    assert (vectors[0] == vectors[2]).all() and worst(vectors[0], vectors[1]) > 1000 * CLOSE
 
 
 def test_number_of_prompts_must_be_that_of_texts(encoder: Encoder) -> None:
@@ -183,7 +183,7 @@ def test_number_of_prompts_must_be_that_of_texts(encoder: Encoder) -> None:
 
 
 @pytest.fixture
-def seen(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[TokenBatch]:
+def backend_batches(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[TokenBatch]:
     """The batches that the backend is given."""
     batches: list[TokenBatch] = []
     run = encoder.backend.run
@@ -196,9 +196,11 @@ def seen(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[TokenBatch]:
     return batches
 
 
-def test_backend_gets_only_the_texts_own_tokens(encoder: Encoder, seen: list[TokenBatch]) -> None:
+def test_backend_gets_only_the_texts_own_tokens(
+    encoder: Encoder, backend_batches: list[TokenBatch]
+) -> None:
     encoder.encode(["a text", "another one"], "many")
-    (batch,) = seen
+    (batch,) = backend_batches
     assert batch.width < 10 and batch.prefix is not None and len(batch.prefix) > 400
 
 
@@ -207,18 +209,18 @@ def test_prompt_written_into_the_text_is_found_by_its_ids(encoder: Encoder) -> N
     texts = ordinary_texts(4)
     rows = [row.joined() for row in encoder.tokenise(texts, encoder.prompts.find("many"))]
     assert worst(encoder.encode_ids(rows), encoder.encode(texts, "many")) == 0
-    found = sentence_transformer(
+    vectors = sentence_transformer(
         encoder.prefixes._artifact.folder  # type: ignore[union-attr]
     ).encode(texts, prompt_name="many")
-    np.testing.assert_allclose(found, encoder.encode(texts, "many"), rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(vectors, encoder.encode(texts, "many"), rtol=0, atol=CLOSE)
 
 
 def test_short_prefix_is_not_worth_it_in_front_of_a_long_text(encoder: Encoder) -> None:
     prompt = encoder.prompts.find("few")
     short, long = encoder.tokenise(["a text", long_text(400)], prompt)
     assert short.prefix is not None and long.prefix is None
-    (whole,) = encoder.tokeniser.ids([long_text(400)], prompt)
-    assert long.joined() == whole
+    (ids,) = encoder.tokeniser.ids([long_text(400)], prompt)
+    assert long.joined() == ids
 
 
 def test_text_that_merges_with_the_prompt_takes_what_it_shares(
@@ -229,20 +231,22 @@ def test_text_that_merges_with_the_prompt_takes_what_it_shares(
     )
     model = make_model(initializer_range=0.2)
     artifact = make_artifact(model, max_tokens=128, prompts=tmp_path / "prompts.json")
-    found, expected = open_encoder(artifact.folder), open_reference(model)
-    expected.prompts = found.prompts
-    merging, plain = found.tokenise(["d is whole", " is not"], found.prompts.find("half"))
+    encoder, reference = open_encoder(artifact.folder), open_reference(model)
+    reference.prompts = encoder.prompts
+    merging, plain = encoder.tokenise(["d is whole", " is not"], encoder.prompts.find("half"))
     assert merging.prefix is not None and plain.prefix is not None
     assert len(plain.prefix) - 8 <= len(merging.prefix) < len(plain.prefix)
     texts = ["d is whole", " is not", "k", "d"]
-    assert worst(found.encode(texts, "half"), expected.encode(texts, "half")) <= CLOSE
+    assert worst(encoder.encode(texts, "half"), reference.encode(texts, "half")) <= CLOSE
 
 
 def test_no_prompt_stands_behind_nothing(encoder: Encoder) -> None:
     assert [row.prefix for row in encoder.tokenise(["a", ""], NO_PROMPT)] == [None, None]
 
 
-def test_start_token_alone_is_no_prompt(encoder: Encoder, seen: list[TokenBatch]) -> None:
+def test_start_token_alone_is_no_prompt(
+    encoder: Encoder, backend_batches: list[TokenBatch]
+) -> None:
     # among ids, all prompts are looked for, and every row starts with <s>
     encoder.encode_ids(encoder.tokeniser.ids(["a", "b"]))
-    assert [batch.prefix for batch in seen] == [None]
+    assert [batch.prefix for batch in backend_batches] == [None]

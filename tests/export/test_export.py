@@ -43,13 +43,15 @@ def exported(
     base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Precision], Exported]:
     """The proved export of base and adapter in a precision, made once."""
-    made: dict[Precision, Exported] = {}
+    exports: dict[Precision, Exported] = {}
 
     def make(precision: Precision) -> Exported:
-        if precision not in made:
+        if precision not in exports:
             out = tmp_path_factory.mktemp("precision") / precision
-            made[precision] = export(Recipe(base, adapter, out, storage(precision), TOKENS), stage)
-        return made[precision]
+            exports[precision] = export(
+                Recipe(base, adapter, out, storage(precision), TOKENS), stage
+            )
+        return exports[precision]
 
     return make
 
@@ -86,11 +88,11 @@ def test_vector_is_the_same_alone_and_in_a_batch_in_every_precision(
 def test_proved_vectors_are_those_that_the_artifact_gives(
     exported: Exports, reference: Encoder, precision: Precision
 ) -> None:
-    found = open_encoder(exported(precision).artifact.folder, device="cpu").encode(ODD_TEXTS[:9])
+    vectors = open_encoder(exported(precision).artifact.folder, device="cpu").encode(ODD_TEXTS[:9])
     expected = reference.encode(ODD_TEXTS[:9])
-    assert (found.astype(np.float64) * expected).sum(axis=1).min() >= WORST_COSINE[precision]
+    assert (vectors.astype(np.float64) * expected).sum(axis=1).min() >= WORST_COSINE[precision]
     # a narrow type is not fp32 in disguise: its weights are off by 2**-12 or more
-    assert (np.abs(found - expected).max() > 1e-5) == (precision is not Precision.FP32)
+    assert (np.abs(vectors - expected).max() > 1e-5) == (precision is not Precision.FP32)
 
 
 @pytest.mark.parametrize("precision", WORST_COSINE)
@@ -118,10 +120,10 @@ def test_prompts_of_the_adapter_are_proved_and_kept(
     prompts = {"prompts": {"query": "Query: ", "document": ""}}
     (tuned / PROMPTS_FILE).write_text(json.dumps(prompts))
     recipe = Recipe(base, tuned, tmp_path / "out", Fp32(), TOKENS)
-    made = export(recipe, stage)
-    assert made.parity is not None and made.parity.prompts == ["document", "query"]
-    assert "query: " in made.parity.worst_text or "no prompt: " in made.parity.worst_text
-    assert set(made.artifact.manifest.evidence[PARITY_FILE].prompts) == {"query", "document"}
+    result = export(recipe, stage)
+    assert result.parity is not None and result.parity.prompts == ["document", "query"]
+    assert "query: " in result.parity.worst_text or "no prompt: " in result.parity.worst_text
+    assert set(result.artifact.manifest.evidence[PARITY_FILE].prompts) == {"query", "document"}
 
 
 # -- what was asked --
@@ -130,10 +132,10 @@ def test_prompts_of_the_adapter_are_proved_and_kept(
 def test_export_without_adapter_is_the_base(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     unproved(base, None, tmp_path / "out")
     texts = ["a transfer", "to another bank"]
-    found = open_encoder(tmp_path / "out").encode(texts)
+    vectors = open_encoder(tmp_path / "out").encode(texts)
     # fp32 on both sides; the components are about 0.15
-    np.testing.assert_allclose(found, open_reference(base).encode(texts), rtol=0, atol=1e-6)
-    assert np.abs(found - encoder.encode(texts)).max() > 0.01
+    np.testing.assert_allclose(vectors, open_reference(base).encode(texts), rtol=0, atol=1e-6)
+    assert np.abs(vectors - encoder.encode(texts)).max() > 0.01
     assert open_artifact(tmp_path / "out").manifest.source.adapter is None
 
 
@@ -141,16 +143,16 @@ def test_max_tokens_cuts_longer_texts(exported: Exports, reference: Encoder) -> 
     artifact = exported(Precision.FP32).artifact
     assert artifact.manifest.framing.max_tokens == TOKENS
     text = long_text(3 * TOKENS)
-    (ids,), (whole,) = artifact.tokeniser().ids([text]), reference.tokeniser.ids([text])
-    assert len(ids) == TOKENS < len(whole)
-    expected = reference.encode_ids([[*whole[: TOKENS - 1], whole[-1]]])
-    found = open_encoder(artifact.folder).encode([text])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # as above
+    (ids,), (all_ids,) = artifact.tokeniser().ids([text]), reference.tokeniser.ids([text])
+    assert len(ids) == TOKENS < len(all_ids)
+    expected = reference.encode_ids([[*all_ids[: TOKENS - 1], all_ids[-1]]])
+    vectors = open_encoder(artifact.folder).encode([text])
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)  # as above
 
 
 def test_unverified_export_has_no_proof_and_says_so(base: Path, tmp_path: Path) -> None:
-    made = unproved(base, None, tmp_path / "out")
-    assert made.parity is None and "prove" not in made.seconds
+    result = unproved(base, None, tmp_path / "out")
+    assert result.parity is None and "prove" not in result.seconds
     artifact = open_artifact(tmp_path / "out", check=True)
     assert read_evidence(artifact, PARITY_FILE) is None
     assert not (tmp_path / "out" / PARITY_FILE).exists()
@@ -158,23 +160,23 @@ def test_unverified_export_has_no_proof_and_says_so(base: Path, tmp_path: Path) 
 
 
 def test_proof_and_card_cover_the_artifact(exported: Exports) -> None:
-    made = exported(Precision.BF16)
-    manifest = open_artifact(made.artifact.folder, check=True).manifest
-    assert manifest == made.artifact.manifest
+    result = exported(Precision.BF16)
+    manifest = open_artifact(result.artifact.folder, check=True).manifest
+    assert manifest == result.artifact.manifest
     assert set(manifest.evidence) == {PARITY_FILE, CARD_FILE}
     for entry in manifest.evidence.values():
         assert entry.covers == manifest.artifact_id
 
 
 def test_card_tells_the_proof(exported: Exports) -> None:
-    made = exported(Precision.BF16)
-    card, parity = (made.artifact.folder / CARD_FILE).read_text(), made.parity
+    result = exported(Precision.BF16)
+    card, parity = (result.artifact.folder / CARD_FILE).read_text(), result.parity
     assert parity is not None
     for figure in (
         f"{parity.worst_cosine:.7f}",
         "**pass**",
         "fallback of the bf16 graph",
-        made.artifact.manifest.artifact_id,
+        result.artifact.manifest.artifact_id,
     ):
         assert figure in card
 
@@ -246,15 +248,15 @@ def one_wrong_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_weight_is_rejected_with_its_figures(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    out, kept = tmp_path / "out", tmp_path / "out.rejected"
+    out, rejected = tmp_path / "out", tmp_path / "out.rejected"
     with pytest.raises(ParityError, match=r"worst cosine 0\.\d+ is below 0\.999999") as error:
         export(Recipe(base, adapter, out, Fp32(), TOKENS), stage)
-    assert str(kept) in str(error.value)
-    assert names(tmp_path) == {kept.name}
-    parity = read_evidence(open_artifact(kept, check=True), PARITY_FILE)
+    assert str(rejected) in str(error.value)
+    assert names(tmp_path) == {rejected.name}
+    parity = read_evidence(open_artifact(rejected, check=True), PARITY_FILE)
     assert parity is not None and parity["verdict"] == "fail"
     assert parity["vectors"]["worst_cosine"] < 0.999999
-    assert "**fail**" in (kept / CARD_FILE).read_text()
+    assert "**fail**" in (rejected / CARD_FILE).read_text()
 
 
 @pytest.mark.usefixtures("one_wrong_weight")
@@ -265,23 +267,23 @@ def test_rejected_export_exits_1_with_one_line_and_its_figures(
     (tmp_path / "out.rejected").mkdir()
     command = ["--model", str(base), "--out", str(out), "--max-tokens", "61", "--json"]
     assert run(command) == 1
-    found = capsys.readouterr()
-    shown = json.loads(found.out)
-    assert shown["artifact"] == str(tmp_path / "out.rejected")
-    assert shown["parity"]["verdict"] == "fail" and shown["parity"]["worst_cosine"] < 0.999999
-    assert found.err.count("\n") == 1
-    assert found.err.startswith("anna-export: expected the reference's vectors, found: worst")
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["artifact"] == str(tmp_path / "out.rejected")
+    assert result["parity"]["verdict"] == "fail" and result["parity"]["worst_cosine"] < 0.999999
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("anna-export: expected the reference's vectors, found: worst")
 
 
 @pytest.mark.usefixtures("one_wrong_weight")
 def test_second_rejection_replaces_the_first(base: Path, adapter: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "out.rejected"
+    rejected = tmp_path / "out.rejected"
     ids = []
     for lora in (None, adapter):
         with pytest.raises(ParityError):
             export(Recipe(base, lora, tmp_path / "out", Fp32(), TOKENS), stage)
-        ids.append(open_artifact(kept, check=True).manifest.artifact_id)
-    assert ids[0] != ids[1] and names(tmp_path) == {kept.name}
+        ids.append(open_artifact(rejected, check=True).manifest.artifact_id)
+    assert ids[0] != ids[1] and names(tmp_path) == {rejected.name}
 
 
 @pytest.mark.usefixtures("one_wrong_weight")

@@ -38,13 +38,13 @@ def ask() -> Iterator[Ask]:
     ) as warm:
         assert warm.stdin is not None and warm.stdout is not None
 
-        def asked(**what: Any) -> dict[str, Any]:
+        def export_as(**request: Any) -> dict[str, Any]:
             assert warm.stdin is not None and warm.stdout is not None
-            warm.stdin.write(json.dumps(what, default=str) + "\n")
+            warm.stdin.write(json.dumps(request, default=str) + "\n")
             warm.stdin.flush()
             return json.loads(warm.stdout.readline())
 
-        yield asked
+        yield export_as
         warm.stdin.close()
 
 
@@ -52,45 +52,45 @@ def _serve() -> None:
     """Fork one export for each line of stdin, end it as asked, and say how it ended."""
     fork = multiprocessing.get_context("fork")
     for line in sys.stdin:
-        what = json.loads(line)
-        child = fork.Process(target=_export, args=(what,))
+        request = json.loads(line)
+        child = fork.Process(target=_export, args=(request,))
         started = time.monotonic()
         child.start()
-        if "after" in what:
-            child.join(what["after"])
+        if "after" in request:
+            child.join(request["after"])
             child.kill()
-        if "signal" in what:
-            while not list(Path(what["out"]).parent.glob(what["when"])):
+        if "signal" in request:
+            while not list(Path(request["out"]).parent.glob(request["when"])):
                 time.sleep(0.001)
             assert child.pid is not None
-            os.kill(child.pid, what["signal"])
+            os.kill(child.pid, request["signal"])
         child.join()
         answer = {"code": child.exitcode, "seconds": time.monotonic() - started}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _export(what: dict[str, Any]) -> None:
+def _export(request: dict[str, Any]) -> None:
     from anna_export.cli import main
     from anna_export.files import atomic
 
-    if "dies_at" in what:
-        name, calls = what["dies_at"], what["calls"]
+    if "dies_at" in request:
+        name, calls = request["dies_at"], request["calls"]
         owner: Any = shutil if name == "rmtree" else atomic
-        known, seen = getattr(owner, name), []
+        original, called = getattr(owner, name), []
 
         def dying(*args: Any, **named: Any) -> Any:
-            seen.append(name)
-            if len(seen) > calls:
+            called.append(name)
+            if len(called) > calls:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return known(*args, **named)
+            return original(*args, **named)
 
         setattr(owner, name, dying)
-    with open(os.devnull if "log" not in what else what["log"], "w") as log:
+    with open(os.devnull if "log" not in request else request["log"], "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    arguments = ["--model", what["model"], "--out", what["out"], "--max-tokens", "61"]
-    main([*arguments, *what["more"]])
+    arguments = ["--model", request["model"], "--out", request["out"], "--max-tokens", "61"]
+    main([*arguments, *request["more"]])
 
 
 def is_whole(out: Path) -> bool:
@@ -104,9 +104,9 @@ def is_whole(out: Path) -> bool:
 
 
 def usual_seconds(ask: Ask, base: Path, out: Path, *more: str) -> float:
-    found = ask(model=base, out=out, more=more)
-    assert found["code"] == 0 and is_whole(out)
-    return found["seconds"]
+    answer = ask(model=base, out=out, more=more)
+    assert answer["code"] == 0 and is_whole(out)
+    return answer["seconds"]
 
 
 def require_clean_end(ask: Ask, base: Path, out: Path, *more: str) -> None:
@@ -175,8 +175,8 @@ def test_interrupted_export_says_so_in_one_line_and_leaves_nothing(
     if more:
         shutil.copytree(artifact.folder, out)
     before = names(tmp_path)
-    asked = {"model": base, "out": out, "more": more, "log": log}
-    assert ask(**asked, signal=sent, when=WRITING)["code"] == 130
+    request = {"model": base, "out": out, "more": more, "log": log}
+    assert ask(**request, signal=sent, when=WRITING)["code"] == 130
     assert log.read_text() == "anna-export: interrupted\n"
     # not even the folder that was made for it
     assert names(tmp_path) == before | {"log"}
@@ -197,8 +197,8 @@ def test_export_stopped_while_it_calibrates_leaves_only_what_the_next_one_goes_o
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     more = ["--int8", "--no-verify", "--calibration", str(few_texts)]
-    asked = {"model": deep, "out": out, "more": more, "log": log}
-    code = ask(**asked, signal=sent, when=CALIBRATING)["code"]
+    request = {"model": deep, "out": out, "more": more, "log": log}
+    code = ask(**request, signal=sent, when=CALIBRATING)["code"]
     assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
     assert not out.exists() and ".out.calibration" in names(tmp_path)
     if sent != signal.SIGKILL:

@@ -78,17 +78,17 @@ def test_forecast_size_is_what_an_export_writes(
 
 def test_mistral_7b_in_bf16_takes_its_published_size() -> None:
     # 7.11 billion parameters without the language head, two bytes each
-    found = forecast(MISTRAL_7B, CONTRACT, quantise.load(Precision.BF16)).artifact_bytes
-    assert found == pytest.approx(2 * 7.11 * GB, rel=0.002)
+    size_bytes = forecast(MISTRAL_7B, CONTRACT, quantise.load(Precision.BF16)).artifact_bytes
+    assert size_bytes == pytest.approx(2 * 7.11 * GB, rel=0.002)
 
 
 def test_plan_writes_nothing_where_the_artifact_would_go(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "there").mkdir()
-    for place in (tmp_path / "there", tmp_path / "there" / "not yet" / "nor this"):
+    for out in (tmp_path / "there", tmp_path / "there" / "not yet" / "nor this"):
         before = (tmp_path / "there").stat().st_mtime_ns
-        assert plans(capsys, "--model", base, "--out", place)["disk_free_bytes"] > 0
+        assert plans(capsys, "--model", base, "--out", out)["disk_free_bytes"] > 0
         assert list((tmp_path / "there").iterdir()) == []
         assert (tmp_path / "there").stat().st_mtime_ns >= before
 
@@ -101,13 +101,13 @@ def test_plan_on_a_full_disk_says_what_does_not_fit(
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
-    found = plans(capsys, "--model", base, "--out", tmp_path)
-    assert [entry["fits_disk"] for entry in found["plans"]] == [False] * len(Precision)
-    assert [entry["export_seconds"] for entry in found["plans"]] == [None] * len(Precision)
+    planned = plans(capsys, "--model", base, "--out", tmp_path)
+    assert [entry["fits_disk"] for entry in planned["plans"]] == [False] * len(Precision)
+    assert [entry["export_seconds"] for entry in planned["plans"]] == [None] * len(Precision)
     assert run(["plan", "--model", str(base), "--out", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    for said in ("DOES NOT FIT the disk", "time unknown"):
-        assert shown.count(said) == len(Precision)
+    text = capsys.readouterr().out
+    for warning in ("DOES NOT FIT the disk", "time unknown"):
+        assert text.count(warning) == len(Precision)
 
 
 # -- memory --
@@ -118,13 +118,13 @@ def test_needs_grow_with_the_model(precision: Precision) -> None:
     small = forecast(MISTRAL_7B, CONTRACT, quantise.load(precision))
     for name in ("layers", "dim", "ffn_dim", "vocab_size"):
         larger = replace(MISTRAL_7B, **{name: 2 * getattr(MISTRAL_7B, name)})
-        found = forecast(larger, CONTRACT, quantise.load(precision))
+        needs = forecast(larger, CONTRACT, quantise.load(precision))
         for need in ("artifact_bytes", "disk_bytes", "reference_bytes"):
-            assert getattr(found, need) > getattr(small, need), (name, need)
-        assert found.export_bytes >= small.export_bytes
+            assert getattr(needs, need) > getattr(small, need), (name, need)
+        assert needs.export_bytes >= small.export_bytes
         # a table that is quantised, or beside quantised layers, stays in the mapped file
         mapped = name == "vocab_size" and quantise.load(precision).linear is not None
-        assert (found.serve_bytes > small.serve_bytes) == (not mapped), name
+        assert (needs.serve_bytes > small.serve_bytes) == (not mapped), name
 
 
 def test_export_takes_memory_by_the_largest_weight_not_by_the_model() -> None:
@@ -145,11 +145,11 @@ def test_narrow_artifact_takes_more_memory_than_disk_on_a_cpu() -> None:
     assert needed.reference_bytes > 4 * 7.1 * GB
 
 
-def cgroups(tmp_path: Path, own: str, limits: dict[str, tuple[str, str]], stat: str) -> None:
+def cgroups(tmp_path: Path, self_text: str, limits: dict[str, tuple[str, str]], stat: str) -> None:
     """Write a tree of control groups: folder → file of the limit and its text."""
-    (tmp_path / "self").write_text(own)
-    for place, (name, text) in limits.items():
-        folder = tmp_path / "tree" / place
+    (tmp_path / "self").write_text(self_text)
+    for group, (name, text) in limits.items():
+        folder = tmp_path / "tree" / group
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{text}\n")
         (folder / "memory.stat").write_text(f"file 900000000\n{stat} 100000000\n")
@@ -164,7 +164,7 @@ def in_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("own", "limits", "stat"),
+    ("self_text", "limits", "stat"),
     [
         ("0::/\n", {".": ("memory.max", str(GB))}, "anon"),
         ("0::/job/step\n", {"job/step": ("memory.max", str(GB))}, "anon"),
@@ -182,9 +182,9 @@ def in_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["own", "nested", "parent", "version 1, seen from a container"],
 )
 def test_limit_of_a_cgroup_is_heeded(
-    in_tree: Path, own: str, limits: dict[str, tuple[str, str]], stat: str
+    in_tree: Path, self_text: str, limits: dict[str, tuple[str, str]], stat: str
 ) -> None:
-    cgroups(in_tree, own, limits, stat)
+    cgroups(in_tree, self_text, limits, stat)
     # page cache is given back when memory is short, so it does not count
     assert available_memory_bytes() == GB - 100_000_000
 
@@ -229,7 +229,7 @@ def test_plan_says_how_an_export_will_prove(
     needed = forecast(manifest.spec, manifest.framing, quantise.load(Precision.FP32))
     memory = int(spare * (needed.reference_bytes + needed.serve_bytes))
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: memory)
-    said = plans(capsys, "--model", base)["plans"][0]["proof"]
+    proof = plans(capsys, "--model", base)["plans"][0]["proof"]
 
     class Streamed(Exception):
         pass
@@ -237,16 +237,16 @@ def test_plan_says_how_an_export_will_prove(
     def streamed(*_: object, **__: object) -> None:
         raise Streamed
 
-    class Whole(Exception):
+    class InMemory(Exception):
         pass
 
-    def whole(*_: object, **__: object) -> None:
-        raise Whole
+    def in_memory(*_: object, **__: object) -> None:
+        raise InMemory
 
     monkeypatch.setattr(prove, "compare_weights", streamed)
-    monkeypatch.setattr("anna_export.reference.load.open_reference", whole)
-    expected = Whole if said == "every text, by the graph" else Streamed
-    assert expected is (Whole if spare > 1.1 else Streamed)
+    monkeypatch.setattr("anna_export.reference.load.open_reference", in_memory)
+    expected = InMemory if proof == "every text, by the graph" else Streamed
+    assert expected is (InMemory if spare > 1.1 else Streamed)
     with pytest.raises(expected):
         prove.prove(artifact, base)
 

@@ -34,7 +34,7 @@ STS = Prompts({"sts": Prompt("Like: ", "!")})
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact with the prompts query, which is the default, and passage; both are proved."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "prompts.json").write_text(
@@ -53,8 +53,8 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def artifact(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "artifact"))
+def artifact(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "artifact"))
 
 
 # -- add --
@@ -63,12 +63,12 @@ def artifact(made: Path, tmp_path: Path) -> Path:
 def test_added_prompt_stands_around_texts(artifact: Path) -> None:
     before = open_encoder(artifact)
     add_prompts(artifact, STS, overwrite=False)
-    found = open_encoder(artifact)
+    after = open_encoder(artifact)
     # its prefix was computed by another library than the text
     np.testing.assert_allclose(
-        found.encode(["a"], "sts"), before.encode(["Like: a!"], ""), rtol=0, atol=1e-6
+        after.encode(["a"], "sts"), before.encode(["Like: a!"], ""), rtol=0, atol=1e-6
     )
-    assert (found.encode(["a"]) == before.encode(["a"])).all()
+    assert (after.encode(["a"]) == before.encode(["a"])).all()
 
 
 def test_no_weight_is_written_and_every_hash_holds(artifact: Path) -> None:
@@ -84,9 +84,9 @@ def test_no_weight_is_written_and_every_hash_holds(artifact: Path) -> None:
 
 def test_proof_of_other_prompts_stays_valid(artifact: Path) -> None:
     evidence = open_artifact(artifact).manifest.evidence[PARITY_FILE]
-    found = add_prompts(artifact, STS, overwrite=False)
-    assert found.manifest.evidence[PARITY_FILE] == evidence
-    assert proved_prompts(found) == {"query", "passage"}
+    edited = add_prompts(artifact, STS, overwrite=False)
+    assert edited.manifest.evidence[PARITY_FILE] == evidence
+    assert proved_prompts(edited) == {"query", "passage"}
     assert "Like: " in (artifact / "README.md").read_text()
 
 
@@ -94,18 +94,18 @@ def test_proof_does_not_cover_a_prompt_that_was_replaced(artifact: Path) -> None
     other = Prompts.of_fronts({"query": "Find: "})
     with pytest.raises(ExistsError, match=r"found query with other prompts"):
         add_prompts(artifact, other, overwrite=False)
-    found = add_prompts(artifact, other, overwrite=True)
-    assert proved_prompts(found) == {"passage"}
+    edited = add_prompts(artifact, other, overwrite=True)
+    assert proved_prompts(edited) == {"passage"}
     # what replaced it says nothing of documents, and is still the default
-    assert found.manifest.prompts.documents == {} and found.manifest.prompts.default == "query"
+    assert edited.manifest.prompts.documents == {} and edited.manifest.prompts.default == "query"
 
 
 def test_proof_that_embedded_no_prompt_covers_none(artifact: Path) -> None:
     # as that of a model too large for this memory
     opened = open_artifact(artifact)
-    found = read_parity(opened)
-    assert found is not None
-    add_parity(opened, ParityReport(replace(found.vectors, prompts=[])))
+    report = read_parity(opened)
+    assert report is not None
+    add_parity(opened, ParityReport(replace(report.vectors, prompts=[])))
     assert proved_prompts(open_artifact(artifact)) == set()
 
 
@@ -165,12 +165,12 @@ def test_disk_that_shares_no_files_holds_a_copy(
 def test_added_prompt_is_baked_and_others_keep_their_files(artifact: Path) -> None:
     before = open_artifact(artifact).manifest.prefixes
     inode = (artifact / before["query"].file).stat().st_ino
-    found = add_prompts(artifact, STS, overwrite=False).manifest.prefixes
-    assert set(found) == {"query", "passage", "sts"}
-    assert {name: found[name] for name in before} == before
+    after = add_prompts(artifact, STS, overwrite=False).manifest.prefixes
+    assert set(after) == {"query", "passage", "sts"}
+    assert {name: after[name] for name in before} == before
     assert (artifact / before["query"].file).stat().st_ino == inode
     # by the artifact's own weights
-    assert not found["sts"].exact and found["query"].exact
+    assert not after["sts"].exact and after["query"].exact
 
 
 def test_replaced_prompt_leaves_the_old_files_bytes_to_whoever_shares_them(
@@ -186,22 +186,22 @@ def test_replaced_prompt_leaves_the_old_files_bytes_to_whoever_shares_them(
 
 
 def test_model_it_was_made_from_bakes_what_an_export_would(
-    artifact: Path, base: Path, made: Path
+    artifact: Path, base: Path, original: Path
 ) -> None:
-    known = open_artifact(made).manifest.prefixes["query"]
+    before = open_artifact(original).manifest.prefixes["query"]
     remove_prompts(artifact, ["query"])
     again = Prompts.of_fronts({"query": "Query: "})
-    found = add_prompts(artifact, again, overwrite=False, checkpoint=Checkpoint.open(base))
-    entry = found.manifest.prefixes["query"]
-    assert (entry.ids, entry.prompt, entry.exact) == (known.ids, known.prompt, True)
+    edited = add_prompts(artifact, again, overwrite=False, checkpoint=Checkpoint.open(base))
+    entry = edited.manifest.prefixes["query"]
+    assert (entry.ids, entry.prompt, entry.exact) == (before.ids, before.prompt, True)
     # two prompts were in a batch together; here is one
-    for one, other in zip(tensors(artifact), tensors(made), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    for tensor, other in zip(tensors(artifact), tensors(original), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=0, atol=1e-6)
 
 
 def tensors(folder: Path) -> list[torch.Tensor]:
-    found = load_file(folder / "prefixes" / "query.safetensors")
-    return [found["keys"], found["values"]]
+    stored = load_file(folder / "prefixes" / "query.safetensors")
+    return [stored["keys"], stored["values"]]
 
 
 def test_model_that_it_was_not_made_from_is_refused(
@@ -219,14 +219,14 @@ def test_model_that_it_was_not_made_from_is_refused(
 
 
 def test_removed_prompts_file_is_gone(artifact: Path) -> None:
-    found = remove_prompts(artifact, ["query"])
-    assert set(found.manifest.prefixes) == {"passage"}
+    edited = remove_prompts(artifact, ["query"])
+    assert set(edited.manifest.prefixes) == {"passage"}
     assert names(artifact / "prefixes") == {"passage.safetensors"}
 
 
 def test_removed_prompt_is_unknown(artifact: Path) -> None:
-    found = remove_prompts(artifact, ["query"]).manifest.prompts
-    assert set(found.by_name) == {"passage"} and found.default is None and found.documents == {}
+    left = remove_prompts(artifact, ["query"]).manifest.prompts
+    assert set(left.by_name) == {"passage"} and left.default is None and left.documents == {}
     with pytest.raises(InputError, match=r"known prompt \(passage\), found 'query'"):
         open_encoder(artifact).encode(["a"], "query")
 
@@ -251,21 +251,21 @@ def test_list_tells_length_default_documents_and_proof(
 ) -> None:
     add_prompts(artifact, STS, overwrite=False)
     assert run(["prompts", "list", str(artifact), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["default"] == "query"
-    told = {
-        name: (one["proved"], one["documents"], one["front"], one["back"])
-        for name, one in found["prompts"].items()
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["default"] == "query"
+    prompts = {
+        name: (prompt["proved"], prompt["documents"], prompt["front"], prompt["back"])
+        for name, prompt in listed["prompts"].items()
     }
-    assert told == {
+    assert prompts == {
         "query": (True, "passage", "Query: ", ""),
         "passage": (True, "", "Passage: ", ""),
         "sts": (False, "", "Like: ", "!"),
     }
     tokeniser = open_artifact(artifact).tokeniser()
-    for one in found["prompts"].values():
-        whole = tokeniser.ids([one["front"] + one["back"]])[0]
-        assert one["tokens"] == len(whole) - 2  # without what frames every text
+    for prompt in listed["prompts"].values():
+        ids = tokeniser.ids([prompt["front"] + prompt["back"]])[0]
+        assert prompt["tokens"] == len(ids) - 2  # without what frames every text
     assert run(["prompts", "list", str(artifact)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("query (default) ") for line in lines)
@@ -278,7 +278,7 @@ def test_long_prompt_is_shortened_on_a_line(
     add_prompts(artifact, Prompts.of_fronts({"long": f"start{' word' * 40}end"}), overwrite=True)
     capsys.readouterr()
     assert run(["prompts", "list", str(artifact)]) == 0
-    (line,) = (found for found in capsys.readouterr().out.splitlines() if found[:4] == "long")
+    (line,) = (text for text in capsys.readouterr().out.splitlines() if text[:4] == "long")
     assert len(line) < 150 and "'start word" in line and line.endswith(" wordend'")
 
 

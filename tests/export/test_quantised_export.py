@@ -54,16 +54,16 @@ def exported(
     model: Path, adapter: Path, few_texts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exports:
     """The proved export in a quantised precision, made once."""
-    made: dict[Precision, Exported] = {}
+    exports: dict[Precision, Exported] = {}
 
     def make(precision: Precision) -> Exported:
-        if precision not in made:
+        if precision not in exports:
             out = tmp_path_factory.mktemp("precision") / precision
             recipe = Recipe(
                 model, adapter, out, storage(precision, calibration=few_texts, max_loss=0.5), 61
             )
-            made[precision] = export(recipe, stage)
-        return made[precision]
+            exports[precision] = export(recipe, stage)
+        return exports[precision]
 
     return make
 
@@ -130,8 +130,8 @@ def test_stored_weights_give_the_graphs_vectors(
     opened = (
         pytorch.open_backend(artifact) if backend == "pytorch" else open_streamed_artifact(artifact)
     )
-    found = opened.run(batch).astype(np.float64)
-    losses = 1 - (found * run_graph(artifact, CPU, batch)).sum(axis=1)
+    vectors = opened.run(batch).astype(np.float64)
+    losses = 1 - (vectors * run_graph(artifact, CPU, batch)).sum(axis=1)
     # the odd rounding turns over, which moves a vector of so small a model; most have none
     assert losses.max() <= 1e-3 and np.median(losses) <= 2e-5
     # as against what quantising costs
@@ -142,11 +142,11 @@ def test_stored_weights_give_the_graphs_vectors(
 def test_verify_compares_stored_weights_in_pytorch(
     copy: Path, model: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["verify", copy, "--reference", model, "--adapter", adapter, "--backend", "pytorch"]
-    assert run([*map(str, asked), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "pass" and found["tasks"] is None
-    assert found["vectors"]["candidate"].startswith("pytorch: ")
+    command = ["verify", copy, "--reference", model, "--adapter", adapter, "--backend", "pytorch"]
+    assert run([*map(str, command), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["verdict"] == "pass" and result["tasks"] is None
+    assert result["vectors"]["candidate"].startswith("pytorch: ")
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -160,13 +160,13 @@ def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision
 # -- which way it is proved --
 
 
-def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
+def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, both: bool) -> None:
     """Let memory hold the artifact and, if whole, no more than a little short of both."""
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
     needed = forecast(manifest.spec, manifest.framing, scheme)
-    held = needed.serve_bytes + needed.reference_bytes - (1 << 20) if whole else needed.serve_bytes
-    monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: held)
+    memory = needed.serve_bytes + needed.reference_bytes - (1 << 20) if both else needed.serve_bytes
+    monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: memory)
 
 
 def test_artifact_that_alone_fits_is_compared_with_a_streamed_reference(
@@ -174,16 +174,19 @@ def test_artifact_that_alone_fits_is_compared_with_a_streamed_reference(
 ) -> None:
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=True)
-    seen: list[tuple[int, int]] = []
-    found = prove(artifact, model, adapter, lambda *at: seen.append(at))
-    assert found.method.startswith("a few texts by both") and "layer by layer" in found.method
-    assert found.texts == len(STREAMED_TEXTS) and found.verdict == "pass"
+    calls: list[tuple[int, int]] = []
+    parity = prove(artifact, model, adapter, lambda *at: calls.append(at))
+    assert parity.method.startswith("a few texts by both") and "layer by layer" in parity.method
+    assert parity.texts == len(STREAMED_TEXTS) and parity.verdict == "pass"
     # the graph itself, alone and in batches
-    assert found.candidate == "ort: int8 products on CPU, fp32 elsewhere"
-    assert found.reference.endswith("layer by layer, from base and adapter")
-    assert found.batch1_worst_cosine is not None and found.batch1_worst_cosine >= 0.9999
-    assert found.reference_sha256 == artifact.manifest.source.sha256
-    assert seen == sorted(seen) and seen[-1] == (len(STREAMED_TEXTS), len(STREAMED_TEXTS))
+    assert parity.candidate == "ort: int8 products on CPU, fp32 elsewhere"
+    assert parity.reference.endswith("layer by layer, from base and adapter")
+    assert parity.batch1_worst_cosine is not None and parity.batch1_worst_cosine >= 0.9999
+    assert parity.reference_sha256 == artifact.manifest.source.sha256
+    assert calls == sorted(calls) and calls[-1] == (
+        len(STREAMED_TEXTS),
+        len(STREAMED_TEXTS),
+    )
 
 
 def test_few_texts_give_the_figures_that_all_models_in_memory_give(
@@ -191,12 +194,12 @@ def test_few_texts_give_the_figures_that_all_models_in_memory_give(
 ) -> None:
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=True)
-    found = prove(artifact, model, adapter)
+    parity = prove(artifact, model, adapter)
     reference = load.open_reference(model, adapter, framing=artifact.manifest.framing)
     expected = reference.encode(STREAMED_TEXTS).astype(np.float64)
     vectors = open_encoder(artifact.folder).encode(STREAMED_TEXTS)
     # fp32 on both sides, in other batches
-    assert found.loss == pytest.approx(1 - (expected * vectors).sum(axis=1).mean(), abs=1e-6)
+    assert parity.loss == pytest.approx(1 - (expected * vectors).sum(axis=1).mean(), abs=1e-6)
 
 
 def test_artifact_that_does_not_fit_is_compared_by_its_stored_weights(
@@ -204,12 +207,12 @@ def test_artifact_that_does_not_fit_is_compared_by_its_stored_weights(
 ) -> None:
     artifact = exported(Precision.INT8).artifact
     memory_for(artifact, monkeypatch, whole=False)
-    found = prove(artifact, model, adapter)
-    assert found.method.startswith("weights only, layer by layer") and found.verdict == "pass"
-    assert found.batch1_worst_cosine is None
+    parity = prove(artifact, model, adapter)
+    assert parity.method.startswith("weights only, layer by layer") and parity.verdict == "pass"
+    assert parity.batch1_worst_cosine is None
     # rounded as the graph rounds, inputs too
     proved = exported(Precision.INT8).parity
-    assert proved is not None and found.loss == pytest.approx(proved.loss, rel=0.5)
+    assert proved is not None and parity.loss == pytest.approx(proved.loss, rel=0.5)
     with pytest.raises(SpaceError, match="leave both out to compare the stored weights"):
         prove(artifact, model, adapter, backend="ort")
 
@@ -224,14 +227,14 @@ def test_manifest_tells_how_it_was_quantised(
     artifact = exported(precision).artifact
     opened = open_artifact(artifact.folder, check=True)
     assert opened.manifest == artifact.manifest
-    told, calibration = opened.manifest.quantised, read_calibration(opened)
-    assert told is not None and calibration is not None
-    assert told.compute_dtype == quantise.load(precision).compute_dtype
-    assert told.calibration_sha256 == calibration.texts_sha256
-    assert told.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
-    assert told.calibration_tokens == calibration.tokens > told.calibration_texts
-    assert told.unquantized == calibration.unquantized
-    assert told.max_loss == 0.5 == quantise.scheme_of(opened.manifest).thresholds.max_loss
+    stored, calibration = opened.manifest.quantised, read_calibration(opened)
+    assert stored is not None and calibration is not None
+    assert stored.compute_dtype == quantise.load(precision).compute_dtype
+    assert stored.calibration_sha256 == calibration.texts_sha256
+    assert stored.calibration_texts == calibration.texts <= len(few_texts.read_text().splitlines())
+    assert stored.calibration_tokens == calibration.tokens > stored.calibration_texts
+    assert stored.unquantized == calibration.unquantized
+    assert stored.max_loss == 0.5 == quantise.scheme_of(opened.manifest).thresholds.max_loss
     modules = opened.manifest.spec.linear_modules()
     assert calibration.inputs.keys() == set(modules.values())
     assert calibration.snr_db.keys() == {
@@ -270,11 +273,11 @@ def test_changed_calibration_is_damage(copy: Path) -> None:
 
 def test_calibration_is_part_of_the_identity(copy: Path) -> None:
     manifest = open_artifact(copy).manifest
-    found = dict(manifest.files)
-    assert identity(found, manifest.spec, manifest.framing) == manifest.artifact_id
-    entry = found[CALIBRATION_FILE]
-    found[CALIBRATION_FILE] = FileEntry(sha256="0" * 64, size_bytes=entry.size_bytes)
-    assert identity(found, manifest.spec, manifest.framing) != manifest.artifact_id
+    files = dict(manifest.files)
+    assert identity(files, manifest.spec, manifest.framing) == manifest.artifact_id
+    entry = files[CALIBRATION_FILE]
+    files[CALIBRATION_FILE] = FileEntry(sha256="0" * 64, size_bytes=entry.size_bytes)
+    assert identity(files, manifest.spec, manifest.framing) != manifest.artifact_id
 
 
 @pytest.mark.parametrize(
@@ -332,27 +335,27 @@ def test_quantised_weights_take_their_share_of_fp32(
 
 @pytest.mark.parametrize("precision", IR_DTYPES)
 def test_texts_for_a_precision_that_needs_none_are_refused(
-    base: Path, few_texts: Path, place: Path, refused: Refused, precision: Precision
+    base: Path, few_texts: Path, root: Path, refused: Refused, precision: Precision
 ) -> None:
-    asked = ["--model", base, "--out", place / "out", f"--{precision}"]
-    line = refused(*asked, "--calibration", few_texts)
+    options = ["--model", base, "--out", root / "out", f"--{precision}"]
+    line = refused(*options, "--calibration", few_texts)
     assert line.startswith("expected --calibration with fp8, int8 or int4, found it with ")
     assert precision in line
 
 
-@pytest.mark.parametrize("precision", [one for one in Precision if one is not Precision.FP8])
+@pytest.mark.parametrize("precision", [other for other in Precision if other is not Precision.FP8])
 def test_high_precision_type_is_refused_with_other_precisions(
-    base: Path, place: Path, refused: Refused, precision: Precision
+    base: Path, root: Path, refused: Refused, precision: Precision
 ) -> None:
-    out = place / "out"
+    out = root / "out"
     line = refused("--model", base, "--out", out, f"--{precision}", "--high-precision", "bf16")
     assert line.startswith(f"expected --high-precision with fp8, found it with {precision}")
 
 
 def test_high_precision_type_that_there_is_not_is_refused_with_those_there_are(
-    base: Path, place: Path, refused: Refused
+    base: Path, root: Path, refused: Refused
 ) -> None:
-    out = place / "out"
+    out = root / "out"
     line = refused("--model", base, "--out", out, "--fp8", "--high-precision", "int8")
     assert all(f"'{name}'" in line for name in ("int8", "bf16", "fp16", "fp32"))
 
@@ -360,6 +363,6 @@ def test_high_precision_type_that_there_is_not_is_refused_with_those_there_are(
 def test_verify_on_cuda_is_refused_in_one_line(
     copy: Path, model: Path, adapter: Path, refused: Refused
 ) -> None:
-    asked = ["verify", copy, "--reference", model, "--adapter", adapter]
-    line = refused(*asked, "--backend", "ort", "--device", "cuda")
+    command = ["verify", copy, "--reference", model, "--adapter", adapter]
+    line = refused(*command, "--backend", "ort", "--device", "cuda")
     assert line.startswith("expected --device cpu, found cuda: int8 is for CPUs")

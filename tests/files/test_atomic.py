@@ -96,11 +96,11 @@ def test_overwrite_does_not_delete_a_foreign_folder(tmp_path: Path) -> None:
         require_absent(tmp_path, overwrite=True, holding=MANIFEST_FILE)
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
-def test_output_at_or_below_a_file_is_refused(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])
+def test_output_at_or_below_a_file_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExistsError, match="found a file"):
-        require_absent(tmp_path / place, overwrite=True, holding=MANIFEST_FILE)
+        require_absent(tmp_path / path, overwrite=True, holding=MANIFEST_FILE)
 
 
 def test_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(disk: Path) -> Iterator[Path]:
+def root(disk: Path) -> Iterator[Path]:
     """An empty folder on it."""
     folder = disk / "place"
     folder.mkdir()
@@ -61,10 +61,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
     def refuse(*args: object) -> str:
         assert run([str(arg) for arg in args]) == 2
-        found = capsys.readouterr()
-        assert found.out == "" and found.err.count("\n") == 1, found.err
-        assert found.err.startswith("anna-export: expected room for "), found.err
-        return found.err
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1, captured.err
+        assert captured.err.startswith("anna-export: expected room for "), captured.err
+        return captured.err
 
     return refuse
 
@@ -72,20 +72,20 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 # The weights are 5.4 MB, the tokenizer 3.5 MB, and the rest is small.
 @pytest.mark.parametrize("free", [0, 1 << 20, 4 << 20, 6 << 20, 8 << 20])
 def test_export_to_a_disk_that_fills_up_is_one_line(
-    base: Path, adapter: Path, place: Path, leave: Fill, refused: Refused, free: int
+    base: Path, adapter: Path, root: Path, leave: Fill, refused: Refused, free: int
 ) -> None:
     leave(free)
-    out = place / "out"
+    out = root / "out"
     line = refused("--model", base, "--adapter", adapter, "--out", out, "--no-verify")
-    assert f"room for out in {place}, found: No space left on device; make room" in line
-    assert names(place) == set()
+    assert f"room for out in {root}, found: No space left on device; make room" in line
+    assert names(root) == set()
 
 
 @pytest.mark.parametrize("name", ["parity.json", "README.md", "manifest.json"])
 def test_disk_that_fills_up_while_evidence_is_written_is_one_line(
     artifact: Artifact,
     base: Path,
-    place: Path,
+    root: Path,
     leave: Fill,
     refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,35 +102,35 @@ def test_disk_that_fills_up_while_evidence_is_written_is_one_line(
 
     monkeypatch.setattr(Path, "write_text", filling)
     proof = [] if name == "parity.json" else ["--no-verify"]
-    refused("--model", base, "--out", place / "out", "--max-tokens", "61", *proof)
-    assert full and names(place) == set()
+    refused("--model", base, "--out", root / "out", "--max-tokens", "61", *proof)
+    assert full and names(root) == set()
 
 
 def test_overwriting_on_a_disk_that_fills_up_leaves_the_old_artifact(
-    artifact: Artifact, base: Path, place: Path, leave: Fill, refused: Refused
+    artifact: Artifact, base: Path, root: Path, leave: Fill, refused: Refused
 ) -> None:
-    out = Path(shutil.copytree(artifact.folder, place / "out"))
+    out = Path(shutil.copytree(artifact.folder, root / "out"))
     leave(6 << 20)
     refused("--model", base, "--out", out, "--no-verify", "--overwrite")
     assert open_artifact(out, check=True).manifest == artifact.manifest
-    assert names(place) == {"out"}
+    assert names(root) == {"out"}
 
 
 @pytest.mark.parametrize("free", [0, 1 << 20, 6 << 20])
 def test_merge_to_a_disk_that_fills_up_is_one_line(
-    base: Path, adapter: Path, place: Path, leave: Fill, refused: Refused, free: int
+    base: Path, adapter: Path, root: Path, leave: Fill, refused: Refused, free: int
 ) -> None:
     leave(free)
-    line = refused("merge", "--model", base, "--adapter", adapter, "--out", place / "out")
-    assert f"room for out in {place}, found: No space left" in line
-    assert names(place) == set()
+    line = refused("merge", "--model", base, "--adapter", adapter, "--out", root / "out")
+    assert f"room for out in {root}, found: No space left" in line
+    assert names(root) == set()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 @pytest.mark.parametrize("pages", [0, 1, 20, 90])
 def test_embed_to_a_disk_that_fills_up_is_one_line(
     artifact: Artifact,
-    place: Path,
+    root: Path,
     leave: Fill,
     refused: Refused,
     tmp_path: Path,
@@ -140,38 +140,38 @@ def test_embed_to_a_disk_that_fills_up_is_one_line(
     # 1,500 vectors of 160 bytes: 59 pages in a shard, and as many in the output
     (tmp_path / "texts.txt").write_text("".join(f"{number}\n" for number in range(1500)))
     leave(pages * 4096)
-    out = place / f"vectors{suffix}"
+    out = root / f"vectors{suffix}"
     line = refused("embed", artifact.folder, tmp_path / "texts.txt", "--out", out)
-    assert f"room for vectors{suffix} in {place}" in line
+    assert f"room for vectors{suffix} in {root}" in line
     # what was finished is kept for the next run; nothing that is half-written is
-    left = {path.name.partition("-")[0] for path in place.rglob("*")}  # no hash of a shard's texts
+    left = {path.name.partition("-")[0] for path in root.rglob("*")}  # no hash of a shard's texts
     done = {".vectors" + suffix + ".shards", "00000000", "state.json"}
     assert left == (done if pages == 90 else set())
 
 
 def test_room_is_looked_for_before_work(
-    base: Path, adapter: Path, place: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, adapter: Path, root: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (disk / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, DISK_BYTES - (2 << 20))
     for verb in ("export", "merge"):
-        args = [verb, "--model", base, "--adapter", adapter, "--out", place / "out"]
+        args = [verb, "--model", base, "--adapter", adapter, "--out", root / "out"]
         assert run([str(arg) for arg in args]) == 2
-        found = capsys.readouterr().err
-        assert found.startswith("anna-export: expected ") and " free " in found
-        assert found.count("\n") == 1 and names(place) == set()
+        message = capsys.readouterr().err
+        assert message.startswith("anna-export: expected ") and " free " in message
+        assert message.count("\n") == 1 and names(root) == set()
 
 
 def test_leftover_of_a_killed_export_is_no_reason_to_refuse(
-    base: Path, place: Path, disk: Path
+    base: Path, root: Path, disk: Path
 ) -> None:
-    leftover = place / ".out.partial-0"
+    leftover = root / ".out.partial-0"
     leftover.mkdir()
     with (leftover / "weights").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, DISK_BYTES - (8 << 20))
-    args = ["--model", base, "--out", place / "out", "--no-verify", "--max-tokens", "61"]
+    args = ["--model", base, "--out", root / "out", "--no-verify", "--max-tokens", "61"]
     assert run([str(arg) for arg in args]) == 0
-    assert names(place) == {"out"}
+    assert names(root) == {"out"}
 
 
 # -- the same where nothing may be mounted: a limit on the size of files --
@@ -179,13 +179,13 @@ def test_leftover_of_a_killed_export_is_no_reason_to_refuse(
 
 @contextmanager
 def small_files(size_bytes: int) -> Iterator[None]:
-    known = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, known[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
 
 

@@ -45,8 +45,8 @@ def refusal(kind: type[AnnaError], path: Path) -> str:
 
 @pytest.mark.parametrize("key", TENSORS)
 def test_tensor_is_read_as_it_was_written(file: Path, key: str) -> None:
-    found = read_header(file)[key].read()
-    assert found.dtype == TENSORS[key].dtype and found.equal(TENSORS[key])
+    tensor = read_header(file)[key].read()
+    assert tensor.dtype == TENSORS[key].dtype and tensor.equal(TENSORS[key])
 
 
 def test_only_tensors_are_in_a_header(file: Path) -> None:
@@ -54,13 +54,13 @@ def test_only_tensors_are_in_a_header(file: Path) -> None:
 
 
 def test_written_header_is_read_by_the_safetensors_library(tmp_path: Path) -> None:
-    kept = {key: tensor for key, tensor in TENSORS.items() if key != "none"}
-    header = header_bytes({key: (t.dtype, tuple(t.shape)) for key, t in kept.items()})
-    data = [tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in kept.values()]
+    tensors = {key: tensor for key, tensor in TENSORS.items() if key != "none"}
+    header = header_bytes({key: (t.dtype, tuple(t.shape)) for key, t in tensors.items()})
+    data = [tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors.values()]
     (tmp_path / "ours.safetensors").write_bytes(header + b"".join(data))
-    found = load_file(tmp_path / "ours.safetensors")
-    assert found.keys() == kept.keys()
-    assert all(found[key].equal(tensor) for key, tensor in kept.items())
+    loaded = load_file(tmp_path / "ours.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(loaded[key].equal(tensor) for key, tensor in tensors.items())
 
 
 def test_data_of_a_written_header_is_aligned() -> None:

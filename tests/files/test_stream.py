@@ -24,14 +24,14 @@ from anna_export.files.stream import Part, write_parts
 SIZES = [(0, 13), (13, 1), (14, 0), (100, 4097), (4200, 77)]
 
 
-def pieces(places: list[tuple[int, int]]) -> list[np.ndarray]:
+def pieces(extents: list[tuple[int, int]]) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [generator.integers(1, 256, size, dtype=np.uint8) for _, size in places]
+    return [generator.integers(1, 256, size, dtype=np.uint8) for _, size in extents]
 
 
-def parts_of(places: list[tuple[int, int]], data: list[np.ndarray]) -> list[Part]:
+def parts_of(extents: list[tuple[int, int]], data: list[np.ndarray]) -> list[Part]:
     return [
-        Part(offset, size, piece.copy) for (offset, size), piece in zip(places, data, strict=True)
+        Part(offset, size, piece.copy) for (offset, size), piece in zip(extents, data, strict=True)
     ]
 
 
@@ -47,13 +47,13 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("block")
 def test_file_is_its_parts_with_zeros_between_and_its_hash(tmp_path: Path) -> None:
     data = pieces(SIZES)
-    whole = bytearray(SIZES[-1][0] + SIZES[-1][1])
+    expected = bytearray(SIZES[-1][0] + SIZES[-1][1])
     for (offset, size), piece in zip(SIZES, data, strict=True):
-        whole[offset : offset + size] = piece.tobytes()
+        expected[offset : offset + size] = piece.tobytes()
     written = write_parts(tmp_path / "file", parts_of(SIZES, data))
-    assert (tmp_path / "file").read_bytes() == whole
-    assert written.sha256 == hashlib.sha256(whole).hexdigest()
-    assert written.size_bytes == len(whole)
+    assert (tmp_path / "file").read_bytes() == expected
+    assert written.sha256 == hashlib.sha256(expected).hexdigest()
+    assert written.size_bytes == len(expected)
 
 
 @pytest.mark.usefixtures("block")
@@ -70,25 +70,25 @@ def test_no_parts_make_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_each_part_is_made_once(tmp_path: Path) -> None:
-    made: list[int] = []
+    calls: list[int] = []
 
     def make(index: int) -> np.ndarray:
-        made.append(index)
+        calls.append(index)
         return np.full(9, index, np.uint8)
 
     parts = [Part(9 * i, 9, partial(make, i)) for i in range(20)]
     write_parts(tmp_path / "file", parts)
-    assert sorted(made) == list(range(20))
+    assert sorted(calls) == list(range(20))
 
 
 def test_progress_rises_to_the_total(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     write_parts(
         tmp_path / "file",
         parts_of(SIZES, pieces(SIZES)),
-        lambda done, total: told.append((done, total)),
+        lambda done, total: reports.append((done, total)),
     )
-    assert told == sorted(told) and told[-1] == (4277, 4277)
+    assert reports == sorted(reports) and reports[-1] == (4277, 4277)
 
 
 @pytest.mark.parametrize("slow", ["makers", "write"])
@@ -137,16 +137,16 @@ def test_two_parts_are_made_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 5])
 def test_maker_that_fails_ends_the_write_with_its_error(tmp_path: Path, index: int) -> None:
-    made: list[int] = []
+    calls: list[int] = []
 
     def make(part: int) -> bytes:
-        made.append(part)
+        calls.append(part)
         return b"x" if part != index else failing()
 
     parts = [Part(i, 1, partial(make, i)) for i in range(50)]
     with pytest.raises(ValueError, match="this part cannot be made"):
         write_parts(tmp_path / "file", parts)
-    assert max(made) <= index + 3
+    assert max(calls) <= index + 3
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -95,13 +95,13 @@ def refused(tmp_path: Path, name: str, content: bytes, field: str = "text") -> s
     ],
 )
 def test_line_that_has_no_text_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
-    found = refused(tmp_path, "t.jsonl", content)
-    assert expected in found and f"{tmp_path / 't.jsonl'}:2" in found
+    message = refused(tmp_path, "t.jsonl", content)
+    assert expected in message and f"{tmp_path / 't.jsonl'}:2" in message
 
 
 def test_line_that_is_no_utf8_is_named(tmp_path: Path) -> None:
-    found = refused(tmp_path, "t.txt", b"a\nb\nc \xff d\n")
-    assert "expected UTF-8" in found and found.endswith("t.txt:3")
+    message = refused(tmp_path, "t.txt", b"a\nb\nc \xff d\n")
+    assert "expected UTF-8" in message and message.endswith("t.txt:3")
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])

@@ -200,4 +200,4 @@ def test_nothing_beyond_this_machine_is_asked_for(
     with running(served_artifact.folder, environment=offline.environment) as server:
         assert server.wait_until_ready().embed(["a", "b"])
         server.client.get("/info")
-    assert offline.asked() == ""
+    assert offline.requests() == ""

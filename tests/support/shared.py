@@ -17,18 +17,18 @@ class SharedFolders:
 
     Args:
         shared: Where they lie, the same for all processes.
-        own: Makes folders for this process, on the same disk.
+        folders: Makes folders for this process, on the same disk.
     """
 
-    def __init__(self, shared: Path, own: pytest.TempPathFactory) -> None:
+    def __init__(self, shared: Path, folders: pytest.TempPathFactory) -> None:
         self._shared = shared
-        self._own = own
+        self._folders = folders
         shared.mkdir(exist_ok=True)
 
     def copy(self, name: str, make: Callable[[Path], object], *arguments: object) -> Path:
         """Return a copy of `folder`, which may be changed."""
-        made = self.folder(name, make, *arguments)
-        return Path(shutil.copytree(made, self._own.mktemp(name) / name))
+        original = self.folder(name, make, *arguments)
+        return Path(shutil.copytree(original, self._folders.mktemp(name) / name))
 
     def folder(self, name: str, make: Callable[[Path], object], *arguments: object) -> Path:
         """Return the folder of this name that `make` writes; it is for all, so none may change it.
@@ -39,13 +39,13 @@ class SharedFolders:
             arguments: All that what is written depends on; a path stands for its content.
         """
         key = hashlib.sha256(repr((name, *map(_content, arguments))).encode()).hexdigest()
-        made = self._shared / key
-        with FileLock(made.with_suffix(".lock")):
-            if not made.exists():
-                aside = self._own.mktemp("aside")
+        parent = self._shared / key
+        with FileLock(parent.with_suffix(".lock")):
+            if not parent.exists():
+                aside = self._folders.mktemp("aside")
                 make(aside / name)
-                aside.rename(made)
-        return made / name
+                aside.rename(parent)
+        return parent / name
 
 
 def _content(argument: object) -> object:

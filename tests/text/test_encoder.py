@@ -41,8 +41,8 @@ class Angles:
     def run(self, batch: TokenBatch) -> np.ndarray:
         self.shapes.append(batch.ids.shape)
         self.padding += int((batch.mask == 0).sum())
-        place = np.arange(1, batch.width + 1)
-        angle = (batch.ids * batch.mask * place).sum(axis=1) % 6007 / 1000
+        position = np.arange(1, batch.width + 1)
+        angle = (batch.ids * batch.mask * position).sum(axis=1) % 6007 / 1000
         return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
     @property
@@ -71,25 +71,25 @@ def test_vectors_come_in_the_order_of_the_texts(
     base: Path, tokeniser: Tokeniser, texts: list[str], budget: int
 ) -> None:
     encoder = Encoder(Angles(read_spec(base)), tokeniser, limits=BatchLimits(budget))
-    found = encoder.encode(texts)
-    assert found.shape == (len(texts), 2) and found.dtype == np.float32
-    for text, vector in zip(texts, found, strict=True):
+    vectors = encoder.encode(texts)
+    assert vectors.shape == (len(texts), 2) and vectors.dtype == np.float32
+    for text, vector in zip(texts, vectors, strict=True):
         assert (vector == encoder.encode(text)).all()
 
 
 def test_equal_texts_are_computed_once(angles: Angles, tokeniser: Tokeniser) -> None:
-    found = Encoder(angles, tokeniser).encode(["one", "two", "one", "one"])
+    vectors = Encoder(angles, tokeniser).encode(["one", "two", "one", "one"])
     assert sum(rows for rows, _ in angles.shapes) == 2
-    assert (found[0] == found[2]).all() and (found[0] == found[3]).all()
-    assert (found[0] != found[1]).any()
+    assert (vectors[0] == vectors[2]).all() and (vectors[0] == vectors[3]).all()
+    assert (vectors[0] != vectors[1]).any()
 
 
 def test_progress_counts_distinct_texts_to_the_end(angles: Angles, tokeniser: Tokeniser) -> None:
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     encoder = Encoder(angles, tokeniser, limits=BatchLimits(64))
-    encoder.encode([*POOL, *POOL], progress=lambda done, total: seen.append((done, total)))
-    assert len(seen) == len(angles.shapes) > 3
-    assert seen == sorted(seen) and seen[-1] == (len(POOL), len(POOL))
+    encoder.encode([*POOL, *POOL], progress=lambda done, total: reports.append((done, total)))
+    assert len(reports) == len(angles.shapes) > 3
+    assert reports == sorted(reports) and reports[-1] == (len(POOL), len(POOL))
 
 
 @FAST
@@ -138,9 +138,9 @@ def test_longest_texts_come_first() -> None:
 def test_batches_behind_a_prefix_keep_within_every_limit(
     lengths: list[int], prefix: int, pairs: int | None, alone: int | None
 ) -> None:
-    found = batches_by_length(lengths, BatchLimits(4096, pairs, alone), prefix)
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
+    batches = batches_by_length(lengths, BatchLimits(4096, pairs, alone), prefix)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
         width = max(lengths[index] for index in batch)
         if len(batch) > 1:
             assert len(batch) * width <= 4096
@@ -250,11 +250,11 @@ def test_vector_is_the_same_alone_and_in_any_batch(
 ) -> None:
     rows = encoder.tokeniser.ids([POOL[index] for index in members])
     batch = encoder.tokeniser.batch([*rows, [9] * (max(map(len, rows)) + padding)])
-    found = encoder.backend.run(batch)[:-1]
+    vectors = encoder.backend.run(batch)[:-1]
     expected = alone[members]
     # fp32: another batch changes only the order of sums; the components are about 0.15
-    assert np.abs(found - expected).max() <= 1e-6
-    assert (found.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
+    assert np.abs(vectors - expected).max() <= 1e-6
+    assert (vectors.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
 
 
 @pytest.fixture(scope="module")
@@ -284,16 +284,16 @@ def test_vectors_of_unlike_texts_differ(alone: np.ndarray) -> None:
 def test_prompt_stands_before_the_text(encoder: Encoder) -> None:
     prompts = Prompts.of_fronts({"query": "Instruct: find\nQuery: ", "document": ""})
     prompted = Encoder(encoder.backend, encoder.tokeniser, prompts)
-    found = prompted.encode(["a b", "c"], "query")
+    vectors = prompted.encode(["a b", "c"], "query")
     expected = encoder.encode(["Instruct: find\nQuery: a b", "Instruct: find\nQuery: c"])
-    assert (found == expected).all()
+    assert (vectors == expected).all()
     assert (prompted.encode(["a b"], "document") == encoder.encode(["a b"])).all()
 
 
 def test_default_prompt_is_used_where_none_is_named(encoder: Encoder) -> None:
     prompts = Prompts.of_fronts({"query": "Query: "}, default="query")
-    found = Encoder(encoder.backend, encoder.tokeniser, prompts).encode("a b")
-    assert (found == encoder.encode("Query: a b")).all()
+    vector = Encoder(encoder.backend, encoder.tokeniser, prompts).encode("a b")
+    assert (vector == encoder.encode("Query: a b")).all()
 
 
 def test_unknown_prompt_is_refused_with_the_known_ones(
@@ -309,9 +309,9 @@ def test_unknown_prompt_is_refused_with_the_known_ones(
 
 
 def test_one_text_gives_one_vector(encoder: Encoder) -> None:
-    one = encoder.encode("a text")
-    assert one.shape == (encoder.dim,)
-    assert (one == encoder.encode(["a text"])[0]).all()
+    vector = encoder.encode("a text")
+    assert vector.shape == (encoder.dim,)
+    assert (vector == encoder.encode(["a text"])[0]).all()
 
 
 def test_no_texts_give_no_vectors(encoder: Encoder) -> None:
@@ -332,9 +332,9 @@ def test_vector_that_is_not_finite_is_refused_by_its_place_among_all_texts(
 
     class Overflows(Angles):
         def run(self, batch: TokenBatch) -> np.ndarray:
-            found = super().run(batch)
-            found[(batch.ids[:, : len(bad)] == bad).all(axis=1), 1] = np.inf
-            return found
+            vectors = super().run(batch)
+            vectors[(batch.ids[:, : len(bad)] == bad).all(axis=1), 1] = np.inf
+            return vectors
 
     encoder = Encoder(Overflows(read_spec(base)), tokeniser)
     assert np.isfinite(encoder.encode(["good"])).all()

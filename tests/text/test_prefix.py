@@ -14,11 +14,12 @@ def prefix(count: int = 3) -> Prefix:
 
 
 def test_first_tokens_keep_their_keys_and_values() -> None:
-    whole, cut = prefix(), prefix().first(2)
-    assert cut.ids == (1, 2) and len(cut) == 2
-    assert (cut.keys == whole.keys[:, :, :2]).all() and (cut.values == whole.values[:, :, :2]).all()
+    full, first = prefix(), prefix().first(2)
+    assert first.ids == (1, 2) and len(first) == 2
+    assert (first.keys == full.keys[:, :, :2]).all()
+    assert (first.values == full.values[:, :, :2]).all()
     # ONNX Runtime would copy what is not contiguous, at every run
-    assert cut.keys.flags.c_contiguous and cut.values.flags.c_contiguous
+    assert first.keys.flags.c_contiguous and first.values.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -38,9 +39,9 @@ def test_arrays_that_do_not_fit_are_refused(keys: np.ndarray, values: np.ndarray
 
 def test_whole_batch_has_the_prefix_in_front_of_every_row() -> None:
     batch = TokenBatch(np.array([[7, 8], [9, 0]]), np.array([2, 1]), prefix())
-    whole = batch.joined()
-    assert whole.ids.tolist() == [[1, 2, 3, 7, 8], [1, 2, 3, 9, 0]]
-    assert whole.lengths.tolist() == [5, 4] and whole.prefix is None
+    joined = batch.joined()
+    assert joined.ids.tolist() == [[1, 2, 3, 7, 8], [1, 2, 3, 9, 0]]
+    assert joined.lengths.tolist() == [5, 4] and joined.prefix is None
     # the mask of a batch is that of what is computed
     assert batch.mask.tolist() == [[1, 1], [1, 0]]
 

@@ -11,7 +11,7 @@ from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS
 from tests.support.types import MakeArtifact
 
-MANY = settings(max_examples=300, derandomize=True, deadline=None)
+MANY_EXAMPLES = settings(max_examples=300, derandomize=True, deadline=None)
 PROMPTS = (
     Prompt("Query: "),
     Prompt("Query:"),
@@ -32,7 +32,7 @@ def tokeniser(base: Path, make_artifact: MakeArtifact) -> Tokeniser:
 
 def shared(first: list[int], second: list[int]) -> int:
     return next(
-        (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
         min(len(first), len(second)),
     )
 
@@ -46,7 +46,7 @@ def test_odd_texts_start_with_the_prefix(tokeniser: Tokeniser, prompt: Prompt, t
     assert row[: len(front)] == front and len(row) > len(front)
 
 
-@MANY
+@MANY_EXAMPLES
 @given(text=st.text(max_size=40), prompt=st.sampled_from(PROMPTS))
 @example(text="d is the end", prompt=PROMPTS[-1])
 @example(text="\n\n\n", prompt=PROMPTS[4])

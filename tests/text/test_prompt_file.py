@@ -39,8 +39,8 @@ def refusal(act: Callable[[], object], kind: type[Exception] = InputError) -> st
 
 
 def test_e5_names_instruction_and_query(read: Read) -> None:
-    found = read({"sts": {"format": "e5", "instruction": "Find like."}})
-    assert found.find("sts") == Prompt("Instruct: Find like.\nQuery: ")
+    prompts = read({"sts": {"format": "e5", "instruction": "Find like."}})
+    assert prompts.find("sts") == Prompt("Instruct: Find like.\nQuery: ")
 
 
 def test_examples_stand_in_front_each_with_the_instruction(read: Read) -> None:
@@ -63,13 +63,13 @@ def test_bge_en_icl_writes_tokens_and_asks_for_the_response(read: Read) -> None:
 def test_whether_the_response_is_asked_for_can_be_said(read: Read) -> None:
     e5 = {"format": "e5", "instruction": "i", "response_suffix": True}
     icl = {"format": "bge-en-icl", "instruction": "i", "response_suffix": False}
-    found = read({"e5": e5, "icl": icl})
-    assert found.find("e5").back == "\nResponse:" and found.find("icl").back == ""
+    prompts = read({"e5": e5, "icl": icl})
+    assert prompts.find("e5").back == "\nResponse:" and prompts.find("icl").back == ""
 
 
 def test_plain_text_is_taken_as_it_is(read: Read) -> None:
-    found = read({"passage": {"text": "passage: "}, "bare": {"text": ""}})
-    assert found.find("passage") == Prompt("passage: ") and found.find("bare") == NO_PROMPT
+    prompts = read({"passage": {"text": "passage: "}, "bare": {"text": ""}})
+    assert prompts.find("passage") == Prompt("passage: ") and prompts.find("bare") == NO_PROMPT
 
 
 def test_default_and_prompts_of_documents_are_read(read: Read) -> None:
@@ -79,9 +79,9 @@ def test_default_and_prompts_of_documents_are_read(read: Read) -> None:
         "code": {"format": "e5", "instruction": "c", "documents": ""},
         "passage": {"text": "passage: "},
     }
-    found = read(tasks, default="sts")
-    assert found.find(None) == found.find("sts") != NO_PROMPT
-    assert found.documents == {"query": "passage", "sts": "sts", "code": ""}
+    prompts = read(tasks, default="sts")
+    assert prompts.find(None) == prompts.find("sts") != NO_PROMPT
+    assert prompts.documents == {"query": "passage", "sts": "sts", "code": ""}
 
 
 # -- what is refused --
@@ -90,7 +90,7 @@ TASK = {"format": "e5", "instruction": "i"}
 
 
 @pytest.mark.parametrize(
-    ("tasks", "beside", "told"),
+    ("tasks", "beside", "pattern"),
     [
         ([], {}, "tasks"),
         ({"sts": "find"}, {}, "tasks.sts"),
@@ -115,10 +115,10 @@ TASK = {"format": "e5", "instruction": "i"}
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else None,
 )
-def test_wrong_field_is_named(read: Read, tasks: Any, beside: dict[str, Any], told: str) -> None:
+def test_wrong_field_is_named(read: Read, tasks: Any, beside: dict[str, Any], pattern: str) -> None:
     message = refusal(lambda: read(tasks, **beside))
     assert "prompts.json" in message
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         raise InputError(message)
 
 

@@ -57,17 +57,17 @@ def test_artifact_holds_the_files_prompts_and_was_proved_with_them(artifact: Pat
 
 def test_prompt_stands_around_the_text(artifact: Path) -> None:
     encoder = open_encoder(artifact)
-    whole = [f"{FRONT}{text}{BACK}" for text in TEXTS]
-    for found in (encoder.encode(TEXTS, "sts"), encoder.encode(TEXTS)):
+    texts = [f"{FRONT}{text}{BACK}" for text in TEXTS]
+    for vectors in (encoder.encode(TEXTS, "sts"), encoder.encode(TEXTS)):
         # its prefix was computed by another library than the text
-        np.testing.assert_allclose(found, encoder.encode(whole, ""), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(vectors, encoder.encode(texts, ""), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sts", "passage"])
 def test_sentence_transformers_gives_the_same_vectors_by_name(artifact: Path, name: str) -> None:
-    found = sentence_transformer(artifact).encode(TEXTS, prompt_name=name)
+    vectors = sentence_transformer(artifact).encode(TEXTS, prompt_name=name)
     expected = open_encoder(artifact).encode(TEXTS, name)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
 def test_embed_takes_a_prompt_by_name(artifact: Path, tmp_path: Path) -> None:

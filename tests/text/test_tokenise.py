@@ -66,8 +66,8 @@ def changed(base: Path, tmp_path: Path) -> Callable[..., Path]:
             edit(tokenizer)
             tokenizer.save(str(tmp_path / "tokenizer.json"))
         config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | settings
-        known = {name: value for name, value in config.items() if value is not None}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(known))
+        stated = {name: value for name, value in config.items() if value is not None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
         return tmp_path
 
     return copy
@@ -156,9 +156,9 @@ def test_bos_stands_first_and_eos_once_and_last_whatever_the_text(
 def test_cut_text_keeps_its_start_and_eos_and_fits(
     tokeniser: Tokeniser, roomy: Tokeniser, text: str
 ) -> None:
-    (cut,), (whole,) = tokeniser.ids([text]), roomy.ids([text])
-    assert len(cut) == min(len(whole), 21)
-    assert cut[:-1] == whole[: len(cut) - 1] and cut[-1] == EOS
+    (truncated,), (complete,) = tokeniser.ids([text]), roomy.ids([text])
+    assert len(truncated) == min(len(complete), 21)
+    assert truncated[:-1] == complete[: len(truncated) - 1] and truncated[-1] == EOS
 
 
 @FAST
@@ -251,12 +251,12 @@ def test_longest_prompt_that_is_taken_leaves_room_for_a_token(tokeniser: Tokenis
         tokeniser.ids([" b"], Prompt(prompt.front + " a"))
 
 
-@pytest.mark.parametrize("asked", [7, 0, -1, 8193])
+@pytest.mark.parametrize("tokens", [7, 0, -1, 8193])
 def test_window_outside_the_models_positions_is_refused(
-    base: Path, spec: EmbeddingSpec, asked: int
+    base: Path, spec: EmbeddingSpec, tokens: int
 ) -> None:
     with pytest.raises(InputError) as error:
-        read_framing(base, spec, asked)
+        read_framing(base, spec, tokens)
     assert "between 8 and the model's 8192 positions" in one_line(error)
 
 
@@ -311,9 +311,9 @@ def test_tokenizers_own_framing_changes_nothing(
     changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser, name: str
 ) -> None:
     folder = changed(EDITS[name])
-    found = Tokeniser.open(folder, read_framing(folder, spec, 4096))
-    assert found.framing == roomy.framing
-    assert found.ids(ODD_TEXTS) == roomy.ids(ODD_TEXTS)
+    tokeniser = Tokeniser.open(folder, read_framing(folder, spec, 4096))
+    assert tokeniser.framing == roomy.framing
+    assert tokeniser.ids(ODD_TEXTS) == roomy.ids(ODD_TEXTS)
 
 
 def test_tokenizer_that_adds_no_bos_gets_none(
@@ -377,12 +377,12 @@ def test_default_length_is_the_first_limit_that_the_folder_gives(
     if trained is not None:
         path = folder / LIMIT_FILE
         path.write_text(json.dumps({"max_seq_length": trained}))
-    found = read_framing(folder, replace(spec, sliding_window=window), None)
-    assert found.max_tokens == expected
+    framing = read_framing(folder, replace(spec, sliding_window=window), None)
+    assert framing.max_tokens == expected
 
 
 @pytest.mark.parametrize(
-    ("own", "models", "expected"),
+    ("adapters", "models", "expected"),
     [(512, 256, 512), (None, 256, 256), (None, None, 4096)],
     ids=["both", "model", "neither"],
 )
@@ -390,13 +390,13 @@ def test_default_length_is_the_adapters_before_the_models(
     changed: Callable[..., Path],
     spec: EmbeddingSpec,
     tmp_path: Path,
-    own: int | None,
+    adapters: int | None,
     models: int | None,
     expected: int,
 ) -> None:
     adapter, model = changed(model_max_length=None), tmp_path / "model"
     model.mkdir()
-    for folder, length in ((adapter, own), (model, models)):
+    for folder, length in ((adapter, adapters), (model, models)):
         if length is not None:
             (folder / LIMIT_FILE).write_text(json.dumps({"max_seq_length": length}))
     assert read_framing(adapter, spec, None, model).max_tokens == expected

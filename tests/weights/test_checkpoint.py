@@ -209,10 +209,10 @@ def test_what_an_adapter_does_to_a_tied_language_head_leaves_the_embedding_alone
 def test_first_pattern_that_matches_wins_as_in_peft(small: Path, make_adapter: MakeAdapter) -> None:
     patterns = {r"layers\.1\..*": 3, "q_proj": 5, "proj": 9, r"self_attn\.q_proj": 7}
     adapter = trained(make_adapter(small, alpha_pattern=patterns, r=2))
-    found = deltas(Checkpoint.open(small, adapter))
-    assert found["layers.1.self_attn.q_proj.weight"].scale == 3 / 2
-    assert found["layers.0.self_attn.q_proj.weight"].scale == 5 / 2
-    assert found["layers.0.mlp.up_proj.weight"].scale == 8 / 2  # "proj" is no whole name
+    changes = deltas(Checkpoint.open(small, adapter))
+    assert changes["layers.1.self_attn.q_proj.weight"].scale == 3 / 2
+    assert changes["layers.0.self_attn.q_proj.weight"].scale == 5 / 2
+    assert changes["layers.0.mlp.up_proj.weight"].scale == 8 / 2  # "proj" is no whole name
     require_equal(Checkpoint.open(small, adapter), by_peft(small, adapter))
 
 
@@ -273,9 +273,9 @@ def test_weight_of_many_blocks_merges_as_one_of_few(
     small: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint.open(small, lora)
-    whole = checkpoint.read(Q, torch.float32)
+    expected = checkpoint.read(Q, torch.float32)
     monkeypatch.setattr("anna_export.weights.checkpoint._CHUNK_NUMBERS", 7 * 40 + 1)
-    torch.testing.assert_close(checkpoint.read(Q, torch.float32), whole, atol=1e-7, rtol=0)
+    torch.testing.assert_close(checkpoint.read(Q, torch.float32), expected, atol=1e-7, rtol=0)
 
 
 def test_unmerged_read_is_the_base(small: Path, lora: Path) -> None:
@@ -288,9 +288,9 @@ def test_unmerged_read_is_the_base(small: Path, lora: Path) -> None:
 def test_sharded_base_is_the_whole_one(make_model: MakeModel, small: Path) -> None:
     sharded = make_model(vocab_size=ROWS, shard="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
-    one, many = Checkpoint.open(small), Checkpoint.open(sharded)
-    for name in one.spec.weight_shapes():
-        assert one.read(name, torch.float32).equal(many.read(name, torch.float32)), name
+    single, shards = Checkpoint.open(small), Checkpoint.open(sharded)
+    for name in single.spec.weight_shapes():
+        assert single.read(name, torch.float32).equal(shards.read(name, torch.float32)), name
 
 
 def test_language_head_and_rotary_tables_are_left_out(copy: Path) -> None:

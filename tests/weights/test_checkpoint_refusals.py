@@ -117,8 +117,8 @@ def test_base_without_weights_is_refused(copy: Path) -> None:
 def test_base_weight_that_is_not_finite_is_refused_by_name(
     copy: Path, name: str, number: float
 ) -> None:
-    def spoil(found: str, tensor: torch.Tensor) -> torch.Tensor:
-        if found == name:
+    def spoil(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        if key == name:
             tensor.view(-1)[tensor.numel() // 2] = number
         return tensor
 
@@ -156,17 +156,17 @@ def test_adapter_for_another_base_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "ending"),
     [("org/other-base", "model, made for org/other-base"), (None, "another base model")],
     ids=["named", "not named"],
 )
 def test_adapter_for_another_base_names_the_one_it_was_made_for(
-    small: Path, make_model: MakeModel, make_adapter: MakeAdapter, named: str | None, said: str
+    small: Path, make_model: MakeModel, make_adapter: MakeAdapter, named: str | None, ending: str
 ) -> None:
     adapter = make_adapter(make_model(vocab_size=ROWS, hidden_size=44))
     config = json.loads((adapter / CONFIG_FILE).read_text())
     (adapter / CONFIG_FILE).write_text(json.dumps(config | {"base_model_name_or_path": named}))
-    assert refusal(ShapeError, small, adapter).endswith(said)
+    assert refusal(ShapeError, small, adapter).endswith(ending)
 
 
 @pytest.mark.parametrize("shape", [(ROWS + 2, 44), (ROWS,), ()], ids=str)

@@ -60,11 +60,11 @@ def by_peft(base: Path, *adapters: Path, headed: bool = False) -> transformers.P
     return model.model if headed else model
 
 
-def require_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert set(found) == set(expected)
+def require_equal(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert set(weights) == set(expected)
     for name, weight in expected.items():
         # one product and one sum of numbers below 1 in fp32, in another order
-        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-6, msg=name)
+        torch.testing.assert_close(weights[name], weight, atol=1e-6, rtol=1e-6, msg=name)
 
 
 # -- what is written --
@@ -72,13 +72,13 @@ def require_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 def test_merged_folder_is_pefts_merge(small: Path, lora: Path, tmp_path: Path) -> None:
     merged = write_merged(small, lora, tmp_path / "out")
-    found, loading = transformers.AutoModel.from_pretrained(merged.folder, output_loading_info=True)
+    model, loading = transformers.AutoModel.from_pretrained(merged.folder, output_loading_info=True)
     assert not (loading["missing_keys"] or loading["unexpected_keys"])
     expected = by_peft(small, lora)
-    require_equal(found.state_dict(), expected.state_dict())
-    assert (merged.tensors, merged.changed) == (len(found.state_dict()), 21)
-    assert merged.size_bytes == 4 * found.num_parameters()
-    got, wanted = found(IDS).last_hidden_state, expected(IDS).last_hidden_state
+    require_equal(model.state_dict(), expected.state_dict())
+    assert (merged.tensors, merged.changed) == (len(model.state_dict()), 21)
+    assert merged.size_bytes == 4 * model.num_parameters()
+    got, wanted = model(IDS).last_hidden_state, expected(IDS).last_hidden_state
     # fp32 rounding of three layers
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
@@ -89,8 +89,8 @@ def test_two_adapters_merged_one_after_the_other_are_pefts_merge_of_both(
     second = make_adapter(small, seed=9, use_rslora=True, modules_to_save=["norm"])
     write_merged(small, lora, tmp_path / "first")
     write_merged(tmp_path / "first", second, tmp_path / "both")
-    found = load_file(tmp_path / "both" / SINGLE_FILE)
-    require_equal(found, by_peft(small, lora, second).state_dict())
+    weights = load_file(tmp_path / "both" / SINGLE_FILE)
+    require_equal(weights, by_peft(small, lora, second).state_dict())
 
 
 def test_each_weight_keeps_the_bases_own_type(
@@ -103,8 +103,8 @@ def test_each_weight_keeps_the_bases_own_type(
     # the adapter's own embedding is fp32
     adapter = make_adapter(base, modules_to_save=["embed_tokens"])
     write_merged(base, adapter, tmp_path / "out")
-    found = load_file(tmp_path / "out" / SINGLE_FILE)
-    assert {n: w.dtype for n, w in found.items()} == {n: w.dtype for n, w in stored.items()}
+    weights = load_file(tmp_path / "out" / SINGLE_FILE)
+    assert {n: w.dtype for n, w in weights.items()} == {n: w.dtype for n, w in stored.items()}
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 30_000, 60_000])
@@ -117,27 +117,27 @@ def test_shards_are_what_their_index_says(
     assert len(files) > 1 and files == set(index["weight_map"].values())
     for file in files:
         weights = load_file(merged.folder / file)
-        assert set(weights) == {n for n, held in index["weight_map"].items() if held == file}
+        assert set(weights) == {n for n, shard in index["weight_map"].items() if shard == file}
         size = sum(weight.nbytes for weight in weights.values())
         assert size <= shard_bytes or len(weights) == 1
     assert index["metadata"]["total_size"] == merged.size_bytes
-    found = transformers.AutoModel.from_pretrained(merged.folder)
-    require_equal(found.state_dict(), by_peft(small, lora).state_dict())
+    model = transformers.AutoModel.from_pretrained(merged.folder)
+    require_equal(model.state_dict(), by_peft(small, lora).state_dict())
 
 
 def test_progress_rises_to_the_total_over_all_shards(
     small: Path, lora: Path, tmp_path: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     merged = write_merged(
         small,
         lora,
         tmp_path / "out",
         shard_bytes=5_000,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reports.append((done, total)),
     )
-    assert told == sorted(told) and told[0][0] >= 0
-    assert told[-1] == (merged.size_bytes, merged.size_bytes)
+    assert reports == sorted(reports) and reports[0][0] >= 0
+    assert reports[-1] == (merged.size_bytes, merged.size_bytes)
 
 
 def test_config_keeps_all_but_what_the_merge_changes(
@@ -148,8 +148,8 @@ def test_config_keeps_all_but_what_the_merge_changes(
     config = json.loads(path.read_text()) | {"of_ours": {"kept": [1, 2]}}
     path.write_text(json.dumps(config))
     write_merged(base, make_adapter(base, headed=True), tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert found == config | {"architectures": ["MistralModel"]}
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert merged == config | {"architectures": ["MistralModel"]}
 
 
 def test_language_head_is_left_out_and_the_rest_is_pefts_merge(
@@ -158,8 +158,8 @@ def test_language_head_is_left_out_and_the_rest_is_pefts_merge(
     base = make_model(vocab_size=ROWS, headed=True)
     adapter = make_adapter(base, headed=True, modules_to_save=["lm_head"])
     write_merged(base, adapter, tmp_path / "out")
-    found = load_file(tmp_path / "out" / SINGLE_FILE)
-    require_equal(found, by_peft(base, adapter, headed=True).state_dict())
+    weights = load_file(tmp_path / "out" / SINGLE_FILE)
+    require_equal(weights, by_peft(base, adapter, headed=True).state_dict())
 
 
 def test_added_tokens_enlarge_the_vocabulary(small: Path, tmp_path: Path) -> None:
@@ -168,21 +168,21 @@ def test_added_tokens_enlarge_the_vocabulary(small: Path, tmp_path: Path) -> Non
     config = peft.LoraConfig(target_modules=["q_proj"])
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "lora")
     write_merged(small, tmp_path / "lora", tmp_path / "out")
-    found = transformers.AutoModel.from_pretrained(tmp_path / "out")
-    assert found.get_input_embeddings().weight.equal(model.get_input_embeddings().weight)
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    assert merged.get_input_embeddings().weight.equal(model.get_input_embeddings().weight)
 
 
 def test_adapters_tokenizer_wins_where_it_brings_one(
     small: Path, lora: Path, tmp_path: Path
 ) -> None:
-    own = Path(shutil.copytree(lora, tmp_path / "lora"))
-    shutil.copyfile(small / TOKENIZER_FILE, own / TOKENIZER_FILE)
-    with (own / TOKENIZER_FILE).open("a") as file:
+    tuned = Path(shutil.copytree(lora, tmp_path / "lora"))
+    shutil.copyfile(small / TOKENIZER_FILE, tuned / TOKENIZER_FILE)
+    with (tuned / TOKENIZER_FILE).open("a") as file:
         file.write("\n")
-    write_merged(small, own, tmp_path / "own")
+    write_merged(small, tuned, tmp_path / "own")
     write_merged(small, lora, tmp_path / "base's")
     read = Path.read_bytes
-    assert read(tmp_path / "own" / TOKENIZER_FILE) == read(own / TOKENIZER_FILE)
+    assert read(tmp_path / "own" / TOKENIZER_FILE) == read(tuned / TOKENIZER_FILE)
     assert read(tmp_path / "base's" / TOKENIZER_FILE) == read(small / TOKENIZER_FILE)
 
 
@@ -193,28 +193,28 @@ def test_folder_of_sentence_transformers_stays_one(
     trained: Path, adapter: Path, tmp_path: Path
 ) -> None:
     write_merged(trained, adapter, tmp_path / "out")
-    found = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    merged = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     expected = SentenceTransformer(str(trained), device="cpu")
     before = expected.encode(TEXTS, prompt_name="query")
     expected[0].model = by_peft(trained, adapter).eval()
-    got, wanted = (model.encode(TEXTS, prompt_name="query") for model in (found, expected))
+    got, wanted = (model.encode(TEXTS, prompt_name="query") for model in (merged, expected))
     # fp32 rounding of three layers, at unit length
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert np.abs(got - before).max() > 1e-2
-    assert found.max_seq_length == 21
+    assert merged.max_seq_length == 21
 
 
 def test_modules_come_from_the_folder_that_lists_them(
     base: Path, adapter: Path, trained: Path, tmp_path: Path
 ) -> None:
     # an adapter that sentence-transformers trained over a plain base lists and brings them
-    own = Path(shutil.copytree(adapter, tmp_path / "lora"))
-    shutil.copyfile(trained / "modules.json", own / "modules.json")
+    tuned = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    shutil.copyfile(trained / "modules.json", tuned / "modules.json")
     for module in trained.glob("[0-9]_*"):
-        shutil.copytree(module, own / module.name)
-    write_merged(base, own, tmp_path / "out")
-    found = SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    assert [type(module) for module in found] == [Transformer, Pooling, Normalize]
+        shutil.copytree(module, tuned / module.name)
+    write_merged(base, tuned, tmp_path / "out")
+    merged = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert [type(module) for module in merged] == [Transformer, Pooling, Normalize]
 
 
 def test_module_is_copied_from_the_path_that_the_list_names(
@@ -226,37 +226,37 @@ def test_module_is_copied_from_the_path_that_the_list_names(
     modules[1]["path"] = "pooling"
     (model / MODULES_FILE).write_text(json.dumps(modules))
     write_merged(model, adapter, tmp_path / "out")
-    found = SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    assert [type(module) for module in found] == [Transformer, Pooling, Normalize]
+    merged = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert [type(module) for module in merged] == [Transformer, Pooling, Normalize]
 
 
-@pytest.mark.parametrize("own", [None, 17], ids=["model's", "adapter's"])
+@pytest.mark.parametrize("limit", [None, 17], ids=["model's", "adapter's"])
 def test_longest_text_is_the_one_that_an_export_would_take(
-    base: Path, adapter: Path, tmp_path: Path, own: int | None
+    base: Path, adapter: Path, tmp_path: Path, limit: int | None
 ) -> None:
     model = Path(shutil.copytree(base, tmp_path / "base"))
     tuned = Path(shutil.copytree(adapter, tmp_path / "lora"))
     shutil.copyfile(base / TOKENIZER_FILE, tuned / TOKENIZER_FILE)
     shutil.copyfile(base / "tokenizer_config.json", tuned / "tokenizer_config.json")
     (model / LIMIT_FILE).write_text(json.dumps({"max_seq_length": 19}))
-    if own is not None:
-        (tuned / LIMIT_FILE).write_text(json.dumps({"max_seq_length": own}))
+    if limit is not None:
+        (tuned / LIMIT_FILE).write_text(json.dumps({"max_seq_length": limit}))
     write_merged(model, tuned, tmp_path / "out")
     spec = read_spec(model)
     exported = read_framing(find_tokenizer(model, tuned), spec, None, model)
     assert read_framing(tmp_path / "out", spec, None) == exported
-    assert exported.max_tokens == (own or 19)
+    assert exported.max_tokens == (limit or 19)
 
 
 @pytest.mark.parametrize("tuned", [{}, {"query": "new: "}], ids=["none", "some"])
 def test_prompts_are_those_that_an_export_would_take(
     trained: Path, adapter: Path, tmp_path: Path, tuned: dict[str, str]
 ) -> None:
-    own = Path(shutil.copytree(adapter, tmp_path / "lora"))
-    (own / PROMPTS_FILE).write_text(json.dumps({"prompts": tuned}))
-    write_merged(trained, own, tmp_path / "out")
-    found = read_prompts(tmp_path / "out")
-    assert found == find_prompts(trained, own) != Prompts()
+    lora = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    (lora / PROMPTS_FILE).write_text(json.dumps({"prompts": tuned}))
+    write_merged(trained, lora, tmp_path / "out")
+    prompts = read_prompts(tmp_path / "out")
+    assert prompts == find_prompts(trained, lora) != Prompts()
 
 
 # -- what is refused, and what is left behind --
@@ -285,15 +285,15 @@ def test_folder_that_is_no_model_is_not_replaced(small: Path, lora: Path, tmp_pa
 
 
 @pytest.mark.parametrize("source", ["model", "adapter"])
-@pytest.mark.parametrize("place", [".", "..", "inside/.."], ids=lambda place: f"out={place}")
+@pytest.mark.parametrize("below", [".", "..", "inside/.."], ids=lambda below: f"out={below}")
 def test_output_that_is_or_holds_a_source_is_refused(
-    small: Path, lora: Path, tmp_path: Path, source: str, place: str
+    small: Path, lora: Path, tmp_path: Path, source: str, below: str
 ) -> None:
     root = tmp_path / "root"
     model = Path(shutil.copytree(small, root / "models" / "model"))
     adapter = Path(shutil.copytree(lora, root / "loras" / "adapter"))
     before = sorted(root.rglob("*"))
-    out = (model if source == "model" else adapter) / place
+    out = (model if source == "model" else adapter) / below
     with pytest.raises(InputError, match="which holds it"):
         write_merged(model, adapter, out, overwrite=True)
     assert sorted(root.rglob("*")) == before
@@ -347,11 +347,11 @@ def test_interruption_leaves_what_was_to_be_replaced(
 
 
 def test_adapter_that_is_not_finite_leaves_nothing(small: Path, lora: Path, tmp_path: Path) -> None:
-    own = Path(shutil.copytree(lora, tmp_path / "lora"))
-    tensors = load_file(own / WEIGHTS_FILE)
+    spoilt = Path(shutil.copytree(lora, tmp_path / "lora"))
+    tensors = load_file(spoilt / WEIGHTS_FILE)
     key = "base_model.model.layers.2.mlp.up_proj.lora_B.weight"
     tensors[key][3, 1] = float("inf")
-    save_file(tensors, own / WEIGHTS_FILE)
+    save_file(tensors, spoilt / WEIGHTS_FILE)
     with pytest.raises(DamagedError, match=r"finite numbers in layers\.2\.mlp\.up_proj\.weight"):
-        write_merged(small, own, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [own]
+        write_merged(small, spoilt, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [spoilt]
