@@ -24,8 +24,8 @@ from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed, source_sha256
 from demo import show
 from demo.corpus import sources_version
-from demo.kept import Kept, content_hash
 from demo.models import DemoModels, heldout_texts, make_models, training_pairs
+from demo.output_cache import OutputCache, content_hash
 from demo.show import ARTIFACTS, ENGINES
 from demo.tasks import read_docstrings, write_tasks
 
@@ -54,9 +54,9 @@ def main(args: Sequence[str] = ()) -> int:
         from demo.ablate import ablate
 
         return ablate(OUT)
-    kept = Kept(OUT)
+    cache = OutputCache(OUT)
     stages: dict[str, Mapping[str, float]] = {}
-    tasks = kept.make(
+    tasks = cache.make(
         "tasks",
         {
             "read": sources_version(),
@@ -73,7 +73,7 @@ def main(args: Sequence[str] = ()) -> int:
         "versions": installed(),
     }
     artifacts = {
-        precision: kept.make(
+        precision: cache.make(
             name,
             {**made_from, "precision": precision},
             partial(_export, models, precision, tasks, stages),
@@ -88,7 +88,7 @@ def main(args: Sequence[str] = ()) -> int:
         "precisions": list(artifacts),
         "hardware": hardware(),
     }
-    retrieval = kept.make(
+    retrieval = cache.make(
         "retrieval.json",
         {
             **measured_from,
@@ -97,12 +97,12 @@ def main(args: Sequence[str] = ()) -> int:
         },
         lambda path: _retrieve(artifacts, texts, path),
     )
-    speed = kept.make(
+    speed = cache.make(
         "speed.json",
         {**measured_from, "measured_by": _source("speed.py")},
         lambda path: _measure(models, artifacts, texts[:SPEED_TEXTS], path),
     )
-    page = kept.make(
+    page = cache.make(
         "report.html",
         {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
         lambda path: _report(artifacts, path),
@@ -111,7 +111,7 @@ def main(args: Sequence[str] = ()) -> int:
     total = time.perf_counter() - started
     show.result(models, opened, _read(retrieval), _read(speed), OUT)
     show.parity(opened)
-    show.times({**models.seconds, **kept.seconds}, stages, total)
+    show.times({**models.seconds, **cache.seconds}, stages, total)
     print(f"\nthe page that shows it all: {page.resolve()}")
     return 0
 
@@ -150,9 +150,9 @@ def _export(
 
 def _report(artifacts: Mapping[str, Path], path: Path) -> None:
     """Write the page over the precisions that are shown side by side."""
-    shown = [artifacts[precision] for precision in REPORTED]
-    print("$ anna-export report", *shown, "--out", OUT / path.name, file=sys.stderr, flush=True)
-    _run("report", *shown, "--out", path, allowed=(0,))
+    folders = [artifacts[precision] for precision in REPORTED]
+    print("$ anna-export report", *folders, "--out", OUT / path.name, file=sys.stderr, flush=True)
+    _run("report", *folders, "--out", path, allowed=(0,))
 
 
 def _run(*arguments: object, allowed: Sequence[int]) -> dict[str, Any]:

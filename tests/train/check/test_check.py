@@ -49,50 +49,50 @@ def clean(tmp_path: Path) -> Path:
 
 def seeded(rule: str) -> tuple[list[Fields | str], str, Severity]:
     """Rows with one mistake, where it is found (line and field), and how bad it is."""
-    own, other = row(f"{rule} 1"), row(f"{rule} 2")
+    first, other = row(f"{rule} 1"), row(f"{rule} 2")
     error, warning = Severity.ERROR, Severity.WARNING
     match rule:
         case "malformed row":
-            return [own, {**other, "pos": [3]}], "2 pos[0]", error
+            return [first, {**other, "pos": [3]}], "2 pos[0]", error
         case "empty text":
-            return [{**own, "neg": [own["neg"][0], " \n"]}], "1 neg[1]", error
+            return [{**first, "neg": [first["neg"][0], " \n"]}], "1 neg[1]", error
         case "repeated row":
-            return [own, {**own, "neg": other["neg"]}], "2 query", warning
+            return [first, {**first, "neg": other["neg"]}], "2 query", warning
         case "repeated query":
-            return [own, {**other, "query": own["query"]}], "2 query", warning
+            return [first, {**other, "query": first["query"]}], "2 query", warning
         case "near-duplicate query":
             long = text(rule, 40)
             again = {**other, "query": f"{long[:-1]}x."}
-            return [{**own, "query": long}, again], "2 query", warning
+            return [{**first, "query": long}, again], "2 query", warning
         case "near-duplicate document":
             long = text(rule, 40)
             again = {**other, "neg": [other["neg"][0], long.upper()]}
-            return [{**own, "pos": [long]}, again], "2 neg[1]", warning
+            return [{**first, "pos": [long]}, again], "2 neg[1]", warning
         case "positive among negatives":
-            return [{**own, "neg": [own["neg"][0], f" {own['pos'][0]}"]}], "1 neg[1]", error
+            return [{**first, "neg": [first["neg"][0], f" {first['pos'][0]}"]}], "1 neg[1]", error
         case "repeated negative":
-            return [{**own, "neg": [own["neg"][0]] * 2}], "1 neg[1]", warning
+            return [{**first, "neg": [first["neg"][0]] * 2}], "1 neg[1]", warning
         case "query is its positive":
-            return [{**own, "pos": [f"{own['query']} "]}], "1 pos[0]", warning
+            return [{**first, "pos": [f"{first['query']} "]}], "1 pos[0]", warning
         case "special token":
-            return [{**own, "pos": [f"{own['pos'][0]}</s> a</s>"]}], "1 pos[0]", warning
+            return [{**first, "pos": [f"{first['pos'][0]}</s> a</s>"]}], "1 pos[0]", warning
         case "negative above positive":
-            return [{**own, "neg_scores": [1.0, 2.6]}], "1 neg_scores[1]", warning
+            return [{**first, "neg_scores": [1.0, 2.6]}], "1 neg_scores[1]", warning
         case "no negatives":
-            bare = {**own, "neg": [], "neg_scores": [], "type": "sts"}
+            bare = {**first, "neg": [], "neg_scores": [], "type": "sts"}
             return [other, bare], "2 neg", error
         case "partly scored":
             bare = {**other, "pos_scores": None, "neg_scores": None}
-            return [own, bare], "2 pos_scores", warning
+            return [first, bare], "2 pos_scores", warning
         case "teacher's entropy":
-            return [{**own, "neg_scores": [2.4, 2.4]}, other | FLAT], "1 pos_scores", warning
+            return [{**first, "neg_scores": [2.4, 2.4]}, other | FLAT], "1 pos_scores", warning
         case "truncated":
-            return [own, {**other, "pos": [text(rule, 200)]}], "2 pos[0]", warning
+            return [first, {**other, "pos": [text(rule, 200)]}], "2 pos[0]", warning
         case "evaluation text":
-            return [own, {**other, "neg": [text(rule), EVALUATED]}], "2 neg[1]", error
+            return [first, {**other, "neg": [text(rule), EVALUATED]}], "2 neg[1]", error
         case "evaluation overlap":
-            shared = f"{text(rule, 5)} {' '.join(EVALUATED.split()[2:15])} {text(own, 5)}"
-            return [{**own, "pos": [shared]}], "1 pos[0]", warning
+            shared = f"{text(rule, 5)} {' '.join(EVALUATED.split()[2:15])} {text(first, 5)}"
+            return [{**first, "pos": [shared]}], "1 pos[0]", warning
     raise AssertionError(rule)
 
 
@@ -114,7 +114,7 @@ RULES = (
     duplicates.REPEATED_QUERY,
     duplicates.NEAR_QUERY,
     duplicates.NEAR_DOCUMENT,
-    overlap.SEEN,
+    overlap.EVALUATION_TEXT,
     overlap.OVERLAP,
 )
 
@@ -131,7 +131,7 @@ def request_of(base: Path, evaluation: Path) -> Callable[..., Request]:
     return lambda *paths: Request(paths, base, 128, (evaluation,))
 
 
-def found(report: Report) -> list[tuple[str, str, str, Severity]]:
+def findings_of(report: Report) -> list[tuple[str, str, str, Severity]]:
     return [
         (finding.rule, finding.path.name, f"{finding.line} {finding.field}", finding.severity)
         for finding in report.findings
@@ -153,7 +153,7 @@ def test_a_rule_finds_its_mistake_and_no_other_rule_does(
 ) -> None:
     rows, where, severity = seeded(rule)
     report = check(request_of(clean, write(tmp_path / "bad.jsonl", *rows)), keeps_all=True)
-    assert found(report) == [(rule, "bad.jsonl", where, severity)]
+    assert findings_of(report) == [(rule, "bad.jsonl", where, severity)]
     assert (report.errors, report.warnings) == ((1, 0) if severity is Severity.ERROR else (0, 1))
 
 
@@ -181,7 +181,7 @@ def test_a_message_says_what_was_expected_found_and_to_do(
 def test_every_malformed_row_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.jsonl", "{", row(1), "3", {**row(2), "type": "x"}, "{}")
     report = check(Request((path,)), keeps_all=True)
-    assert [finding.place for finding in report.findings] == [
+    assert [finding.location for finding in report.findings] == [
         f"{path}:1",
         f"{path}:3",
         f"{path}:4 type",
@@ -235,11 +235,11 @@ def test_a_text_as_long_as_the_limit_is_not_cut(base: Path, tmp_path: Path) -> N
 
 def test_special_tokens_are_the_models_own(base: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", row(1, query=f"{text(1, 8)} <instruct> <unk>"))
-    (alone,), (own,) = (
+    (by_default,), (by_model,) = (
         check(Request((path,), model)).first(texts.SPECIAL_TOKEN) for model in (None, base)
     )
-    assert "<instruct>, <unk>" in alone.message and "taken as plain text" in alone.message
-    assert own.field == "query"
+    assert "<instruct>, <unk>" in by_default.message and "taken as plain text" in by_default.message
+    assert by_model.field == "query"
 
 
 def test_a_query_under_another_prompt_is_another_query(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_near_duplicates_are_found_across_files_and_among_look_alikes(tmp_path: 
     first = write(tmp_path / "a.jsonl", *other[:20], row("a", neg=["short", EVALUATED * 2]))
     second = write(tmp_path / "b.jsonl", *other[20:], row("b", neg=[f"{EVALUATED * 2}!", "brief"]))
     (finding,) = check(Request((first, second))).findings
-    assert finding.place == f"{second}:11 neg[0]"
+    assert finding.location == f"{second}:11 neg[0]"
     assert f"found neg[1] of line 21 of {first} almost again (similarity 1.00)" in finding.message
 
 
@@ -310,7 +310,7 @@ def test_evaluation_texts_are_read_from_rows_json_and_lines(content: str, tmp_pa
     evaluation = tmp_path / "evaluation"
     evaluation.write_bytes(content.encode())
     path = write(tmp_path / "rows.jsonl", row(1, query=EVALUATED))
-    assert check(Request((path,), against=(evaluation,))).counts == {overlap.SEEN: 1}
+    assert check(Request((path,), against=(evaluation,))).counts == {overlap.EVALUATION_TEXT: 1}
 
 
 def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(tmp_path: Path) -> None:
@@ -377,9 +377,9 @@ def test_only_a_rules_first_places_are_kept_unless_all_are_asked_for(tmp_path: P
 
 
 def test_progress_ends_with_all_rows(clean: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    check(Request((clean,)), progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (40, 40)
+    reports: list[tuple[int, int]] = []
+    check(Request((clean,)), progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (40, 40)
 
 
 def test_command_prints_a_table_and_fails_for_errors_alone(
@@ -433,4 +433,4 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 
 def test_a_place_is_file_line_and_field() -> None:
     finding = Finding("rule", Severity.ERROR, Path("a.jsonl"), 3, "pos[1]", "message")
-    assert finding.place == "a.jsonl:3 pos[1]"
+    assert finding.location == "a.jsonl:3 pos[1]"

@@ -108,6 +108,6 @@ def test_one_term_alone_mines_what_sentence_transformers_does(
     settings = MiningSettings(teacher, margin, negatives=5, from_rank=from_rank)
     out = rows.with_name("mined.jsonl")
     mine(rows, out, settings)
-    found = {row["query"]: row["neg"] for row in map(json.loads, out.open())}
+    negatives = {row["query"]: row["neg"] for row in map(json.loads, out.open())}
     assert any(wanted.values()) and not all(len(texts) == 5 for texts in wanted.values())
-    assert found == wanted
+    assert negatives == wanted

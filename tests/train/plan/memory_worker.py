@@ -80,12 +80,12 @@ def main() -> None:
     )
     Path("/proc/self/clear_refs").write_text("5")
     take_step(recipe, prepared, model, optimizer, 0, settings, processes)
-    found = prepared.forecast
+    forecast = prepared.forecast
     json.dump(
         {
             "peak": resident("VmHWM") - before,
-            "forecast": found.total - found.libraries,
-            "mini_batch_tokens": found.mini_batch_tokens,
+            "forecast": forecast.total - forecast.libraries,
+            "mini_batch_tokens": forecast.mini_batch_tokens,
         },
         sys.stdout,
     )

@@ -7,7 +7,7 @@ from typing import Any, Final
 from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_train.check import duplicates, overlap, scores, texts
-from anna_train.check.findings import CorpusRule, FileRule, Finding, Place, Rule, Severity
+from anna_train.check.findings import CorpusRule, FileRule, Finding, RowLocation, Rule, Severity
 from anna_train.data.rows import RowError, RowFile
 
 MALFORMED: Final = "malformed row"
@@ -38,7 +38,7 @@ class Request:
         if len({path.resolve() for path in self.paths}) < len(self.paths):
             raise InputError("expected every file once, found one named twice")
         if self.max_tokens is not None and self.model is None:
-            raise InputError("expected --model with --max-tokens, found none: it has the tokenizer")
+            raise InputError("expected `model` with `max_tokens`, found none: it has the tokenizer")
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
     for file in files:
         malformed = 0
         for index in range(len(file)):
-            place = Place(file, index)
+            location = RowLocation(file, index)
             report.rows += 1
             if progress is not None:
                 progress(report.rows, total)
@@ -127,10 +127,10 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
                 row = file[index]
             except RowError as error:
                 malformed += 1
-                report.add(place.error(MALFORMED, error.field, f"{error}; correct or remove it"))
+                report.add(location.error(MALFORMED, error.field, f"{error}; correct or remove it"))
                 continue
             for rule in rules:
-                for finding in rule(place, row):
+                for finding in rule(location, row):
                     report.add(finding)
         report.files[file.path] = {"rows": len(file), "malformed_rows": malformed}
         for file_rule in file_rules:

@@ -73,8 +73,8 @@ def _print(report: "Report") -> None:
         table, advice = [], {}
         for rule, count in report.counts.items():
             first = report.first(rule)
-            places = ", ".join(finding.place for finding in first)
-            table.append([rule, str(first[0].severity), f"{count:,}", places])
+            locations = ", ".join(finding.location for finding in first)
+            table.append([rule, str(first[0].severity), f"{count:,}", locations])
             advice[rule] = first[0].message
         output.print_table(["finding", "", "count", "first places"], table)
         output.print_line("")

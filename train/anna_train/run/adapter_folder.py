@@ -46,15 +46,17 @@ class Tuned:
     first: bool
 
 
-def with_examples(tasks: TaskFile, shown: Mapping[str, Sequence[Example]]) -> TaskFile:
+def with_examples(tasks: TaskFile, examples: Mapping[str, Sequence[Example]]) -> TaskFile:
     """Return the tasks, and beside each that was trained with examples one that shows some."""
-    found = dict(tasks.tasks)
-    for name, examples in shown.items():
-        if examples:
-            own = [{"query": one.query, "response": one.response} for one in examples]
-            task = found[name].model_dump(exclude_none=True) | {"examples": own}
-            found[f"{name}-few-shot"] = type(found[name]).model_validate(task)
-    return tasks.model_copy(update={"tasks": found})
+    entries = dict(tasks.tasks)
+    for name, task_examples in examples.items():
+        if task_examples:
+            pairs = [
+                {"query": example.query, "response": example.response} for example in task_examples
+            ]
+            task = entries[name].model_dump(exclude_none=True) | {"examples": pairs}
+            entries[f"{name}-few-shot"] = type(entries[name]).model_validate(task)
+    return tasks.model_copy(update={"tasks": entries})
 
 
 def write_adapter(
@@ -100,46 +102,25 @@ def write_adapter(
         (folder / name).parent.mkdir(exist_ok=True)
         write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for name in (*TOKENIZER_FILES, LIMIT_FILE):
-        place = base if name == LIMIT_FILE else find_tokenizer(base, None)
-        if (place / name).exists():
-            shutil.copyfile(place / name, folder / name)
+        source = base if name == LIMIT_FILE else find_tokenizer(base, None)
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     write_text(folder / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
     write_text(folder / "README.md", _card(recipe, tasks, tuned))
 
 
-def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
-    """Return the model card as Markdown with the metadata block that model hubs read."""
-    data = "\n".join(
-        f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in tuned.data.items()
-    )
-    figures = "\n".join(
-        f"| {name} | {before:.4f} | {after:.4f} |"
-        for name, (before, after) in tuned.figures.items()
-    )
-    evaluation = (
-        "nDCG@10 of each query over all first positives of its file.\n\n"
-        f"| rows | before | after |\n|---|---|---|\n{figures}"
-        if figures
-        else "None was asked for."
-    )
-    prompts = "\n".join(
-        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
-        for name, prompt in tasks.prompts().by_name.items()
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
-    examples = recipe.examples
-    return f"""---
+_CARD: Final = """---
 library_name: peft
-base_model: {recipe.base}
+base_model: {base}
 pipeline_tag: sentence-similarity
 tags: [sentence-transformers, feature-extraction, lora, embeddings]
 ---
 
 # LoRA adapter for text embeddings
 
-Rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g}, on {", ".join(recipe.lora.targets)}; trained
-by anna-train for {tuned.steps:,} steps of {tuned.queries} queries, {examples.least} to
-{examples.most} examples in front of them, in {tuned.seconds:,.0f} s.
+Rank {rank}, alpha {alpha:g}, on {targets}; trained
+by anna-train for {steps:,} steps of {queries} queries, {least} to
+{most} examples in front of them, in {seconds:,.0f} s.
 
 ## Data
 
@@ -164,6 +145,40 @@ anna-export --model BASE --adapter THIS_FOLDER --out artifact
 The recipe is `recipe.yaml`, what every step saw `training/plan.parquet`, its losses
 `training/log.csv`. Made with {versions}.
 """
+
+
+def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
+    """Return the model card as Markdown with the metadata block that model hubs read."""
+    data = (f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in tuned.data.items())
+    figures = "\n".join(
+        f"| {name} | {before:.4f} | {after:.4f} |"
+        for name, (before, after) in tuned.figures.items()
+    )
+    evaluation = (
+        "nDCG@10 of each query over all first positives of its file.\n\n"
+        f"| rows | before | after |\n|---|---|---|\n{figures}"
+        if figures
+        else "None was asked for."
+    )
+    prompts = (
+        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
+        for name, prompt in tasks.prompts().by_name.items()
+    )
+    return _CARD.format(
+        base=recipe.base,
+        rank=recipe.lora.rank,
+        alpha=recipe.lora.alpha,
+        targets=", ".join(recipe.lora.targets),
+        steps=tuned.steps,
+        queries=tuned.queries,
+        least=recipe.examples.least,
+        most=recipe.examples.most,
+        seconds=tuned.seconds,
+        data="\n".join(data),
+        evaluation=evaluation,
+        prompts="\n".join(prompts),
+        versions=", ".join(f"{name} {version}" for name, version in installed().items()),
+    )
 
 
 def _yaml(value: Any) -> str:

@@ -97,7 +97,7 @@ def _train(
     done = run.load(weights, optimizer)
     tokens = _mini_batch_tokens(recipe, prepared, run, processes)
     settings = Settings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
-    names = tuple(one.name for one in prepared.held)
+    names = tuple(data.name for data in prepared.held_out_sets)
     log = partial(_log, run.folder, recipe.run, processes)
     with (
         stage("tune", "steps") as progress,
@@ -108,7 +108,7 @@ def _train(
         for step in range(done, steps + 1):
             last = step == steps
             if names and (last or step % recipe.evaluation.every == 0):
-                figures = evaluate(model.inner, prepared.held, settings, processes)
+                figures = evaluate(model.inner, prepared.held_out_sets, settings, processes)
                 if evaluations is not None:
                     evaluations.write(step, figures)
             if last:
@@ -146,7 +146,7 @@ def _finish(
     overwrite: bool,
 ) -> None:
     """Write the adapter's folder, the run's plan and logs in it, and remove the run."""
-    tasks = with_examples(prepared.tasks, prepared.shown)
+    tasks = with_examples(prepared.tasks, prepared.examples)
     with staged(out, overwrite=overwrite, holding=ADAPTER_FILE) as folder:
         write_adapter(folder, model.adapted, prepared.base.folder, recipe, tasks, tuned)
         (folder / "training").mkdir()

@@ -21,7 +21,7 @@ _SCRATCH = ".making"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class OutputCache:
     """A folder of kept things.
 
     Args:
