@@ -194,9 +194,7 @@ def gpu_form(artifact: Artifact) -> ir.Model:
     model = ir.load(artifact.graph(CANONICAL))
     require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).compute_dtype])
     prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
-    for rewrite in (prefix, MergeLinear()):
-        rewrite(model)
-    return model
+    return ir.passes.Sequential(prefix, MergeLinear())(model).model
 
 
 def _fp8_modules(artifact: Artifact) -> Collection[str]:

@@ -129,7 +129,7 @@ def _identity(encoder: Encoder, model: Mapping[str, object]) -> dict[str, object
     return {
         **model,
         "backend": encoder.backend.name,
-        "arithmetic": encoder.backend.compute_label,
+        "compute": encoder.backend.compute_label,
         "framing": asdict(encoder.tokeniser.framing),
         "versions": {name: versions[name] for name in _LIBRARIES if name in versions},
         "source": source_sha256(),

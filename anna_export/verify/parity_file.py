@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PARITY_FILE
 from anna_export.errors import DamagedError
+from anna_export.files.validation import validated
 from anna_export.verify.parity_report import SCHEMA_VERSION, ParityReport, Verdict
 
 # The thresholds' names in schema 2, where they stood among the figures.
@@ -44,14 +43,8 @@ def read_parity(artifact: Artifact) -> ParityReport | None:
     if version == 2:
         content = upgrade(content)
     fields = {name: content.get(name) for name in ("vectors", "tasks")}
-    try:
-        return TypeAdapter(ParityReport).validate_python(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DamagedError(
-            f"expected a parity report in {path}, found {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}; run anna-export verify"
-        ) from None
+    remedy = "run anna-export verify"
+    return validated(ParityReport, fields, path, error=DamagedError, remedy=remedy)
 
 
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,16 +32,16 @@ def simulate(
     rng = np.random.default_rng(seed)
     truth = float(np.mean([_difference(make(rng, size)) for _ in range(4 * count)]))
     assert truth < 0, "the candidate is worse, so that the margin can be put there"
-    held = passed = failed = 0
-    for place in range(count):
+    covered = passed = failed = 0
+    for index in range(count):
         models = make(rng, size)
-        at_margin = compared(models, -truth, place, replicates)
-        held += at_margin.low <= truth <= at_margin.high
+        at_margin = compared(models, -truth, index, replicates)
+        covered += at_margin.low <= truth <= at_margin.high
         passed += judge({"task": at_margin})["task"] is Verdict.PASS
-        within = compared(models, -2 * truth, place, replicates)
+        within = compared(models, -2 * truth, index, replicates)
         failed += judge({"task": within})["task"] is Verdict.FAIL
     return {
-        "coverage": held / count,
+        "coverage": covered / count,
         "false_passes": passed / count,
         "false_fails": failed / count,
         "true_difference": truth,
@@ -52,9 +52,9 @@ def simulate(
 def compared(models: Models, margin: float, seed: int = 0, replicates: int = 300) -> Difference:
     """Compare two models; the reference runs again to the same values."""
     reference, candidate, groups = models
-    told = [Sample(reference, groups)]
+    references = [Sample(reference, groups)]
     return compare_scores(
-        "simulated", told, [Sample(candidate, groups)], told,
+        "simulated", references, [Sample(candidate, groups)], references,
         margin=margin, seed=seed, replicates=replicates,
     )[0]  # fmt: skip
 
@@ -113,8 +113,8 @@ def average_precision(rng: np.random.Generator, count: int) -> Models:
     labels = (rng.random(count) < 0.3) * 1
     reference = 1.5 * labels + rng.normal(size=count)
     candidate = reference + rng.normal(0, 0.3, count)
-    one, other = (AveragePrecision(labels, scores[None]) for scores in (reference, candidate))
-    return one, other, np.arange(count)
+    first, second = (AveragePrecision(labels, scores[None]) for scores in (reference, candidate))
+    return first, second, np.arange(count)
 
 
 def v_measure(rng: np.random.Generator, count: int) -> Models:

@@ -16,7 +16,7 @@ TOPICS: Final = {
     "ship": "anchor deck sail harbour captain mast voyage cargo tide rudder",
     "music": "violin chord rhythm opera concert melody drum piano choir score",
 }
-_REST: Final = "old new small good late open quiet bright second early long plain".split()
+_OTHER_WORDS: Final = "old new small good late open quiet bright second early long plain".split()
 
 
 def write_small_tasks(folder: Path, count: int = 60, names: Sequence[str] = ()) -> Path:
@@ -33,9 +33,9 @@ def write_small_tasks(folder: Path, count: int = 60, names: Sequence[str] = ()) 
     }
     manifest = {}
     for name in names or builders:
-        base, told, data = builders[name](rng, count)
+        base, fields, data = builders[name](rng, count)
         revision = write_data(folder / "data" / name, data)
-        metadata = {"name": name, "description": "Made up.", **told}
+        metadata = {"name": name, "description": "Made up.", **fields}
         manifest[name] = {"base": base, "revision": revision, "metadata": metadata}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -43,7 +43,10 @@ def write_small_tasks(folder: Path, count: int = 60, names: Sequence[str] = ()) 
 
 def sentence(rng: random.Random, topic: str, length: int = 7) -> str:
     """Return words of a topic among others."""
-    words = [*rng.choices(TOPICS[topic].split(), k=length // 2), *rng.choices(_REST, k=length)]
+    words = [
+        *rng.choices(TOPICS[topic].split(), k=length // 2),
+        *rng.choices(_OTHER_WORDS, k=length),
+    ]
     rng.shuffle(words)
     return " ".join(words)
 
@@ -54,15 +57,15 @@ Built = tuple[str, dict[str, Any], Mapping[str, Mapping[str, pa.Table]]]
 def _texts(rng: random.Random, count: int) -> list[tuple[str, str]]:
     topics = list(TOPICS)
     return [
-        (topics[place % len(topics)], sentence(rng, topics[place % len(topics)]))
-        for place in range(count)
+        (topics[index % len(topics)], sentence(rng, topics[index % len(topics)]))
+        for index in range(count)
     ]
 
 
 def _varied(rng: random.Random, text: str, changes: int) -> str:
     words = text.split()
     for _ in range(changes):
-        words[rng.randrange(len(words))] = rng.choice(_REST)
+        words[rng.randrange(len(words))] = rng.choice(_OTHER_WORDS)
     return " ".join(words)
 
 
@@ -73,20 +76,20 @@ def _ranked(rng: random.Random, count: int) -> dict[str, dict[str, pa.Table]]:
         "corpus": {
             "test": pa.table(
                 {
-                    "_id": [f"d{place}" for place in range(len(documents))],
+                    "_id": [f"d{index}" for index in range(len(documents))],
                     "title": [""] * len(documents),
                     "text": documents,
                 }
             )
         },
         "queries": {
-            "test": pa.table({"_id": [f"q{place}" for place in range(count)], "text": queries})
+            "test": pa.table({"_id": [f"q{index}" for index in range(count)], "text": queries})
         },
         "default": {
             "test": pa.table(
                 {
-                    "query-id": [f"q{place}" for place in range(count)],
-                    "corpus-id": [f"d{place}" for place in range(count)],
+                    "query-id": [f"q{index}" for index in range(count)],
+                    "corpus-id": [f"d{index}" for index in range(count)],
                     "score": [1] * count,
                 }
             )
@@ -100,21 +103,21 @@ def _retrieval(rng: random.Random, count: int) -> Built:
 
 def _reranking(rng: random.Random, count: int) -> Built:
     candidates = [
-        [f"d{(place + step) % (2 * count)}" for step in range(12)] for place in range(count)
+        [f"d{(index + step) % (2 * count)}" for step in range(12)] for index in range(count)
     ]
     ranked = pa.table(
-        {"query-id": [f"q{place}" for place in range(count)], "corpus-ids": candidates}
+        {"query-id": [f"q{index}" for index in range(count)], "corpus-ids": candidates}
     )
-    told = {"type": "Reranking", "main_score": "map_at_1000"}
+    fields = {"type": "Reranking", "main_score": "map_at_1000"}
     return (
         "CQADupstackGamingRetrieval",
-        told,
+        fields,
         _ranked(rng, count) | {"top_ranked": {"test": ranked}},
     )
 
 
 def _classification(rng: random.Random, count: int) -> Built:
-    labels = {topic: place for place, topic in enumerate(TOPICS)}
+    labels = {topic: index for index, topic in enumerate(TOPICS)}
     splits = {}
     for split in ("train", "test"):
         topics, texts = zip(*_texts(rng, max(count, 48)), strict=True)
@@ -132,10 +135,10 @@ def _clustering(rng: random.Random, count: int) -> Built:
 
 def _pairs(rng: random.Random, count: int) -> Built:
     left = [text for _, text in _texts(rng, count)]
-    labels = [place % 2 for place in range(count)]
+    labels = [index % 2 for index in range(count)]
     right = [
-        _varied(rng, text, 5) if same else _texts(rng, 4)[place % 4][1]
-        for place, (text, same) in enumerate(zip(left, labels, strict=True))
+        _varied(rng, text, 5) if same else _texts(rng, 4)[index % 4][1]
+        for index, (text, same) in enumerate(zip(left, labels, strict=True))
     ]
     right[1] = left[3]  # one text in two pairs
     table = pa.table({"sent1": [left], "sent2": [right], "labels": [labels]})
@@ -144,7 +147,7 @@ def _pairs(rng: random.Random, count: int) -> Built:
 
 def _sts(rng: random.Random, count: int) -> Built:
     left = [text for _, text in _texts(rng, count)]
-    changes = [place % 6 for place in range(count)]
+    changes = [index % 6 for index in range(count)]
     right = [_varied(rng, text, 2 * number) for text, number in zip(left, changes, strict=True)]
     table = pa.table(
         {"sentence1": left, "sentence2": right, "score": [5.0 - number for number in changes]}

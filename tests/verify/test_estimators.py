@@ -39,25 +39,26 @@ def v_measure() -> tuple[VMeasure, list[tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def test_a_mean_counts_each_value_as_often_as_it_is_drawn() -> None:
-    found = MeanOf(SIMILARITY).resampled(WEIGHTS, ONCE)
+    scores = MeanOf(SIMILARITY).resampled(WEIGHTS, ONCE)
     expected = [SIMILARITY[expanded(weights)].mean() for weights in WEIGHTS]
-    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    np.testing.assert_allclose(scores, expected, rtol=1e-13)
 
 
 def test_spearman_is_scipys_of_the_expanded_sample_ties_and_all() -> None:
-    found = Spearman(GOLD, SIMILARITY).resampled(WEIGHTS, ONCE)
+    scores = Spearman(GOLD, SIMILARITY).resampled(WEIGHTS, ONCE)
     drawn = [expanded(weights) for weights in WEIGHTS]
     expected = [spearmanr(GOLD[rows], SIMILARITY[rows]).statistic for rows in drawn]
-    np.testing.assert_allclose(found, expected, rtol=1e-11)
+    np.testing.assert_allclose(scores, expected, rtol=1e-11)
 
 
 def test_average_precision_is_scikit_learns_best_ties_and_all() -> None:
-    found = AveragePrecision(LABELS, SCORES).resampled(WEIGHTS, ONCE)
+    scores = AveragePrecision(LABELS, SCORES).resampled(WEIGHTS, ONCE)
     drawn = [expanded(weights) for weights in WEIGHTS]
     expected = [
-        max(average_precision_score(LABELS[rows], one[rows]) for one in SCORES) for rows in drawn
+        max(average_precision_score(LABELS[rows], similarity[rows]) for similarity in SCORES)
+        for rows in drawn
     ]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
 
 
 def test_v_measure_is_scikit_learns_over_levels_and_draws() -> None:
@@ -75,8 +76,8 @@ def test_v_measure_is_scikit_learns_over_levels_and_draws() -> None:
 def test_v_measure_counts_texts_and_draws_as_often_as_they_are_drawn() -> None:
     estimator, levels = v_measure()
     draws = RNG.integers(0, 3, size=(9, 6))
-    found = estimator.resampled(WEIGHTS, draws)
-    for weights, times, value in zip(WEIGHTS, draws, found, strict=True):
+    scores = estimator.resampled(WEIGHTS, draws)
+    for weights, times, value in zip(WEIGHTS, draws, scores, strict=True):
         measures = []
         for gold, indices, assigned in levels:
             for drawn, clusters in zip(indices, assigned, strict=True):
@@ -88,7 +89,7 @@ def test_v_measure_counts_texts_and_draws_as_often_as_they_are_drawn() -> None:
 @pytest.mark.parametrize(
     "estimator",
     [MeanOf(SIMILARITY), Spearman(GOLD, SIMILARITY), AveragePrecision(LABELS, SCORES)],
-    ids=lambda one: type(one).__name__,
+    ids=lambda estimator: type(estimator).__name__,
 )
 def test_drawing_all_twice_changes_nothing(estimator: Estimator) -> None:
     twice = estimator.resampled(np.full((1, N), 2), np.ones((1, 1)))
@@ -124,7 +125,7 @@ def test_a_chain_of_pairs_is_cut_at_its_rarer_texts() -> None:
 
 def test_the_same_seed_draws_the_same_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = np.arange(50)
-    whole = [part for part in draw(groups, 3, 40, np.random.default_rng(5))]
-    assert sum(len(weights) for weights, _ in whole) == 40
+    parts = [part for part in draw(groups, 3, 40, np.random.default_rng(5))]
+    assert sum(len(weights) for weights, _ in parts) == 40
     again = [part for part in draw(groups, 3, 40, np.random.default_rng(5))]
-    assert all((one[0] == two[0]).all() for one, two in zip(whole, again, strict=True))
+    assert all((first[0] == second[0]).all() for first, second in zip(parts, again, strict=True))

@@ -47,7 +47,7 @@ def verified(command: list[str], cache: Path, tmp_path: Path) -> dict[str, Any]:
     return json.loads(finished.stdout)["tasks"]
 
 
-def kept(cache: Path) -> list[int]:
+def stored_rows(cache: Path) -> list[int]:
     """Return how many vectors each store holds, the oldest first."""
     paths = sorted(cache.glob("vectors/*/keys"), key=lambda path: path.parent.stat().st_ctime_ns)
     return [path.stat().st_size // 16 for path in paths]
@@ -59,7 +59,7 @@ def kill_when(
     with subprocess.Popen(
         [*command, "--cache", str(cache)], stdout=subprocess.DEVNULL, env=environment(tmp_path)
     ) as process:
-        while not when(kept(cache)):
+        while not when(stored_rows(cache)):
             assert process.poll() is None, "it was done before it could be killed"
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
@@ -69,19 +69,19 @@ def kill_when(
 def test_killed_twice_it_gives_the_same_numbers_and_embeds_nothing_again(
     command: list[str], tmp_path: Path
 ) -> None:
-    whole = verified(command, tmp_path / "whole", tmp_path)
-    cache, distinct = tmp_path / "cache", whole["texts"]["distinct"]
+    uninterrupted = verified(command, tmp_path / "whole", tmp_path)
+    cache, distinct = tmp_path / "cache", uninterrupted["texts"]["distinct"]
 
-    kill_when(command, cache, tmp_path, lambda found: bool(found and found[0]))
-    first = kept(cache)
+    kill_when(command, cache, tmp_path, lambda rows: bool(rows and rows[0]))
+    first = stored_rows(cache)
     assert 0 < first[0] < distinct, "killed in the middle of the reference"
 
-    kill_when(command, cache, tmp_path, lambda found: len(found) == 3 and found[2] > 0)
-    second = kept(cache)
+    kill_when(command, cache, tmp_path, lambda rows: len(rows) == 3 and rows[2] > 0)
+    second = stored_rows(cache)
     assert second[:2] == [distinct, distinct] and 0 < second[2] < distinct
 
     again = verified(command, cache, tmp_path)
     texts = again["texts"]
     assert texts["embedded_reference"] == texts["embedded_again"] == 0
     assert texts["embedded_candidate"] == distinct - second[2]
-    assert again["tasks"] == whole["tasks"] and again["mean"] == whole["mean"]
+    assert again["tasks"] == uninterrupted["tasks"] and again["mean"] == uninterrupted["mean"]

@@ -56,34 +56,34 @@ def plain_scores(source: TaskSource, embed: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=TASKS)
 def source(request: pytest.FixtureRequest, real: Path) -> TaskSource:
-    (found,) = sources("quick", [request.param], real)
-    return found
+    (source,) = sources("quick", [request.param], real)
+    return source
 
 
 def test_scores_are_plain_mtebs_and_every_text_is_embedded_once(
     source: TaskSource, tmp_path: Path
 ) -> None:
-    encoder, seen = MiniLM(), list[str]()
+    encoder, asked_texts = MiniLM(), list[str]()
     with open_store(tmp_path / "vectors", {}, encoder.dim) as store:
         stored = StoredEncoder(encoder, store, {})
 
         def embed(texts: Sequence[str], prompt: Prompt) -> np.ndarray:
-            seen.extend(texts)
+            asked_texts.extend(texts)
             return stored.embed(texts, prompt)
 
         scored = score(source, MtebModel(embed, lambda *_: NO_PROMPT, META), tmp_path / "results")
-        assert encoder.texts == stored.embedded == len(set(seen))
-        assert stored.requested == len(seen)
+        assert encoder.texts == stored.embedded == len(set(asked_texts))
+        assert stored.requested == len(asked_texts)
         if source.name == "TwitterURLCorpus":
             assert (stored.embedded, stored.requested) == (8383, 18668)
 
         # the same vectors, replayed without our path
-        vectors = dict(zip(seen, stored.embed(seen, NO_PROMPT), strict=True))
+        vectors = dict(zip(asked_texts, stored.embed(asked_texts, NO_PROMPT), strict=True))
         plain = plain_scores(source, lambda texts: [vectors[text] for text in texts])
         assert scored.score == pytest.approx(plain["main_score"], abs=1e-9)
         samples = [estimated(sample.estimator) for sample in scored.samples.values()]
         assert np.mean(samples) == pytest.approx(plain["main_score"], abs=1.1e-5)
-        assert encoder.texts == len(set(seen))
+        assert encoder.texts == len(set(asked_texts))
 
     published = TASKS[source.name]
     if published is not None:
@@ -103,8 +103,8 @@ def test_own_batching_stays_within_the_noise_floor(real: Path, tmp_path: Path) -
             )
             return score(source, model, tmp_path / "results").score
 
-    here, again = ours(64, "first"), ours(17, "again")
+    score, again = ours(64, "first"), ours(17, "again")
     batched = MiniLM(32)
     plain = plain_scores(source, lambda texts: batched.encode(texts, NO_PROMPT))["main_score"]
     # of float32: the order of sums differs
-    assert abs(here - plain) <= max(abs(here - again), 1e-6)
+    assert abs(score - plain) <= max(abs(score - again), 1e-6)

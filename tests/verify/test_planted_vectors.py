@@ -29,20 +29,20 @@ class Spoiled:
 
     def __init__(
         self,
-        whole: Backend,
+        backend: Backend,
         batch: Callable[[TokenBatch], TokenBatch] = lambda batch: batch,
         vectors: Callable[[TokenBatch, np.ndarray], np.ndarray] = lambda _, vectors: vectors,
     ) -> None:
-        self.name, self.compute_label = whole.name, whole.compute_label
-        self.spec: EmbeddingSpec = whole.spec
-        self._whole, self._batch, self._vectors = whole, batch, vectors
+        self.name, self.compute_label = backend.name, backend.compute_label
+        self.spec: EmbeddingSpec = backend.spec
+        self._backend, self._batch, self._vectors = backend, batch, vectors
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        return self._vectors(batch, self._whole.run(self._batch(batch)))
+        return self._vectors(batch, self._backend.run(self._batch(batch)))
 
 
 @pytest.fixture(scope="module", params=[Precision.FP32, Precision.INT8], ids=str)
-def made(
+def exported(
     request: pytest.FixtureRequest,
     sharp: Path,
     make_artifact: MakeArtifact,
@@ -56,10 +56,10 @@ def made(
 
 @pytest.fixture
 def proved(
-    made: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
+    exported: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Encoder], Encoder]], VectorParity]:
     """Runs verify over the artifact with its encoder changed."""
-    model, artifact = made
+    model, artifact = exported
     load = load_encoder
 
     def run(change: Callable[[Encoder], Encoder]) -> VectorParity:
@@ -82,17 +82,17 @@ def test_the_artifact_as_it_is_passes(
     assert parity.verdict == "pass" and parity.reasons == []
 
 
-def test_a_swapped_prompt_fails(made: tuple[Path, Artifact], tmp_path: Path) -> None:
-    model, artifact = made
+def test_a_swapped_prompt_fails(exported: tuple[Path, Artifact], tmp_path: Path) -> None:
+    model, artifact = exported
     copy = tmp_path / "copy"
     shutil.copytree(artifact.folder, copy)
     manifest = artifact.manifest
-    one, other = (manifest.prefixes[name] for name in PROMPTS)
-    shorter = min(one, other, key=lambda entry: len(entry.ids))
-    longer = other if shorter is one else one
+    first, second = (manifest.prefixes[name] for name in PROMPTS)
+    shorter = min(first, second, key=lambda entry: len(entry.ids))
+    longer = second if shorter is first else first
     assert len(shorter.ids) == len(longer.ids), "prompts of equal length can be swapped"
-    (copy / one.file).write_bytes((artifact.folder / other.file).read_bytes())
-    (copy / other.file).write_bytes((artifact.folder / one.file).read_bytes())
+    (copy / first.file).write_bytes((artifact.folder / second.file).read_bytes())
+    (copy / second.file).write_bytes((artifact.folder / first.file).read_bytes())
     listed = {
         name: entry.model_copy(update=hash_file(copy / entry.file).model_dump())
         for name, entry in manifest.prefixes.items()
@@ -112,7 +112,9 @@ def test_padding_on_the_wrong_side_fails(
     def pool_the_padding(batch: TokenBatch) -> TokenBatch:
         return replace(batch, lengths=np.full_like(batch.lengths, batch.ids.shape[1]))
 
-    parity = proved(lambda one: with_backend(one, Spoiled(one.backend, batch=pool_the_padding)))
+    parity = proved(
+        lambda encoder: with_backend(encoder, Spoiled(encoder.backend, batch=pool_the_padding))
+    )
     assert parity.verdict == "fail"
     assert parity.worst_text in " ".join(parity.reasons)
 
@@ -137,15 +139,15 @@ def test_a_missing_end_token_fails(
 def test_one_vector_that_is_not_finite_fails(
     proved: Callable[[Callable[[Encoder], Encoder]], VectorParity],
 ) -> None:
-    seen: list[TokenBatch] = []
+    batches: list[TokenBatch] = []
 
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
-        if not seen:  # one vector of the whole run
-            seen.append(batch)
+        if not batches:  # one vector of the whole run
+            batches.append(batch)
             vectors = vectors.copy()
             vectors[0, 3] = np.nan
         return vectors
 
-    parity = proved(lambda one: with_backend(one, Spoiled(one.backend, vectors=spoil)))
+    parity = proved(lambda encoder: with_backend(encoder, Spoiled(encoder.backend, vectors=spoil)))
     assert parity.verdict == "fail" and parity.nonfinite == 1
     assert "1 vectors are not finite (the first: " in parity.reasons[0]

@@ -15,36 +15,42 @@ TYPES = {"STS12": "STS", "STS13": "STS", "ArguAna": "Retrieval", "Own": "Retriev
 
 
 def test_means_are_over_tasks_and_over_types() -> None:
-    found = summary({"STS12": 0.8, "STS13": 0.6, "ArguAna": 0.1}, TYPES, local=False).standings[0]
-    assert found.model == ARTIFACT
-    assert found.mean_over_tasks == pytest.approx(0.5)
-    assert found.mean_over_types == pytest.approx(0.4)
-    assert found.by_type == {"Retrieval": pytest.approx(0.1), "STS": pytest.approx(0.7)}
+    standing = summary({"STS12": 0.8, "STS13": 0.6, "ArguAna": 0.1}, TYPES, local=False).standings[
+        0
+    ]
+    assert standing.model == ARTIFACT
+    assert standing.mean_over_tasks == pytest.approx(0.5)
+    assert standing.mean_over_types == pytest.approx(0.4)
+    assert standing.by_type == {"Retrieval": pytest.approx(0.1), "STS": pytest.approx(0.7)}
 
 
 def test_published_models_stand_beside_it_over_the_same_tasks() -> None:
-    found = summary({"STS12": 0.9, "Own": 0.5}, TYPES, local=True)
-    (own, *others) = found.standings
-    assert found.tasks == 1 and own.borda_rank == 1
-    best = {one.model: one for one in others}["LGAI-Embedding-Preview"]
+    means = summary({"STS12": 0.9, "Own": 0.5}, TYPES, local=True)
+    (artifact, *others) = means.standings
+    assert means.tasks == 1 and artifact.borda_rank == 1
+    best = {standing.model: standing for standing in others}["LGAI-Embedding-Preview"]
     assert best.mean_over_tasks == pytest.approx(FILE["tasks"]["STS12"][2] / 100)
-    assert best.borda_rank == 2 and "1 of these 2 tasks" in found.note
-    assert "not comparable" in found.note
+    assert best.borda_rank == 2 and "1 of these 2 tasks" in means.note
+    assert "not comparable" in means.note
 
 
 def test_of_the_whole_benchmark_the_published_means_are_shown_and_come_out() -> None:
     lgai = {name: row[2] / 100 for name, row in FILE["tasks"].items()}
     types = dict.fromkeys(lgai, "all")
-    found = {one.model: one for one in summary(lgai, types, local=False).standings}
-    assert len(found) == 12 and found[ARTIFACT].mean_over_tasks == pytest.approx(0.7412, abs=5e-5)
-    assert found["e5-mistral-7b-instruct"].mean_over_tasks == pytest.approx(0.6797, abs=5e-5)
-    assert found["Linq-Embed-Mistral"].mean_over_tasks == 0.698
-    assert found["Linq-Embed-Mistral"].borda_rank is None
+    standings = {
+        standing.model: standing for standing in summary(lgai, types, local=False).standings
+    }
+    assert len(standings) == 12 and standings[ARTIFACT].mean_over_tasks == pytest.approx(
+        0.7412, abs=5e-5
+    )
+    assert standings["e5-mistral-7b-instruct"].mean_over_tasks == pytest.approx(0.6797, abs=5e-5)
+    assert standings["Linq-Embed-Mistral"].mean_over_tasks == 0.698
+    assert standings["Linq-Embed-Mistral"].borda_rank is None
 
 
 def test_tasks_that_nobody_published_have_no_rank() -> None:
-    found = summary({"Own": 0.5}, TYPES, local=True)
-    assert len(found.standings) == 1 and found.standings[0].borda_rank is None
+    means = summary({"Own": 0.5}, TYPES, local=True)
+    assert len(means.standings) == 1 and means.standings[0].borda_rank is None
 
 
 def test_borda_ranks_are_mtebs() -> None:
@@ -57,13 +63,15 @@ def test_borda_ranks_are_mtebs() -> None:
         "c": {"x": 0.4, "y": 0.3, "z": 0.2},
         "d": {"x": 0.1, "y": 0.1, "z": 0.0},
     }
-    rows = polars.DataFrame([{"model": model, **told} for model, told in scores.items()])
+    rows = polars.DataFrame(
+        [{"model": model, **task_names} for model, task_names in scores.items()]
+    )
     ranked = rows.with_columns(rank=_get_borda_rank(["x", "y", "z"]))
     assert borda_ranks(scores) == dict(ranked.select("model", "rank").iter_rows())
 
 
 @pytest.mark.parametrize(
-    ("named", "told", "expected"),
+    ("named", "task_names", "expected"),
     [
         ("mteb/banking77", ("Banking77Classification",), True),
         ("STS12", ("STS12", "STS12", "mteb/sts12-sts"), True),
@@ -76,9 +84,9 @@ def test_borda_ranks_are_mtebs() -> None:
     ],
 )
 def test_names_of_training_data_are_those_of_tasks(
-    named: str, told: tuple[str, ...], expected: bool
+    named: str, task_names: tuple[str, ...], expected: bool
 ) -> None:
-    assert was_trained_on(frozenset([named]), *told) is expected
+    assert was_trained_on(frozenset([named]), *task_names) is expected
 
 
 def test_the_adapters_card_names_what_it_was_trained_on(tmp_path: Path) -> None:

@@ -29,25 +29,25 @@ Edit = Callable[[Path, dict[str, Any]], None]
 
 
 def test_a_folder_binds_each_task_to_its_files(small: Path) -> None:
-    found = sources("quick", [], small)
-    assert [source.name for source in found] == list(
+    tasks = sources("quick", [], small)
+    assert [source.name for source in tasks] == list(
         json.loads((small / "manifest.json").read_text())
     )
-    for source in found:
+    for source in tasks:
         task = load(source)
         assert task.metadata.name == source.name and task.eval_splits == ["test"]
         assert task.metadata.dataset["path"] == str(small / "data" / source.name)
         assert task.metadata.dataset["revision"].startswith("local-")
-    assert {source.build().metadata.type for source in found} == CATEGORIES
-    assert found == sources("full", [], small)
+    assert {source.build().metadata.type for source in tasks} == CATEGORIES
+    assert tasks == sources("full", [], small)
 
 
 def test_the_real_folder_is_read_as_its_own_loader_reads_it(real: Path) -> None:
-    found = {source.name: source for source in sources("quick", [], real)}
-    assert len(found) == 10
-    task = load(found["CQADupstackGamingReranking"])
+    tasks = {source.name: source for source in sources("quick", [], real)}
+    assert len(tasks) == 10
+    task = load(tasks["CQADupstackGamingReranking"])
     assert (task.metadata.type, task.metadata.main_score) == ("Reranking", "map_at_1000")
-    assert len(load(found["STS12"]).dataset["test"]) == 3108
+    assert len(load(tasks["STS12"]).dataset["test"]) == 3108
 
 
 def test_quick_has_every_category_and_full_the_benchmark() -> None:
@@ -70,20 +70,20 @@ def test_a_task_is_built_anew_each_time(small: Path) -> None:
 
 def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     # datasets finds a converted folder again by its name and its configuration's text alone
-    found = []
+    tasks = []
     for word in ("one", "two"):
         folder = write_small_tasks(tmp_path / word / "tasks", 20, ["SmallSTS"])
         data = folder / "data" / "SmallSTS"
         (path,) = data.glob("*.parquet")
-        told = {"sentence1": [word] * 30, "sentence2": ["and"] * 30, "score": [0.0] * 30}
-        pq.write_table(pa.table(told), data / "test.parquet", compression="none")
+        fields = {"sentence1": [word] * 30, "sentence2": ["and"] * 30, "score": [0.0] * 30}
+        pq.write_table(pa.table(fields), data / "test.parquet", compression="none")
         readme = data / "README.md"
         readme.write_text(readme.read_text().replace(path.name, "test.parquet"))
         path.unlink()
-        found.append((load(*sources("quick", [], folder)), (data / "test.parquet").stat().st_size))
-    (one, size), (two, same_size) = found
+        tasks.append((load(*sources("quick", [], folder)), (data / "test.parquet").stat().st_size))
+    (first, size), (second, same_size) = tasks
     assert size == same_size
-    assert [task.dataset["test"]["sentence1"][0] for task in (one, two)] == ["one", "two"]
+    assert [task.dataset["test"]["sentence1"][0] for task in (first, second)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,23 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
             InputError,
             r"expected JSON in .*manifest\.json",
         ),
-        (lambda _, told: told.update(bse="STS12"), InputError, r"expected no field SmallSTS\.bse"),
         (
-            lambda _, told: told.pop("revision"),
+            lambda _, fields: fields.update(bse="STS12"),
+            InputError,
+            r"expected no field SmallSTS\.bse",
+        ),
+        (
+            lambda _, fields: fields.pop("revision"),
             InputError,
             r"expected SmallSTS\.revision in .*, found none",
         ),
         (
-            lambda _, told: told.update(base="STS1"),
+            lambda _, fields: fields.update(base="STS1"),
             InputError,
             r"mteb knows as the base of SmallSTS, found 'STS1'; did you mean STS1\d",
         ),
         (
-            lambda _, told: told.update(subsets=["fr"]),
+            lambda _, fields: fields.update(subsets=["fr"]),
             InputError,
             r"expected a name that STSBenchmark knows as a subset of SmallSTS, found 'fr'",
         ),

@@ -26,16 +26,16 @@ def front(instruction: str) -> Prompt:
 def test_every_task_and_type_of_the_benchmark_has_a_prompt_and_mtebs_own_where_it_gives_one() -> (
     None
 ):
-    own = 0
+    count = 0
     for task in mteb.get_benchmark(BENCHMARK).tasks:
-        told = task.metadata.prompt
-        instruction = told.get("query") if isinstance(told, dict) else told
-        found = shipped().by_name[task.metadata.name]
-        assert task.metadata.type in shipped().by_name and found.back == ""
+        mtebs = task.metadata.prompt
+        instruction = mtebs.get("query") if isinstance(mtebs, dict) else mtebs
+        prompt = shipped().by_name[task.metadata.name]
+        assert task.metadata.type in shipped().by_name and prompt.back == ""
         if instruction:
-            own += 1
-            assert found == front(instruction)
-    assert own == 23
+            count += 1
+            assert prompt == front(instruction)
+    assert count == 23
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_shipped_prompts_by_name_then_type(
 
 
 def test_the_artifacts_own_prompts_come_first() -> None:
-    own = Prompts(
+    baked = Prompts(
         {
             "sts12": Prompt("own: "),
             "sts": Prompt("like: "),
@@ -83,16 +83,16 @@ def test_the_artifacts_own_prompts_come_first() -> None:
         },
         documents={"treccovid": "trec", "query": ""},
     )
-    given = TaskPrompts(Prompts({"STS12": Prompt("given: "), "Clustering": Prompt("c: ")}))
-    assert find_prompt("STS12", "STS", None, own, given) == Prompt("own: ")
-    assert find_prompt("STS13", "STS", None, own, given) == Prompt("like: ")
-    assert find_prompt("STS12", "STS", None, NONE, given) == Prompt("given: ")
-    assert find_prompt("X", "Clustering", None, own, given) == Prompt("c: ")
-    assert find_prompt("FiQA2018", "Retrieval", "query", own) == Prompt("q: ")
+    users = TaskPrompts(Prompts({"STS12": Prompt("given: "), "Clustering": Prompt("c: ")}))
+    assert find_prompt("STS12", "STS", None, baked, users) == Prompt("own: ")
+    assert find_prompt("STS13", "STS", None, baked, users) == Prompt("like: ")
+    assert find_prompt("STS12", "STS", None, NONE, users) == Prompt("given: ")
+    assert find_prompt("X", "Clustering", None, baked, users) == Prompt("c: ")
+    assert find_prompt("FiQA2018", "Retrieval", "query", baked) == Prompt("q: ")
     # documents as they are, because the prompt for queries says so
-    assert find_prompt("FiQA2018", "Retrieval", "document", own) == NO_PROMPT
-    assert find_prompt("TRECCOVID", "Retrieval", "query", own) == Prompt("covid: ")
-    assert find_prompt("TRECCOVID", "Retrieval", "document", own) == Prompt("t: ")
+    assert find_prompt("FiQA2018", "Retrieval", "document", baked) == NO_PROMPT
+    assert find_prompt("TRECCOVID", "Retrieval", "query", baked) == Prompt("covid: ")
+    assert find_prompt("TRECCOVID", "Retrieval", "document", baked) == Prompt("t: ")
     plain = Prompts({"query": Prompt("q: "), "document": Prompt("d: ")})
     assert find_prompt("TRECCOVID", "Retrieval", "document", plain) == Prompt("d: ")
 
@@ -105,8 +105,8 @@ def test_none_is_no_prompt_for_any_text() -> None:
 def test_a_users_file_is_read_and_its_mistakes_are_told(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps({"tasks": {"STS12": {"text": "s: "}}}))
-    given = read_task_prompts(path)
-    assert find_prompt("STS12", "STS", None, NONE, given) == Prompt("s: ")
+    users = read_task_prompts(path)
+    assert find_prompt("STS12", "STS", None, NONE, users) == Prompt("s: ")
     path.write_text(json.dumps({"tasks": {"STS12": {"txt": "s: "}}}))
     with pytest.raises(InputError, match=r"expected no field tasks\.STS12\.txt in"):
         read_task_prompts(path)
@@ -137,16 +137,16 @@ def test_the_string_that_reaches_the_model_through_mteb(
 ) -> None:
     """By the public way: mteb.evaluate(anna_export.mteb_model(artifact), tasks)."""
     model = mteb_model(artifact.folder)
-    seen: set[str] = set()
+    prompt_fronts: set[str] = set()
     tokenise: Callable[..., list[list[int]]] = model.embed.__self__.tokeniser.ids  # type: ignore[attr-defined]
 
     def ids(texts: list[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
-        seen.add(prompt.front)
+        prompt_fronts.add(prompt.front)
         return tokenise(texts, prompt)
 
     monkeypatch.setattr(model.embed.__self__.tokeniser, "ids", ids)  # type: ignore[attr-defined]
     task = load(*sources("quick", [name], small))
     result: Any = mteb.evaluate(model, task, cache=mteb.ResultCache(tmp_path), co2_tracker=False)
-    assert np.isfinite(result.task_results[0].get_score()) and seen == fronts
+    assert np.isfinite(result.task_results[0].get_score()) and prompt_fronts == fronts
     (path,) = tmp_path.glob(f"results/anna-export__*/{artifact.manifest.artifact_id}/{name}.json")
     assert json.loads(path.read_text())["task_name"] == name

@@ -35,18 +35,18 @@ Output = pytest.CaptureFixture[str]
 MARGIN = 0.1
 
 
-class Shown:
+class Stages:
     """Notes what each stage reports."""
 
     def __init__(self) -> None:
-        self.told: dict[str, list[tuple[int, int]]] = {}
+        self.reports: dict[str, list[tuple[int, int]]] = {}
 
     def __call__(self, name: str, unit: str) -> AbstractContextManager[Progress | None]:
-        told = self.told.setdefault(name, [])
-        return nullcontext(lambda done, total: told.append((done, total)))
+        reports = self.reports.setdefault(name, [])
+        return nullcontext(lambda done, total: reports.append((done, total)))
 
 
-def asked(
+def task_run(
     folder: Path, cache: Path, names: Sequence[str] = (), margin: float | None = MARGIN
 ) -> TaskRun:
     return TaskRun(sources("quick", names, folder), "quick", cache, margin)
@@ -65,14 +65,14 @@ def model(make_model: MakeModel) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, make_artifact: MakeArtifact) -> Artifact:
+def intact(model: Path, make_artifact: MakeArtifact) -> Artifact:
     return make_artifact(model)
 
 
 def test_the_artifact_itself_passes_on_every_kind_of_task(
-    whole: Artifact, model: Path, small: Path, tmp_path: Path
+    intact: Artifact, model: Path, small: Path, tmp_path: Path
 ) -> None:
-    parity = judged(whole, model, asked(small, tmp_path), alike=True)
+    parity = judged(intact, model, task_run(small, tmp_path), alike=True)
     verdicts = {task.name: task.verdict for task in parity.tasks}
     assert parity.verdict is Verdict.PASS and parity.reasons == []
     assert set(verdicts.values()) == {Verdict.PASS} and len(verdicts) == 7
@@ -112,14 +112,14 @@ def test_int4_with_a_broken_layer_fails_before_any_task_is_run(
     verify = ["verify", str(folder), "--reference", str(model), "--tier", "quick"]
     verify += ["--task-data", str(small), "--cache", str(tmp_path / "cache"), "--json"]
     assert run(verify) == 1
-    shown = capsys.readouterr()
-    found = json.loads(shown.out)
-    assert found["verdict"] == "fail" and found["tasks"] is None
-    assert re.search(r"mean loss .* \(the worst cosine, .*: no prompt: ", shown.err)
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert report["verdict"] == "fail" and report["tasks"] is None
+    assert re.search(r"mean loss .* \(the worst cosine, .*: no prompt: ", output.err)
 
 
 def test_vectors_that_are_half_noise_fail(
-    whole: Artifact, model: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    intact: Artifact, model: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def noisy(artifact: Artifact, **options: Any) -> Encoder:
         encoder = load_encoder(artifact, **options)
@@ -134,29 +134,36 @@ def test_vectors_that_are_half_noise_fail(
         return encoder
 
     monkeypatch.setattr(models, "load_encoder", noisy)
-    parity = judged(whole, model, asked(small, tmp_path, ["SmallSTS", "SmallPairs"]))
+    parity = judged(intact, model, task_run(small, tmp_path, ["SmallSTS", "SmallPairs"]))
     assert parity.verdict is Verdict.FAIL
     assert "SmallSTS fail: -" in parity.reasons[0]
 
 
 def test_too_few_texts_are_inconclusive_and_exit_3(
-    whole: Artifact, model: Path, tmp_path: Path, capsys: Output
+    intact: Artifact, model: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    few = write_small_tasks(tmp_path / "few", 12, ["SmallRetrieval", "SmallSTS"])
-    verify = ["verify", str(whole.folder), "--reference", str(model), "--tier", "quick"]
-    verify += ["--task-data", str(few), "--cache", str(tmp_path / "cache"), "--margin", "1e-9"]
+    small_data = write_small_tasks(tmp_path / "few", 12, ["SmallRetrieval", "SmallSTS"])
+    verify = ["verify", str(intact.folder), "--reference", str(model), "--tier", "quick"]
+    verify += [
+        "--task-data",
+        str(small_data),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--margin",
+        "1e-9",
+    ]
     assert run([*verify, "--backend", "ort"]) == 3
-    shown = capsys.readouterr()
-    assert re.search(r"SmallRetrieval +ndcg_at_10 .* inconclusive", shown.out)
-    assert shown.err.startswith("anna-export: expected enough texts to tell")
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert re.search(r"SmallRetrieval +ndcg_at_10 .* inconclusive", output.out)
+    assert output.err.startswith("anna-export: expected enough texts to tell")
+    assert output.err.count("\n") == 1
 
 
 def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
-    whole: Artifact, model: Path, small: Path, tmp_path: Path
+    intact: Artifact, model: Path, small: Path, tmp_path: Path
 ) -> None:
-    shown = Shown()
-    first = judged(whole, model, asked(small, tmp_path), stage=shown)
+    stages = Stages()
+    first = judged(intact, model, task_run(small, tmp_path), stage=stages)
     texts = first.texts
     assert texts.requested > texts.distinct
     assert (
@@ -166,18 +173,18 @@ def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
         == texts.distinct
     )
     for name in ("reference", "reference again", "artifact"):
-        assert shown.told[name][0] == (0, texts.distinct)
-        assert shown.told[name][-1] == (texts.distinct, texts.distinct)
-    second = judged(whole, model, asked(small, tmp_path))
+        assert stages.reports[name][0] == (0, texts.distinct)
+        assert stages.reports[name][-1] == (texts.distinct, texts.distinct)
+    second = judged(intact, model, task_run(small, tmp_path))
     assert second.texts.embedded_reference == second.texts.embedded_candidate == 0
     assert second.tasks == first.tasks and second.mean == first.mean
 
 
 def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
-    whole: Artifact, model: Path, small: Path, tmp_path: Path, capsys: Output
+    intact: Artifact, model: Path, small: Path, tmp_path: Path, capsys: Output
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(whole.folder, copy)
+    shutil.copytree(intact.folder, copy)
     verify = ["verify", str(copy), "--reference", str(model)]
     tasks = ["--task", "SmallSTS", "--task", "SmallPairs", "--task-data", str(small)]
     tasks += [
@@ -190,9 +197,9 @@ def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     ]
     tasks += ["--trained-on", "mteb/SmallSTS"]
     assert run([*verify, *tasks]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"SmallSTS\* +cosine_spearman .* pass\n", shown)
-    assert "* the model was trained on data of this task" in shown
+    output = capsys.readouterr().out
+    assert re.search(r"SmallSTS\* +cosine_spearman .* pass\n", output)
+    assert "* the model was trained on data of this task" in output
     opened = open_artifact(copy, check=True)
     proof = read_parity(opened)
     assert proof is not None and proof.tasks is not None and proof.verdict == "pass"
@@ -200,24 +207,24 @@ def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     card = (copy / "README.md").read_text()
     assert "### Tasks: pass" in card and "| SmallSTS* | cosine_spearman |" in card
     (result,) = copy.glob("mteb/anna-export__*/*/SmallSTS.json")
-    told = json.loads(result.read_text())
-    (entry,) = told["scores"]["test"]
-    assert told["task_name"] == "SmallSTS" and entry["main_score"] == pytest.approx(
+    content = json.loads(result.read_text())
+    (entry,) = content["scores"]["test"]
+    assert content["task_name"] == "SmallSTS" and entry["main_score"] == pytest.approx(
         proof.tasks.tasks[0].difference.candidate, abs=1e-6
     )
     assert str(result.relative_to(copy)) in opened.manifest.evidence
     assert run(verify) == 0
-    kept = read_parity(open_artifact(copy))
-    assert kept is not None and kept.tasks == proof.tasks
+    stored = read_parity(open_artifact(copy))
+    assert stored is not None and stored.tasks == proof.tasks
     assert run(["inspect", str(copy)]) == 0
     assert re.search(r"tasks +pass: 2 tasks", capsys.readouterr().out)
 
 
 def test_an_artifact_that_changes_meanwhile_is_refused(
-    whole: Artifact, model: Path, small: Path, tmp_path: Path
+    intact: Artifact, model: Path, small: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(whole.folder, copy)
+    shutil.copytree(intact.folder, copy)
     opened = open_artifact(copy)
 
     def stage(name: str, unit: str) -> AbstractContextManager[Progress | None]:
@@ -225,45 +232,45 @@ def test_an_artifact_that_changes_meanwhile_is_refused(
             manifest = opened.manifest
             prompts = replace(manifest.prompts, default=None, by_name={})
             changed = replace(manifest.spec, norm_eps=2 * manifest.spec.norm_eps)
-            told = {
+            changes = {
                 "spec": changed,
                 "prompts": prompts,
                 "artifact_id": identity(manifest.files, changed, manifest.framing),
             }
-            write_manifest(copy, manifest.model_copy(update=told))
+            write_manifest(copy, manifest.model_copy(update=changes))
         return nullcontext()
 
     with pytest.raises(InputError, match=r"expected .* to stay as it is, found it changed since"):
-        judged(opened, model, asked(small, tmp_path, ["SmallSTS"]), stage=stage)
+        judged(opened, model, task_run(small, tmp_path, ["SmallSTS"]), stage=stage)
 
 
 def test_a_score_that_cannot_be_taken_apart_is_refused_before_anything_is_embedded(
-    whole: Artifact, tmp_path: Path
+    intact: Artifact, tmp_path: Path
 ) -> None:
-    told = {"SmallSTS": {"main_score": "pearson"}, "SmallRetrieval": {"main_score": "mrr_at_10"}}
-    for name, metadata in told.items():
+    metrics = {"SmallSTS": {"main_score": "pearson"}, "SmallRetrieval": {"main_score": "mrr_at_10"}}
+    for name, metadata in metrics.items():
         folder = write_small_tasks(tmp_path / name, 20, [name])
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest[name]["metadata"] |= metadata
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UnsupportedError, match=rf"as the main score of {name}, found"):
-            plan(whole, asked(folder, tmp_path / "cache"))
-    for name, found in {
+            plan(intact, task_run(folder, tmp_path / "cache"))
+    for name, reason in {
         "Tatoeba": "of type BitextMining; leave it out",
         "TwentyNewsgroupsClustering": "older kind of clustering; TwentyNewsgroupsClustering.v2 is",
         "CQADupstackRetrieval": "which is several; name them one by one",
     }.items():
-        with pytest.raises(UnsupportedError, match=found):
-            plan(whole, TaskRun(sources(None, [name], None), "chosen", tmp_path / "cache"))
+        with pytest.raises(UnsupportedError, match=reason):
+            plan(intact, TaskRun(sources(None, [name], None), "chosen", tmp_path / "cache"))
 
 
 def test_nothing_is_embedded_where_data_is_missing(
-    whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    intact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    told = TaskRun(sources(None, ["STS12"], None), "chosen", tmp_path)
+    sts12 = TaskRun(sources(None, ["STS12"], None), "chosen", tmp_path)
     with pytest.raises(MissingError, match=r"expected the data of STS12 .* `task_data`"):
-        plan(whole, told)
+        plan(intact, sts12)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,29 +287,29 @@ def test_nothing_is_embedded_where_data_is_missing(
 def test_mistakes_are_told_in_one_line(
     arguments: list[str],
     message: str,
-    whole: Artifact,
+    intact: Artifact,
     model: Path,
     small: Path,
     capsys: Output,
 ) -> None:
-    verify = ["verify", str(whole.folder), "--reference", str(model), "--task-data", str(small)]
+    verify = ["verify", str(intact.folder), "--reference", str(model), "--task-data", str(small)]
     assert run([*verify, *arguments]) == 2
-    shown = capsys.readouterr()
-    assert re.search(message, shown.err) and shown.err.count("\n") == 1 and not shown.out
+    output = capsys.readouterr()
+    assert re.search(message, output.err) and output.err.count("\n") == 1 and not output.out
 
 
 def test_a_reference_of_another_width_is_refused(
-    whole: Artifact, make_model: MakeModel, small: Path, tmp_path: Path, capsys: Output
+    intact: Artifact, make_model: MakeModel, small: Path, tmp_path: Path, capsys: Output
 ) -> None:
     other = make_model(hidden_size=32)
-    verify = ["verify", str(whole.folder), "--reference", str(other), "--task", "SmallSTS"]
+    verify = ["verify", str(intact.folder), "--reference", str(other), "--task", "SmallSTS"]
     assert run([*verify, "--task-data", str(small), "--cache", str(tmp_path)]) == 2
     assert "expected a reference with dim" in capsys.readouterr().err
 
 
-def test_proof_of_another_schema_gives_way(whole: Artifact, model: Path, tmp_path: Path) -> None:
+def test_proof_of_another_schema_gives_way(intact: Artifact, model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(whole.folder, copy)
+    shutil.copytree(intact.folder, copy)
     assert run(["verify", str(copy), "--reference", str(model)]) == 0
     manifest = open_artifact(copy).manifest
     (copy / PARITY_FILE).write_text('{"verdict": "pass"}')

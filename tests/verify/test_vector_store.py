@@ -29,8 +29,8 @@ def test_what_was_appended_is_read_again_by_key_in_any_order(tmp_path: Path) -> 
         store.append(keys(4), vectors[:4])
         store.append(keys(3, 4), vectors[4:])
     with open_store(tmp_path, {"model": 1}, DIM) as store:
-        asked = [keys(7)[index] for index in (6, 0, 3, 3)]
-        assert (store.read(store.rows(asked)) == vectors[[6, 0, 3, 3]]).all()
+        wanted = [keys(7)[index] for index in (6, 0, 3, 3)]
+        assert (store.read(store.rows(wanted)) == vectors[[6, 0, 3, 3]]).all()
         assert store.rows(keys(2, 7)).tolist() == [-1, -1] and len(store) == 7
 
 
@@ -109,8 +109,8 @@ def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
 def test_a_key_tells_text_prompt_and_prefix_apart() -> None:
     parts = [("a", Prompt("b")), ("ab", NO_PROMPT), ("a", Prompt("", "b")), ("", Prompt("ab"))]
     different = [text_key(*pair) for pair in parts]
-    one, other = behind("00" * 32, different), behind("11" * 32, different)
-    assert len({*different, *one, *other}) == 12
+    first, second = behind("00" * 32, different), behind("11" * 32, different)
+    assert len({*different, *first, *second}) == 12
     assert behind("", different) == different
 
 

@@ -58,7 +58,7 @@ def tokeniser(base: Path, spec: EmbeddingSpec) -> Tokeniser:
 
 
 @pytest.fixture
-def parity(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., VectorParity]:
+def compare_tables(spec: EmbeddingSpec, tokeniser: Tokeniser) -> Callable[..., VectorParity]:
     """Compares a table with a spoiled one."""
 
     def compared(
@@ -90,15 +90,15 @@ def row_of(tokeniser: Tokeniser, batch: TokenBatch, text: str) -> np.ndarray:
 # -- verdicts --
 
 
-def test_equal_vectors_pass(parity: Callable[..., VectorParity]) -> None:
-    found = parity()
-    assert found.verdict == "pass" and found.reasons == []
-    assert found.worst_cosine == pytest.approx(1) and found.max_abs == 0
-    assert found.texts == 4 and found.prompts == [] and found.nonfinite == 0
+def test_equal_vectors_pass(compare_tables: Callable[..., VectorParity]) -> None:
+    parity = compare_tables()
+    assert parity.verdict == "pass" and parity.reasons == []
+    assert parity.worst_cosine == pytest.approx(1) and parity.max_abs == 0
+    assert parity.texts == 4 and parity.prompts == [] and parity.nonfinite == 0
 
 
 def test_figures_are_those_of_a_constructed_case(
-    parity: Callable[..., VectorParity], tokeniser: Tokeniser
+    compare_tables: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     # one of four vectors is turned by 0.5 out of the plane: cosine cos 0.5, the others 1
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
@@ -107,18 +107,18 @@ def test_figures_are_those_of_a_constructed_case(
         vectors[turned, 2] = np.sin(0.5)
         return vectors
 
-    found = parity(spoil)
-    assert found.verdict == "fail" and len(found.reasons) == 1
+    parity = compare_tables(spoil)
+    assert parity.verdict == "fail" and len(parity.reasons) == 1
     # float32 vectors of unit length
-    assert found.worst_cosine == pytest.approx(np.cos(0.5), abs=1e-6)
-    assert found.mean_cosine == pytest.approx((3 + np.cos(0.5)) / 4, abs=1e-6)
-    assert found.max_abs == pytest.approx(np.sin(0.5), abs=1e-6)
-    assert TEXTS[2][:30] in found.worst_text and TEXTS[2][:30] in found.reasons[0]
-    assert found.batch1_worst_cosine == pytest.approx(1) and found.batch1_max_abs == 0
+    assert parity.worst_cosine == pytest.approx(np.cos(0.5), abs=1e-6)
+    assert parity.mean_cosine == pytest.approx((3 + np.cos(0.5)) / 4, abs=1e-6)
+    assert parity.max_abs == pytest.approx(np.sin(0.5), abs=1e-6)
+    assert TEXTS[2][:30] in parity.worst_text and TEXTS[2][:30] in parity.reasons[0]
+    assert parity.batch1_worst_cosine == pytest.approx(1) and parity.batch1_max_abs == 0
 
 
 def test_difference_alone_and_in_a_batch_fails_where_it_is_limited(
-    parity: Callable[..., VectorParity],
+    compare_tables: Callable[..., VectorParity],
 ) -> None:
     # far below what a cosine of 0.999999 shows
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
@@ -126,87 +126,87 @@ def test_difference_alone_and_in_a_batch_fails_where_it_is_limited(
             vectors[:, 2] += np.float32(1e-5)
         return vectors
 
-    assert parity(spoil).verdict == "pass"
-    assert parity(spoil, batch1_limit=2e-5).verdict == "pass"
-    (reason,) = parity(spoil, batch1_limit=1e-6).reasons
+    assert compare_tables(spoil).verdict == "pass"
+    assert compare_tables(spoil, batch1_limit=2e-5).verdict == "pass"
+    (reason,) = compare_tables(spoil, batch1_limit=1e-6).reasons
     assert reason.startswith(
         "batch size 1 against padded batches: difference 1.0e-05 is above 1e-06 (no prompt: "
     )
 
 
 def test_vector_that_is_not_finite_fails_as_the_worst_there_is(
-    parity: Callable[..., VectorParity], tokeniser: Tokeniser
+    compare_tables: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         vectors[row_of(tokeniser, batch, ""), 1] = np.nan
         return vectors
 
-    found = parity(spoil)
-    assert found.verdict == "fail" and found.nonfinite == 1
-    assert found.worst_cosine == -1 and found.max_abs == 2
-    assert found.reasons[0] == "1 vectors are not finite (the first: no prompt: '')"
-    assert found.mean_cosine == pytest.approx(0.5)
+    parity = compare_tables(spoil)
+    assert parity.verdict == "fail" and parity.nonfinite == 1
+    assert parity.worst_cosine == -1 and parity.max_abs == 2
+    assert parity.reasons[0] == "1 vectors are not finite (the first: no prompt: '')"
+    assert parity.mean_cosine == pytest.approx(0.5)
 
 
 def test_vector_that_is_not_finite_only_alone_fails(
-    parity: Callable[..., VectorParity], tokeniser: Tokeniser
+    compare_tables: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         return np.full_like(vectors, np.inf) if len(vectors) == 1 else vectors
 
     # more texts than one mixed batch takes, so that none of those has a single row
-    found = parity(spoil, texts=[*TEXTS, *ordinary_texts(5)])
-    assert found.verdict == "fail" and found.nonfinite == 9
-    assert found.batch1_worst_cosine == -1 and found.worst_cosine == pytest.approx(1)
+    parity = compare_tables(spoil, texts=[*TEXTS, *ordinary_texts(5)])
+    assert parity.verdict == "fail" and parity.nonfinite == 9
+    assert parity.batch1_worst_cosine == -1 and parity.worst_cosine == pytest.approx(1)
 
 
 @pytest.mark.parametrize("factor", [0.999, 1.001, 0.0])
 def test_vector_that_is_not_of_unit_length_fails(
-    parity: Callable[..., VectorParity], factor: float
+    compare_tables: Callable[..., VectorParity], factor: float
 ) -> None:
-    found = parity(lambda _, vectors: vectors * np.float32(factor))
-    assert found.verdict == "fail"
-    assert any("length is 1" in reason and "from 1" in reason for reason in found.reasons)
+    parity = compare_tables(lambda _, vectors: vectors * np.float32(factor))
+    assert parity.verdict == "fail"
+    assert any("length is 1" in reason and "from 1" in reason for reason in parity.reasons)
 
 
-def test_vectors_that_depend_on_the_batch_fail(parity: Callable[..., VectorParity]) -> None:
+def test_vectors_that_depend_on_the_batch_fail(compare_tables: Callable[..., VectorParity]) -> None:
     # right in any padded batch, wrong alone: only the candidate against itself shows it
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         return vectors if len(vectors) > 1 else np.roll(vectors, 1, axis=1)
 
-    found = parity(spoil)
-    assert found.verdict == "fail" and found.worst_cosine == pytest.approx(1)
-    (reason,) = found.reasons
+    parity = compare_tables(spoil)
+    assert parity.verdict == "fail" and parity.worst_cosine == pytest.approx(1)
+    (reason,) = parity.reasons
     assert reason.startswith("batch size 1 against padded batches: ")
-    assert found.batch1_worst_cosine is not None and found.batch1_worst_cosine < FLOOR
+    assert parity.batch1_worst_cosine is not None and parity.batch1_worst_cosine < FLOOR
 
 
-def test_padding_that_leaks_into_vectors_fails(parity: Callable[..., VectorParity]) -> None:
+def test_padding_that_leaks_into_vectors_fails(compare_tables: Callable[..., VectorParity]) -> None:
     def spoil(batch: TokenBatch, vectors: np.ndarray) -> np.ndarray:
         padded = batch.lengths < batch.width
         return np.where(padded[:, None], np.roll(vectors, 1, axis=1), vectors)
 
-    assert parity(spoil).verdict == "fail"
+    assert compare_tables(spoil).verdict == "fail"
 
 
 def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeniser) -> None:
     shorter = Tokeniser.open(base, replace(tokeniser.framing, max_tokens=9))
     # the very same vector for everything, so that ids alone can fail
     constant: Spoil = lambda _, vectors: vectors * 0 + np.eye(3, dtype=np.float32)[0]  # noqa: E731
-    found = compare(
+    parity = compare(
         Encoder(Table(spec, constant), tokeniser),
         Encoder(Table(spec, constant), shorter),
         TEXTS,
         thresholds=Thresholds(FLOOR, batch1_min_cosine=FLOOR),
         method="as tests do",
     )
-    assert found.verdict == "fail"
+    assert parity.verdict == "fail"
     where = "no prompt: 'to another bank, which takes two days'"
-    assert found.reasons == [f"token ids differ from the reference's ({where})"]
+    assert parity.reasons == [f"token ids differ from the reference's ({where})"]
 
 
 def test_every_prompt_is_compared_and_none(
-    parity: Callable[..., VectorParity], tokeniser: Tokeniser
+    compare_tables: Callable[..., VectorParity], tokeniser: Tokeniser
 ) -> None:
     prompts = Prompts.of_fronts(
         {"query": "Query: ", "same": "Query: ", "sts": "Like: "},
@@ -217,15 +217,15 @@ def test_every_prompt_is_compared_and_none(
         vectors[row_of(tokeniser, batch, f"Like: {TEXTS[0]}")] *= -1
         return vectors
 
-    found = parity(spoil, prompts)
-    assert found.prompts == ["query", "same", "sts"]
-    assert found.worst_text == f"sts: {TEXTS[0]!r}" and found.verdict == "fail"
+    parity = compare_tables(spoil, prompts)
+    assert parity.prompts == ["query", "same", "sts"]
+    assert parity.worst_text == f"sts: {TEXTS[0]!r}" and parity.verdict == "fail"
     # two texts of prompt "query" are not counted twice: three kinds of four texts
-    assert found.mean_cosine == pytest.approx((11 - 1) / 12)
+    assert parity.mean_cosine == pytest.approx((11 - 1) / 12)
 
 
 def test_progress_counts_every_embedding_once(spec: EmbeddingSpec, tokeniser: Tokeniser) -> None:
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     both = Encoder(Table(spec), tokeniser, Prompts.of_fronts({"query": "Query: "}))
     compare(
         both,
@@ -233,10 +233,10 @@ def test_progress_counts_every_embedding_once(spec: EmbeddingSpec, tokeniser: To
         TEXTS,
         thresholds=Thresholds(FLOOR, batch1_min_cosine=FLOOR),
         method="as tests do",
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total: reports.append((done, total)),
     )
     # by the reference, in batches, alone; without and with the prompt
-    assert seen[-1] == (24, 24) and seen == sorted(seen)
+    assert reports[-1] == (24, 24) and reports == sorted(reports)
 
 
 # -- texts --
@@ -277,15 +277,15 @@ def checkpoint(base: Path, adapter: Path) -> Checkpoint:
 
 
 def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> None:
-    found = compare_weights(
+    parity = compare_weights(
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),
     )
-    assert found.verdict == "pass" and found.texts == len(ODD_TEXTS)
-    assert found.batch1_worst_cosine is None and found.thresholds.batch1_min_cosine is None
-    assert found.method.startswith("weights only, layer by layer")
+    assert parity.verdict == "pass" and parity.texts == len(ODD_TEXTS)
+    assert parity.batch1_worst_cosine is None and parity.thresholds.batch1_min_cosine is None
+    assert parity.method.startswith("weights only, layer by layer")
 
 
 def test_streamed_weights_under_another_tokenizer_fail(
@@ -293,13 +293,13 @@ def test_streamed_weights_under_another_tokenizer_fail(
 ) -> None:
     framing = replace(artifact.manifest.framing, bos_id=None)
     other = Tokeniser.open(artifact.folder, framing)
-    found = compare_weights(
+    parity = compare_weights(
         Encoder(open_streamed_reference(checkpoint), other),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=-1.0),
     )
-    assert found.reasons == ["token ids differ from the reference's ('')"]
+    assert parity.reasons == ["token ids differ from the reference's ('')"]
 
 
 @pytest.mark.parametrize(
@@ -311,27 +311,27 @@ def test_streamed_weight_that_differs_fails(
     read = Checkpoint.read
 
     def changed(
-        self: Checkpoint, asked: str, dtype: torch.dtype, *, merge: bool = True
+        self: Checkpoint, module: str, dtype: torch.dtype, *, merge: bool = True
     ) -> torch.Tensor:
-        weight = read(self, asked, dtype, merge=merge)
-        return weight * (torch.arange(weight.shape[-1]) % 7 + 1) if asked == name else weight
+        weight = read(self, module, dtype, merge=merge)
+        return weight * (torch.arange(weight.shape[-1]) % 7 + 1) if module == name else weight
 
     monkeypatch.setattr(Checkpoint, "read", changed)
-    found = compare_weights(
+    parity = compare_weights(
         Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),
     )
-    assert found.verdict == "fail" and found.worst_cosine < 0.9999
+    assert parity.verdict == "fail" and parity.worst_cosine < 0.9999
 
 
 # -- which way --
 
 
 def test_model_that_fits_in_memory_is_compared_by_its_graph(artifact: Artifact) -> None:
-    parity = artifact.manifest.evidence["parity.json"]
-    assert parity.covers == artifact.manifest.artifact_id
+    entry = artifact.manifest.evidence["parity.json"]
+    assert entry.covers == artifact.manifest.artifact_id
     text = (artifact.folder / "parity.json").read_text()
     assert (
         '"method": "every text by both, in padded batches of unlike lengths and at batch size 1"'
@@ -343,9 +343,9 @@ def test_model_that_does_not_fit_is_compared_by_its_weights(
     artifact: Artifact, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 500 << 20)
-    found = prove(artifact, base, adapter)
-    assert found.verdict == "pass" and found.method.startswith("weights only, layer by layer")
-    assert "layer by layer, from the artifact's stored weights" in found.candidate
+    parity = prove(artifact, base, adapter)
+    assert parity.verdict == "pass" and parity.method.startswith("weights only, layer by layer")
+    assert "layer by layer, from the artifact's stored weights" in parity.candidate
     assert prove(artifact, base).verdict == "fail"
 
 
@@ -353,10 +353,10 @@ def test_progress_of_a_comparison_by_weights_reaches_the_end(
     artifact: Artifact, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_memory, "available_memory_bytes", lambda: 500 << 20)
-    seen: list[tuple[int, int]] = []
-    prove(artifact, base, adapter, lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen) and len({done for done, _ in seen}) > 20
-    assert seen[-1][0] == seen[-1][1]
+    reports: list[tuple[int, int]] = []
+    prove(artifact, base, adapter, lambda done, total: reports.append((done, total)))
+    assert reports == sorted(reports) and len({done for done, _ in reports}) > 20
+    assert reports[-1][0] == reports[-1][1]
 
 
 @pytest.mark.parametrize(("backend", "device"), [("ort", "auto"), ("auto", "cpu")])

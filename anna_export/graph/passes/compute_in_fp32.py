@@ -42,7 +42,7 @@ class ComputeInFp32(ir.passes.InPlacePass):
             _widen(graph, value)
         for value in (value for node in graph for value in node.outputs):
             if value.dtype in NARROW and value not in stored:
-                # a type of its own: a clone of the graph shares the old one
+                # not value.dtype: clones share types, see findings/onnx-ir-clone-shares-types.sh
                 value.type = ir.TensorType(ir.DataType.FLOAT)
         return ir.passes.PassResult(model, modified=bool(superfluous or unwidened))
 

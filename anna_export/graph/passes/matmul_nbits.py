@@ -113,5 +113,5 @@ def _declare_as_bytes(value: ir.Value, shape: Sequence[int]) -> None:
         ir.Shape(shape),
         name=value.name,
     )
-    # a type of its own: a clone of the graph shares the old one
+    # not value.dtype: clones share types, see findings/onnx-ir-clone-shares-types.sh
     value.type, value.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape(shape)
