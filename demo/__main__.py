@@ -38,16 +38,7 @@ REPORTED: Final = ("fp32", "int8", "fp8")
 
 def main(args: Sequence[str] = ()) -> int:
     """Run the demonstration and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
-    )
-    parser.add_argument(
-        "--ablate",
-        action="store_true",
-        help="Tune without each part of the recipe.",
-    )
-    arguments = parser.parse_args(args)
+    arguments = _arguments(args)
     started = time.perf_counter()
     models = make_models(OUT, stage=stage, task_data=arguments.task_data)
     if arguments.ablate:
@@ -80,6 +71,39 @@ def main(args: Sequence[str] = ()) -> int:
         )
         for precision, name in ARTIFACTS.items()
     }
+    retrieval, speed = _measured(cache, models, artifacts, made_from)
+    page = cache.make(
+        "report.html",
+        {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
+        lambda path: _report(artifacts, path),
+    )
+    opened = {precision: open_artifact(folder) for precision, folder in artifacts.items()}
+    total = time.perf_counter() - started
+    show.result(models, opened, retrieval, speed, OUT)
+    show.parity(opened)
+    show.times({**models.seconds, **cache.seconds}, stages, total)
+    print(f"\nthe page that shows it all: {page.resolve()}")
+    return 0
+
+
+def _arguments(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
+    )
+    parser.add_argument(
+        "--ablate", action="store_true", help="Tune without each part of the recipe."
+    )
+    return parser.parse_args(args)
+
+
+def _measured(
+    cache: OutputCache,
+    models: DemoModels,
+    artifacts: Mapping[str, Path],
+    made_from: Mapping[str, object],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return each artifact's nDCG@10 and its speed, measured once."""
     # the pairs that base and adapter are evaluated on
     texts = heldout_texts(OUT, 2 * models.figures.evaluated_pairs)
     measured_from = {
@@ -102,18 +126,7 @@ def main(args: Sequence[str] = ()) -> int:
         {**measured_from, "measured_by": _source("speed.py")},
         lambda path: _measure(models, artifacts, texts[:SPEED_TEXTS], path),
     )
-    page = cache.make(
-        "report.html",
-        {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
-        lambda path: _report(artifacts, path),
-    )
-    opened = {precision: open_artifact(folder) for precision, folder in artifacts.items()}
-    total = time.perf_counter() - started
-    show.result(models, opened, _read(retrieval), _read(speed), OUT)
-    show.parity(opened)
-    show.times({**models.seconds, **cache.seconds}, stages, total)
-    print(f"\nthe page that shows it all: {page.resolve()}")
-    return 0
+    return _read(retrieval), _read(speed)
 
 
 def _export(

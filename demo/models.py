@@ -97,24 +97,9 @@ def make_models(
             ),
             "versions": _versions(),
         },
-        lambda folder: _making("make_base")(corpus, folder, base_recipe),
+        lambda folder: _training_step("make_base")(corpus, folder, base_recipe),
     )
-    scored = _make_rows(cache, corpus, base, stage)
-    for name, text in _shipped().items():
-        if name == "recipe.yaml" and recipe is not None:
-            text = recipe
-        (out / name).write_text(text, encoding="utf-8")
-    adapter = cache.make(
-        "adapter",
-        {
-            "recipe": (out / "recipe.yaml").read_text(encoding="utf-8"),
-            "base": content_hash(base),
-            "rows": content_hash(scored),
-            "sources": _sources(*_TUNING),
-            "versions": _versions(),
-        },
-        lambda folder: _making("make_adapter")(out / "recipe.yaml", folder, stage),
-    )
+    adapter = _make_adapter(cache, corpus, base, recipe, stage)
     figures = cache.make(
         "figures.json",
         {
@@ -129,6 +114,28 @@ def make_models(
     return DemoModels(base, adapter, _read_figures(figures), cache.seconds)
 
 
+def _make_adapter(
+    cache: OutputCache, corpus: Corpus, base: Path, recipe: str | None, stage: Stage
+) -> Path:
+    """Make the training rows and the shipped recipe's files, and tune the adapter on them."""
+    out, scored = cache.folder, _make_rows(cache, corpus, base, stage)
+    for name, text in _shipped().items():
+        if name == "recipe.yaml" and recipe is not None:
+            text = recipe
+        (out / name).write_text(text, encoding="utf-8")
+    return cache.make(
+        "adapter",
+        {
+            "recipe": (out / "recipe.yaml").read_text(encoding="utf-8"),
+            "base": content_hash(base),
+            "rows": content_hash(scored),
+            "sources": _sources(*_TUNING),
+            "versions": _versions(),
+        },
+        lambda folder: _training_step("make_adapter")(out / "recipe.yaml", folder, stage),
+    )
+
+
 def _make_rows(cache: OutputCache, corpus: Corpus, base: Path, stage: Stage) -> Path:
     """Make the training rows: written, checked, mined and scored."""
     key = {"corpus": content_hash(cache.folder / "corpus.json"), "rows": MAX_ROWS}
@@ -138,17 +145,17 @@ def _make_rows(cache: OutputCache, corpus: Corpus, base: Path, stage: Stage) -> 
     cache.make(
         "check.json",
         {**made_from, "heldout": content_hash(heldout), "sources": _sources("train:check/*")},
-        lambda path: _making("check_rows")(rows, heldout, base, path, stage),
+        lambda path: _training_step("check_rows")(rows, heldout, base, path, stage),
     )
     mined = cache.make(
         "mined.jsonl",
         {**made_from, "sources": _sources("train:mining/*")},
-        lambda path: _making("mine_rows")(rows, path, stage),
+        lambda path: _training_step("mine_rows")(rows, path, stage),
     )
     return cache.make(
         "scored.jsonl",
         {"rows": content_hash(mined), "sources": _sources("train:mining/*")},
-        lambda path: _making("score_rows")(mined, path, stage),
+        lambda path: _training_step("score_rows")(mined, path, stage),
     )
 
 
@@ -193,7 +200,7 @@ def training_pairs(out: Path) -> tuple[Pair, ...]:
     return _load_corpus(OutputCache(out)).train
 
 
-def _making(name: str) -> Callable[..., None]:
+def _training_step(name: str) -> Callable[..., None]:
     """Return what makes something; its imports take seconds, which a run that reuses all saves."""
     from demo import training_steps
 

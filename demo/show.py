@@ -46,33 +46,14 @@ def result(
     out: Path,
 ) -> None:
     """Print what was made, and a line for each precision."""
-    manifest, figures = artifacts[Precision.FP32].manifest, models.figures
     parities = {
         precision: _parity(artifact)["vectors"] for precision, artifact in artifacts.items()
     }
-    proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
-    pytorch = speed["pytorch"]["texts_per_second"]
-    folders = [artifact.folder.name for artifact in artifacts.values()]
     print()
     _tasks(models)
     print()
-    print_rows(
-        {
-            "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
-            f"trained on {figures.train_pairs:,} docstrings",
-            "adapter": f"{models.adapter}  LoRA on all linear layers; nDCG@10 of held-out "
-            f"prompted queries {figures.base_prompted.ndcg_at_10:.3f} -> {tuned:.3f}",
-            "artifacts": f"{out}/  {', '.join(folders)}",
-            "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
-            "adapter in PyTorch; alone: against itself in a batch",
-            "verified": "scores by mteb's evaluators, and each artifact's difference; ? is for too "
-            "few texts to tell",
-            "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
-            "adapter in PyTorch: a few percent are chance",
-            "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
-            "for GPUs, here it runs in fp32",
-        }
-    )
+    _facts(models, artifacts, parities, speed, out)
+    tuned = models.figures.tuned.ndcg_at_10
     lines = [
         {
             "precision": precision,
@@ -90,6 +71,37 @@ def result(
     ]
     print()
     print_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _facts(
+    models: DemoModels,
+    artifacts: Mapping[str, Artifact],
+    parities: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, Mapping[str, float]],
+    out: Path,
+) -> None:
+    """Print what was made, and how it was compared."""
+    manifest, figures = artifacts[Precision.FP32].manifest, models.figures
+    proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
+    pytorch = speed["pytorch"]["texts_per_second"]
+    folders = [artifact.folder.name for artifact in artifacts.values()]
+    print_rows(
+        {
+            "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
+            f"trained on {figures.train_pairs:,} docstrings",
+            "adapter": f"{models.adapter}  LoRA on all linear layers; nDCG@10 of held-out "
+            f"prompted queries {figures.base_prompted.ndcg_at_10:.3f} -> {tuned:.3f}",
+            "artifacts": f"{out}/  {', '.join(folders)}",
+            "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
+            "adapter in PyTorch; alone: against itself in a batch",
+            "verified": "scores by mteb's evaluators, and each artifact's difference; ? is for too "
+            "few texts to tell",
+            "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
+            "adapter in PyTorch: a few percent are chance",
+            "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
+            "for GPUs, here it runs in fp32",
+        }
+    )
 
 
 def _tasks(models: DemoModels) -> None:

@@ -51,6 +51,23 @@ def build_tokenizer(pieces: SentencePieceProcessor, max_tokens: int) -> PreTrain
     Returns:
         A tokenizer that puts `<s>` first and `</s>` last and pads on the right.
     """
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_fallback_bpe(pieces),
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        add_bos_token=True,
+        add_eos_token=True,
+        padding_side="right",
+        truncation_side="right",
+        model_max_length=max_tokens,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_fallback_bpe(pieces: SentencePieceProcessor) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab={pieces.id_to_piece(index): index for index in range(len(pieces))},
@@ -79,20 +96,7 @@ def build_tokenizer(pieces: SentencePieceProcessor, max_tokens: int) -> PreTrain
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        add_bos_token=True,
-        add_eos_token=True,
-        padding_side="right",
-        truncation_side="right",
-        model_max_length=max_tokens,
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from anna_export.errors import InputError
+from anna_export.files.hashing import file_sha256
 from anna_export.progress import Progress
 from anna_export.text.prompt_file import Task, TaskFile
 from anna_train.data.rows import Row, RowFile, TaskType, text_key
@@ -65,9 +66,7 @@ class DataSet:
                 progress(index + 1, len(rows))
         if progress is not None:
             progress(len(rows), len(rows))
-        with data.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(data.path.stem, rows, task, document_task, sha256, hashes)
+        return cls(data.path.stem, rows, task, document_task, file_sha256(data.path), hashes)
 
 
 def text_hash(text: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anna_export.errors import InputError, MissingError
+from anna_export.files.hashing import file_sha256
 from anna_train.data.rows import Row, RowFile, text_key
 
 
@@ -146,12 +147,6 @@ def _field(line: str, number: int, path: Path) -> str:
             f"{path}"
         )
     return text
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from anna_export.files.atomic import staged_file
+from anna_export.files.hashing import file_sha256
 from anna_export.files.work_folder import work_folder
 from anna_export.progress import Stage, no_stage
 from anna_train.data.rows import RowFile
-from anna_train.mining.collection import collect, file_sha256
+from anna_train.mining.collection import collect
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose
 from anna_train.mining.parts import PART_ROWS, line_of, parts, require_output

@@ -13,10 +13,11 @@ import numpy as np
 
 from anna_export.errors import InputError
 from anna_export.files.atomic import staged_file
+from anna_export.files.hashing import file_sha256
 from anna_export.files.work_folder import work_folder
 from anna_export.progress import Stage, no_stage
 from anna_train.data.rows import Row, RowFile
-from anna_train.mining.collection import collect, file_sha256
+from anna_train.mining.collection import collect
 from anna_train.mining.parts import PART_ROWS, line_of, parts, require_output
 from anna_train.mining.settings import LOGIT_ALONE, ScoreSettings
 from anna_train.mining.soften import find_temperature, mean_entropy, padded

@@ -26,7 +26,7 @@ _MODULES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuneReport:
     """A finished run.
 
     Args:
@@ -60,7 +60,12 @@ def with_examples(tasks: TaskFile, examples: Mapping[str, Sequence[Example]]) ->
 
 
 def write_adapter(
-    folder: Path, adapted: PeftModel, base: Path, recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned
+    folder: Path,
+    adapted: PeftModel,
+    base: Path,
+    recipe: TuneRecipe,
+    tasks: TaskFile,
+    report: TuneReport,
 ) -> None:
     """Fill a folder with the adapter and all that is told of it.
 
@@ -70,7 +75,7 @@ def write_adapter(
         base: The base's folder.
         recipe: What was asked.
         tasks: The prompts it was trained with.
-        tuned: What came of it.
+        report: What came of it.
     """
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = recipe.base
@@ -106,7 +111,7 @@ def write_adapter(
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     write_text(folder / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
-    write_text(folder / "README.md", _card(recipe, tasks, tuned))
+    write_text(folder / "README.md", _card(recipe, tasks, report))
 
 
 _CARD: Final = """---
@@ -147,12 +152,12 @@ The recipe is `recipe.yaml`, what every step saw `training/plan.parquet`, its lo
 """
 
 
-def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
+def _card(recipe: TuneRecipe, tasks: TaskFile, report: TuneReport) -> str:
     """Return the model card as Markdown with the metadata block that model hubs read."""
-    data = (f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in tuned.data.items())
+    data = (f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in report.data.items())
     figures = "\n".join(
         f"| {name} | {before:.4f} | {after:.4f} |"
-        for name, (before, after) in tuned.figures.items()
+        for name, (before, after) in report.figures.items()
     )
     evaluation = (
         "nDCG@10 of each query over all first positives of its file.\n\n"
@@ -169,11 +174,11 @@ def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
         rank=recipe.lora.rank,
         alpha=recipe.lora.alpha,
         targets=", ".join(recipe.lora.targets),
-        steps=tuned.steps,
-        queries=tuned.queries,
+        steps=report.steps,
+        queries=report.queries,
         least=recipe.examples.least,
         most=recipe.examples.most,
-        seconds=tuned.seconds,
+        seconds=report.seconds,
         data="\n".join(data),
         evaluation=evaluation,
         prompts="\n".join(prompts),

@@ -5,7 +5,6 @@ the step, so a run that goes on from one is the run that was never stopped.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anna_export.errors import DamagedError, InputError
-from anna_export.files.atomic import write_text
+from anna_export.files.atomic import staged_file, write_text
 
 _RECORD: Final = "run.json"
 _MINI_BATCH: Final = "mini-batch-tokens.txt"
@@ -75,11 +74,8 @@ class RunFolder:
             for moment in _MOMENTS:
                 tensors[f"{moment}.{name}"] = optimizer.state[weight][moment]
         target = self.folder / f"step-{step:08}.safetensors"
-        aside = target.with_suffix(".writing")
-        save_file({name: part.contiguous() for name, part in tensors.items()}, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+        with staged_file(target) as aside:
+            save_file({name: part.contiguous() for name, part in tensors.items()}, aside)
         for old in self.checkpoints()[:-_MAX_CHECKPOINTS]:
             old.unlink()
         return target
