@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from anna_train.model.loss import Losses, compute_loss
 from anna_train.recipe import LossRecipe
-from anna_train.run.gradient import Settings, compute_gradient
+from anna_train.run.gradient import GradientSettings, compute_gradient
 from anna_train.run.processes import Processes, joined
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +25,7 @@ def loss_of(vectors: Tensor, recipe: LossRecipe) -> Losses:
 
 def cached(processes: Processes, name: str, recompute: bool, dropout: float) -> dict[str, Tensor]:
     model = batches.model(dropout=dropout)
-    settings = Settings(BUDGET, recompute=recompute, seed=7)
+    settings = GradientSettings(BUDGET, recompute=recompute, seed=7)
     losses = compute_gradient(
         model.inner,
         batches.groups(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from anna_train.run.gradient import Settings, compute_gradient, mini_batches
+from anna_train.run.gradient import GradientSettings, compute_gradient, mini_batches
 from anna_train.run.gradient import _embed as embed_unit
 from anna_train.run.processes import Processes
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def plain(name: str, recompute: bool, dropout: float) -> dict[str, Tensor]:
     """Return the gradient of one graph through all mini-batches at once."""
     model = batches.model(dropout=dropout)
-    settings = Settings(worker.BUDGET, recompute=recompute, seed=7)
+    settings = GradientSettings(worker.BUDGET, recompute=recompute, seed=7)
     units = mini_batches(batches.groups(), worker.BUDGET)
     positions = [position for unit in units for position in unit.positions]
     parts = [embed_unit(model.inner, unit, index, settings) for index, unit in enumerate(units)]
@@ -88,7 +88,7 @@ def test_budgets_differ_in_memory_alone() -> None:
             model.inner,
             batches.groups(),
             lambda vectors: worker.loss_of(vectors, batches.LOSSES["all"]),
-            Settings(budget),
+            GradientSettings(budget),
             Processes(),
         )
         return {

@@ -16,7 +16,7 @@ FIRST_PLACES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CheckRequest:
     """What to check, and against what.
 
     Args:
@@ -99,7 +99,9 @@ class Report:
         }
 
 
-def check(request: Request, *, keeps_all: bool = False, progress: Progress | None = None) -> Report:
+def check(
+    request: CheckRequest, *, keeps_all: bool = False, progress: Progress | None = None
+) -> Report:
     """Put every rule to every row; a malformed row is a finding and ends nothing.
 
     Args:
@@ -143,7 +145,7 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
     return report
 
 
-def _row_rules(request: Request) -> list[Rule]:
+def _row_rules(request: CheckRequest) -> list[Rule]:
     rules: list[Rule] = [
         texts.empty_texts,
         texts.positives_among_negatives,
@@ -156,7 +158,7 @@ def _row_rules(request: Request) -> list[Rule]:
     return [*rules, overlap.EvaluationTexts(request.against)] if request.against else rules
 
 
-def _file_rules(request: Request) -> list[FileRule]:
+def _file_rules(request: CheckRequest) -> list[FileRule]:
     rules: list[FileRule] = [
         scores.NegativesAbove(),
         scores.PartlyScored(),

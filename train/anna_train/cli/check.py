@@ -56,9 +56,9 @@ def command(
     rows and texts, special tokens, truncated texts, and scores that teach nothing or contradict
     the row. Exit code 1 if there are errors, 0 if there are warnings alone.
     """
-    from anna_train.check.doctor import Request, check
+    from anna_train.check.doctor import CheckRequest, check
 
-    request = Request(data, model, max_tokens, against)
+    request = CheckRequest(data, model, max_tokens, against)
     with output.stage("check", "rows") as progress:
         report = check(request, keeps_all=as_json, progress=progress)
     if as_json:

@@ -13,7 +13,7 @@ from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_train.data.training_data import DataSet
 from anna_train.plan.assemble import Assembler, Group, shared
 from anna_train.recipe import EvaluationRecipe
-from anna_train.run.gradient import Settings, embed_groups
+from anna_train.run.gradient import GradientSettings, embed_groups
 from anna_train.run.processes import Processes
 from anna_train.run.retrieval import retrieval
 
@@ -72,7 +72,7 @@ def held_out(
 def evaluate(
     model: MistralModel,
     held_out_sets: Sequence[HeldOutSet],
-    settings: Settings,
+    settings: GradientSettings,
     processes: Processes,
 ) -> dict[str, float]:
     """Return each one's nDCG@10; equal on every process."""
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def _ndcg(
-    model: MistralModel, held_out_set: HeldOutSet, settings: Settings, processes: Processes
+    model: MistralModel, held_out_set: HeldOutSet, settings: GradientSettings, processes: Processes
 ) -> float:
     vectors = embed_groups(model, held_out_set.groups, settings, processes).cpu().numpy()
     if not np.isfinite(vectors).all():

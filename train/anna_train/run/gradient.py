@@ -24,7 +24,7 @@ _MOST_UNITS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GradientSettings:
     """How a gradient is computed.
 
     Args:
@@ -44,7 +44,7 @@ def compute_gradient(
     model: MistralModel,
     groups: Sequence[Group],
     loss_of: LossOf,
-    settings: Settings,
+    settings: GradientSettings,
     processes: Processes,
 ) -> Losses:
     """Add a batch's gradient to that of the model's weights; equal on every process.
@@ -88,7 +88,7 @@ def compute_gradient(
 
 
 def embed_groups(
-    model: MistralModel, groups: Sequence[Group], settings: Settings, processes: Processes
+    model: MistralModel, groups: Sequence[Group], settings: GradientSettings, processes: Processes
 ) -> Tensor:
     """Return (N, D) float32 vectors without their gradient; equal on every process."""
     units = mini_batches(groups, settings.mini_batch_tokens)
@@ -143,7 +143,7 @@ def _units_with_graph(units: Sequence[Group], mine: Sequence[int], most_tokens: 
     return with_graph
 
 
-def _embed(model: MistralModel, unit: Group, index: int, settings: Settings) -> Tensor:
+def _embed(model: MistralModel, unit: Group, index: int, settings: GradientSettings) -> Tensor:
     # both passes of a mini-batch, on whichever process, draw the same dropout
     torch.manual_seed(settings.seed * _MOST_UNITS + index)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):

@@ -12,7 +12,7 @@ from anna_train.model.loss import Losses, Targets, compute_loss
 from anna_train.model.trained_model import TrainedModel, require_gradients
 from anna_train.plan.batch_plan import PlannedStep
 from anna_train.recipe import OptimizerRecipe, TuneRecipe
-from anna_train.run.gradient import Settings, compute_gradient
+from anna_train.run.gradient import GradientSettings, compute_gradient
 from anna_train.run.prepare import Prepared
 from anna_train.run.processes import Processes
 
@@ -34,7 +34,7 @@ def take_step(
     model: TrainedModel,
     optimizer: torch.optim.AdamW,
     step: int,
-    settings: Settings,
+    settings: GradientSettings,
     processes: Processes,
 ) -> dict[str, float]:
     """Take one step, from 0, and return what is logged of it.

@@ -19,7 +19,7 @@ from anna_train.plan.batch_plan import made_from
 from anna_train.recipe import RunRecipe, TuneRecipe
 from anna_train.run.adapter_folder import ADAPTER_FILE, TuneReport, with_examples, write_adapter
 from anna_train.run.evaluation import evaluate
-from anna_train.run.gradient import Settings
+from anna_train.run.gradient import GradientSettings
 from anna_train.run.prepare import Prepared, prepare
 from anna_train.run.processes import Processes, joined
 from anna_train.run.step import LOGGED, take_step
@@ -96,7 +96,7 @@ def _train(
     )
     done = run.load(weights, optimizer)
     tokens = _mini_batch_tokens(recipe, prepared, run, processes)
-    settings = Settings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
+    settings = GradientSettings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
     names = tuple(data.name for data in prepared.held_out_sets)
     log = partial(_log, run.folder, recipe.run, processes)
     with (
