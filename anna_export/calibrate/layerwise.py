@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from anna_export.console.quiet import quiet_libraries
+from anna_export.progress import Progress
 from anna_export.quantise.embedding import EmbeddingFormat
 from anna_export.reference.model import empty_model
 from anna_export.spec import EMBEDDING_WEIGHT
@@ -61,8 +62,10 @@ class LayerwiseForward:
             for batch in batches
         ]
 
-    def layers(self, first: int = 0) -> Iterator[tuple[int, torch.nn.Module]]:
-        """Yield each layer with its weights, which are gone when the next one is asked for."""
+    def layers(
+        self, first: int = 0, progress: Progress | None = None
+    ) -> Iterator[tuple[int, torch.nn.Module]]:
+        """Yield each layer with its weights, which are gone, and reported, at the next one."""
         for index in range(first, self.spec.layers):
             layer = self._model.layers[index]
             named = {name: f"layers.{index}.{name}" for name, _ in layer.named_parameters()}
@@ -71,6 +74,14 @@ class LayerwiseForward:
                 module.weight = _parameter(self._read(full, self.device))
             yield index, layer
             layer.to("meta")
+            if progress is not None:
+                progress(index + 1, self.spec.layers)
+
+    def advance(
+        self, layer: Any, stream: Sequence[LayerOutputs], on_input: OnInput | None = None
+    ) -> list[LayerOutputs]:
+        """Pass every batch of a stream through a layer."""
+        return [self.step(layer, outputs, on_input) for outputs in stream]
 
     @torch.inference_mode()
     def step(

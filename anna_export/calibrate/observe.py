@@ -77,7 +77,7 @@ def observe(
         reference = forward.start(*calibration, *heldout)
         candidate = forward.start(*heldout, embedding=request.embedding)
         state = _Pass(0, {}, {}, {}, reference, candidate)
-    for index, layer in forward.layers(state.layer):
+    for index, layer in forward.layers(state.layer, progress):
         prefix = f"layers.{index}."
         inputs = _advance_reference(forward, layer, state, len(calibration), prefix)
         for name, x in inputs.items():
@@ -86,13 +86,9 @@ def observe(
                 state.unquantized[prefix + name] = why
         quantized = quantise_layer(layer, linear, prefix, state.stats, state.unquantized, inputs)
         state.snr_db |= quantized.snr_db
-        state.candidate = [
-            forward.step(layer, outputs, quantized.on_input) for outputs in state.candidate
-        ]
+        state.candidate = forward.advance(layer, state.candidate, quantized.on_input)
         state.layer = index + 1
         file.save(state.layer, *_to_save(state))
-        if progress is not None:
-            progress(index + 1, forward.spec.layers)
     expected = forward.finish(state.reference[len(calibration) :])
     loss = mean_loss(expected, forward.finish(state.candidate))
     return Observed(state.stats, state.unquantized, state.snr_db, loss)

@@ -33,16 +33,13 @@ def layer_sensitivity(
     """
     reference = forward.start(*batches)
     variants: dict[str, list[LayerOutputs]] = {}
-    for index, layer in forward.layers():
+    for index, layer in forward.layers(progress=progress):
         prefix = f"layers.{index}."
-        before = reference
-        reference = [forward.step(layer, outputs) for outputs in reference]
+        before, reference = reference, forward.advance(layer, reference)
         for name, stream in variants.items():
-            variants[name] = [forward.step(layer, outputs) for outputs in stream]
+            variants[name] = forward.advance(layer, stream)
         on_input = quantise_layer(layer, linear, prefix, stats, unquantized).on_input
-        variants[prefix] = [forward.step(layer, outputs, on_input) for outputs in before]
-        if progress is not None:
-            progress(index + 1, forward.spec.layers)
+        variants[prefix] = forward.advance(layer, before, on_input)
     expected = forward.finish(reference)
     return {name: mean_loss(expected, forward.finish(stream)) for name, stream in variants.items()}
 
@@ -58,13 +55,10 @@ def measure_loss(
 ) -> float:
     """Return the mean 1 - cosine of a model whose layers are quantised but for some."""
     reference, candidate = forward.start(*batches), forward.start(*batches, embedding=embedding)
-    for index, layer in forward.layers():
-        prefix = f"layers.{index}."
-        reference = [forward.step(layer, outputs) for outputs in reference]
-        on_input = quantise_layer(layer, linear, prefix, stats, unquantized).on_input
-        candidate = [forward.step(layer, outputs, on_input) for outputs in candidate]
-        if progress is not None:
-            progress(index + 1, forward.spec.layers)
+    for index, layer in forward.layers(progress=progress):
+        reference = forward.advance(layer, reference)
+        quantized = quantise_layer(layer, linear, f"layers.{index}.", stats, unquantized)
+        candidate = forward.advance(layer, candidate, quantized.on_input)
     return mean_loss(forward.finish(reference), forward.finish(candidate))
 
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from anna_export.artifact.evidence import read_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import ENGINE_FOLDER, Evidence
 from anna_export.engines.capability import Capability
 from anna_export.engines.record import EngineRecord
 from anna_export.errors import DamagedError, InputError, MissingError
+from anna_export.files.validation import validated
 from anna_export.machine.gpu import Device
 
 ENGINE: Final = ".engine"
@@ -45,16 +44,12 @@ def record_name(file: str) -> str:
 
 
 def _read(artifact: Artifact, name: str) -> EngineRecord:
-    record = read_evidence(artifact, record_name(name))
-    try:
-        return EngineRecord.model_validate(record)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "no record"
-        raise DamagedError(
-            f"expected the record of {name} in {artifact.folder}, found {field}: {first['msg']}; "
-            "build it again with anna-export build"
-        ) from None
+    file = record_name(name)
+    remedy = "build the engine again with anna-export build"
+    content = read_evidence(artifact, file)
+    return validated(
+        EngineRecord, content, artifact.folder / file, error=DamagedError, remedy=remedy
+    )
 
 
 def find_engine(artifact: Artifact, capability: Capability) -> StoredEngine | None:
