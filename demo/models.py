@@ -44,6 +44,7 @@ _TUNING: Final = (
     "train:plan/assemble",
     "train:plan/batch_plan",
     "train:recipe",
+    "train:run/adapter_card",
     "train:run/adapter_folder",
     "train:run/evaluation",
     "train:run/gradient",

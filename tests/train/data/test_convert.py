@@ -367,7 +367,7 @@ def test_an_output_is_replaced_only_if_asked_and_never_the_source(tmp_path: Path
     assert out.read_text() == "old"
     convert(Conversion(path, out), overwrite=True)
     assert len(RowFile(out)) == 1
-    with pytest.raises(InputError, match="expected --out beside"):
+    with pytest.raises(InputError, match="expected `out` beside"):
         convert(Conversion(path, path), overwrite=True)
 
 

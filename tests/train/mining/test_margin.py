@@ -65,7 +65,7 @@ def test_a_query_without_candidates_keeps_none() -> None:
 
 @pytest.mark.parametrize("terms", [(-0.1, 0, 0), (0, float("nan"), 0), (0, 0, float("inf"))])
 def test_a_term_below_zero_or_not_finite_is_refused(terms: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected --(margin|relative|spread) to be 0 or more"):
+    with pytest.raises(InputError, match=r"expected `(absolute|relative|spread)` to be 0 or more"):
         AdaptiveMargin(*terms)
 
 

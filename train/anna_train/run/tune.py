@@ -17,7 +17,8 @@ from anna_export.progress import Stage, no_stage
 from anna_train.model.trained_model import TrainedModel, load_model
 from anna_train.plan.batch_plan import made_from
 from anna_train.recipe import RunRecipe, TuneRecipe
-from anna_train.run.adapter_folder import ADAPTER_FILE, TuneReport, with_examples, write_adapter
+from anna_train.run.adapter_card import TuneReport
+from anna_train.run.adapter_folder import ADAPTER_FILE, with_examples, write_adapter
 from anna_train.run.evaluation import evaluate
 from anna_train.run.gradient import GradientSettings
 from anna_train.run.prepare import Prepared, prepare
