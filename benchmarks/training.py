@@ -97,17 +97,17 @@ def _of_examples(
         sys.exit(f"expected both to read the same token ids, found others ({label})")
     settings = {}
     for mini_batch in QUICK_THEIRS if quick else THEIRS:
-        found = _ask(folder, "theirs", ask | {"mini_batch": mini_batch})["seconds"]
-        settings[json.dumps(mini_batch)] = statistics.mean(found)
+        step_seconds = _ask(folder, "theirs", ask | {"mini_batch": mini_batch})["seconds"]
+        settings[json.dumps(mini_batch)] = statistics.mean(step_seconds)
         say(f"{label}: theirs with {mini_batch}: {settings[json.dumps(mini_batch)]:.2f} s a step")
     fastest = min(settings, key=lambda name: settings[name])
     seconds: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     rounds, steps = (3, 1) if quick else (5, 3)
     for index in range(rounds):
         say(f"{label}: round {index + 1} of {rounds}")
-        asked = {"recipe": str(recipe), "steps": steps, "mini_batch": json.loads(fastest)}
+        ask_steps = {"recipe": str(recipe), "steps": steps, "mini_batch": json.loads(fastest)}
         for way in seconds:
-            seconds[way].append(_ask(folder, way, asked)["seconds"])
+            seconds[way].append(_ask(folder, way, ask_steps)["seconds"])
     least = 2 * PASSES * check["our_multiply_adds"] / peak
     samples[label] = {
         "check": check,
@@ -116,9 +116,9 @@ def _of_examples(
         "seconds": seconds,
         "least seconds": least,
     }
-    means = {way: [statistics.mean(found) for found in seconds[way]] for way in seconds}
-    for way, found in means.items():
-        say(f"{label}: {way} {1 / statistics.median(found):.3f} steps a second")
+    means = {way: [statistics.mean(times) for times in seconds[way]] for way in seconds}
+    for way, times in means.items():
+        say(f"{label}: {way} {1 / statistics.median(times):.3f} steps a second")
     ratios = [b / a for a, b in zip(means["ours"], means["theirs"], strict=True)]
     difference, reach, median = (
         check["gradient_difference"],

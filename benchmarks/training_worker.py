@@ -66,15 +66,15 @@ def _clean_steps(prepared: Prepared, count: int) -> list[int]:
 
     Where an example answers with a document of the batch, ours takes it out and theirs does not.
     """
-    found = []
+    steps = []
     for step in range(len(prepared.plan)):
         planned = prepared.plan[step]
         batch = prepared.assembler.batch(planned, prepared.sets[planned.data])
         if bool((batch.targets.others.sum(dim=1) == batch.documents - 1).all()):
-            found.append(step)
-        if len(found) == count:
-            return found
-    raise SystemExit(f"expected {count} steps that both see alike, found {len(found)}; add rows")
+            steps.append(step)
+        if len(steps) == count:
+            return steps
+    raise SystemExit(f"expected {count} steps that both see alike, found {len(steps)}; add rows")
 
 
 def _check(
@@ -110,7 +110,7 @@ def _check(
     ]
     assert len(gradients) == len(weights)
     difference = max(float((a - b).norm() / b.norm()) for a, b in gradients)
-    found = [
+    their_rows = [
         feature["input_ids"][row][feature["attention_mask"][row].bool()].tolist()
         for feature in features
         for row in range(len(columns[0]))
@@ -118,7 +118,7 @@ def _check(
     rank, spec = recipe.lora.rank, prepared.base.spec
     units = mini_batches(batch.groups, recipe.run.mini_batch_tokens or 1)
     return {
-        "same_ids": sorted(found) == sorted(_whole_rows(batch.groups)),
+        "same_ids": sorted(their_rows) == sorted(_whole_rows(batch.groups)),
         "losses": [float(ours.total.detach()), float(loss.detach())],
         "largest_gradient": max(float(b.abs().max()) for _, b in gradients),
         "gradient_difference": difference,
@@ -126,7 +126,7 @@ def _check(
         "our_padded_tokens": sum(
             len(unit.prefix) + len(unit.texts) * max(map(len, unit.texts)) for unit in units
         ),
-        "their_tokens": sum(map(len, found)),
+        "their_tokens": sum(map(len, their_rows)),
         "their_padded_tokens": sum(
             (end - begin) * int(feature["attention_mask"][begin:end].sum(dim=1).max())
             for feature in features
@@ -138,7 +138,7 @@ def _check(
             multiply_adds(spec, rank, len(group.prefix), [len(text) for text in group.texts])
             for group in batch.groups
         ),
-        "their_multiply_adds": sum(multiply_adds(spec, rank, 0, [len(row)]) for row in found),
+        "their_multiply_adds": sum(multiply_adds(spec, rank, 0, [len(row)]) for row in their_rows),
     }
 
 
@@ -177,12 +177,12 @@ def _time_theirs(
 
 def _seconds(take: Callable[[int], object], steps: Sequence[int]) -> list[float]:
     """Return the seconds of each step but the first, which warms up."""
-    found = []
+    seconds = []
     for step in steps:
         started = time.perf_counter()
         take(step)
-        found.append(time.perf_counter() - started)
-    return found[1:]
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def _their_model(prepared: Prepared, recipe: TuneRecipe) -> SentenceTransformer:
@@ -215,12 +215,12 @@ def _columns(prepared: Prepared, planned: PlannedStep) -> Columns:
     data, assembler = prepared.sets[planned.data], prepared.assembler
     cut, limits = assembler.tokeniser.truncate, assembler.limits
     queries, documents = [], []
-    for one in planned.rows:
-        row = data.rows[one.row]
-        prompt = data.task.prompt(assembler.examples(data.rows[index] for index in one.examples))
+    for drawn in planned.rows:
+        row = data.rows[drawn.row]
+        prompt = data.task.prompt(assembler.examples(data.rows[index] for index in drawn.examples))
         queries.append(f"{prompt.front}{cut([row.query], limits.query)[0]}{prompt.back}")
-        own = [row.pos[one.positive], *(row.neg[place] for place in one.negatives)]
-        documents.append(cut(own, limits.document))
+        texts = [row.pos[drawn.positive], *(row.neg[index] for index in drawn.negatives)]
+        documents.append(cut(texts, limits.document))
     return [queries, *map(list, zip(*documents, strict=True))]
 
 
@@ -235,15 +235,15 @@ def multiply_adds(spec: EmbeddingSpec, rank: int, prefix: int, lengths: Sequence
     """
     tokens, texts = prefix + sum(lengths), len(lengths)
     shapes, last = spec.weight_shapes(), f"layers.{spec.layers - 1}."
-    found = 0
+    total = 0
     for name in spec.linear_modules():
         rows, columns = shapes[f"{name}.weight"]
         seen_by_all = not name.startswith(last) or name.endswith((".k_proj", ".v_proj"))
-        seen = tokens if seen_by_all else texts
-        found += (rows * columns + rank * (rows + columns)) * seen
+        rows_seen = tokens if seen_by_all else texts
+        total += (rows * columns + rank * (rows + columns)) * rows_seen
     pairs = prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in lengths)
     ends = sum(prefix + n for n in lengths)
-    return found + 2 * spec.q_dim * ((spec.layers - 1) * pairs + ends)
+    return total + 2 * spec.q_dim * ((spec.layers - 1) * pairs + ends)
 
 
 if __name__ == "__main__":
