@@ -45,8 +45,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a checkpoint, one layer in memory at a time.
 
-    An interrupted run is resumed at the layer it was at, from the folder `request.state_folder`, which
-    stays for its caller to remove.
+    An interrupted run is resumed at the layer it was at, from `request.state_folder`, which stays
+    for its caller to remove.
 
     Args:
         checkpoint: Base and adapter.
