@@ -16,7 +16,7 @@ RESULT = {
     "versions": {"numpy": "2"},
     "figures": [
         {"name": "time", "value": 1.26, "unit": "s", "target": "<= 2", "holds": True},
-        {"name": "size", "value": 7, "unit": "kB", "reach": "<= 5", "holds": False,
+        {"name": "size", "value": 7, "unit": "kB", "target": "<= 5", "holds": False,
          "spread": [6.5, 7.5]},
     ],
     "not_run": [{"name": "more", "why": "no | disk"}],
