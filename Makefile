@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs lint bench gpu-check install clean
+.PHONY: demo test test-fast docs lint bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 test: install lint docs
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PYTEST) --durations=25
+
+# without what takes more than two seconds, lint and docs: under four minutes on two cores
+test-fast: install
+	$(PYTEST) -m "not slow"
 
 # no network: the theme takes no fonts or scripts from elsewhere
 docs: install
@@ -20,11 +26,11 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/everything.py
+	$(BIN)/python -m benchmarks.run
 
 # With the Python that has CUDA's PyTorch: .venv holds a CPU build.
 gpu-check:
-	PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/gpu_check.py $(ARGUMENTS)
+	PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu.gpu_check $(ARGUMENTS)
 
 install: .venv/installed
 

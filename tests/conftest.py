@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import functools
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 import transformers
 
-from anna_export.artifact.folder import Artifact
+from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.backends import open_encoder
 from anna_export.backends.ort import multiply_exactly
 from anna_export.cli import run
@@ -33,6 +34,7 @@ from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ordinary_texts
 from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
+from tests.support.shared import SharedFolders
 from tests.support.types import (
     Fp8,
     MakeAdapter,
@@ -59,8 +61,6 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
 }
 
-TOKENIZER = build_tokenizer(load_sentencepiece(), 4096)
-
 
 def exact_options() -> onnxruntime.SessionOptions:
     """Return options under which this processor adds 8-bit products in 32 bits."""
@@ -70,58 +70,87 @@ def exact_options() -> onnxruntime.SessionOptions:
 
 
 @pytest.fixture(scope="session")
-def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Writes a random Mistral-shaped model folder; keywords change its type, shards or config."""
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
+    base = tmp_path_factory.getbasetemp()
+    # a worker's base lies in that of its run; a process without workers is the run
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return SharedFolders(run / "shared", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(shared_folders: SharedFolders) -> Path:
+    """The tokenizer of all models here."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        save_tokenizer(build_tokenizer(load_sentencepiece(), 4096), folder)
+
+    return shared_folders.copy("tokenizer", make)
+
+
+@pytest.fixture(scope="session")
+def make_model(shared_folders: SharedFolders, tokenizer_folder: Path) -> MakeModel:
+    """Writes a random Mistral-shaped model folder; keywords change its type, shards or config.
+
+    With `shared` the folder is one for all processes and tests, which none may change.
+    """
 
     def make(
         *,
+        shared: bool = False,
         dtype: torch.dtype = torch.float32,
         shard: str = "5GB",
         headed: bool = False,
         seed: int = 0,
         **changes: Any,
     ) -> Path:
-        folder = tmp_path_factory.mktemp("model") / "base"
-        torch.manual_seed(seed)
-        config = transformers.MistralConfig(**{**CONFIG, **changes})
-        kind = transformers.MistralForCausalLM if headed else transformers.MistralModel
-        model = kind(config).to(dtype)
-        for name, parameter in model.named_parameters():
-            # norms of ones would hide a norm that is applied to the wrong tensor
-            if "norm" in name:
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
-        model.save_pretrained(folder, max_shard_size=shard)
-        save_tokenizer(TOKENIZER, folder)
-        return folder
+        def write(folder: Path) -> None:
+            torch.manual_seed(seed)
+            config = transformers.MistralConfig(**{**CONFIG, **changes})
+            kind = transformers.MistralForCausalLM if headed else transformers.MistralModel
+            model = kind(config).to(dtype)
+            for name, parameter in model.named_parameters():
+                # norms of ones would hide a norm that is applied to the wrong tensor
+                if "norm" in name:
+                    torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+            model.save_pretrained(folder, max_shard_size=shard)
+            shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+
+        arguments = (dtype, shard, headed, seed, sorted(changes.items()))
+        give = shared_folders.folder if shared else shared_folders.copy
+        return give("base", write, *arguments)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+def make_adapter(shared_folders: SharedFolders) -> MakeAdapter:
     """Writes a random LoRA folder over a base; keywords change its LoraConfig."""
 
     def make(base: Path, *, headed: bool = False, seed: int = 1, **changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp("lora") / "adapter"
-        torch.manual_seed(seed)
-        kind = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
-        model = kind.from_pretrained(base, dtype=torch.float32)
-        config = peft.LoraConfig(
-            **{"r": 4, "lora_alpha": 8, "target_modules": list(LINEAR), **changes}
-        )
-        tuned = peft.get_peft_model(model, config)
-        for name, parameter in tuned.named_parameters():
-            if "lora_B" in name or "lora_embedding" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
-        tuned.save_pretrained(folder)
-        return folder
+        def write(folder: Path) -> None:
+            torch.manual_seed(seed)
+            kind = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
+            model = kind.from_pretrained(base, dtype=torch.float32)
+            config = peft.LoraConfig(
+                **{"r": 4, "lora_alpha": 8, "target_modules": list(LINEAR), **changes}
+            )
+            tuned = peft.get_peft_model(model, config)
+            for name, parameter in tuned.named_parameters():
+                if "lora_B" in name or "lora_embedding" in name:
+                    torch.nn.init.normal_(parameter, std=0.05)
+            tuned.save_pretrained(folder)
+
+        # an adapter's config names its base's path
+        arguments = (str(base), base, headed, seed, sorted(changes.items()))
+        return shared_folders.copy("adapter", write, *arguments)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def base(make_model: MakeModel) -> Path:
-    return make_model()
+    return make_model(shared=True)
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +159,13 @@ def adapter(base: Path, make_adapter: MakeAdapter) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def artifact(base: Path, adapter: Path, shared_folders: SharedFolders) -> Artifact:
     """The fp32 artifact of base and adapter, proved; tests that change it work on a copy."""
-    out = tmp_path_factory.mktemp("export") / "artifact"
-    return export(Recipe(base, adapter, out), stage).artifact
+
+    def write(folder: Path) -> None:
+        export(Recipe(base, adapter, folder), stage)
+
+    return open_artifact(shared_folders.copy("artifact", write, "proved", base, adapter))
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +179,7 @@ def reference(base: Path, adapter: Path) -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
+def make_artifact(shared_folders: SharedFolders) -> MakeArtifact:
     """Exports a model without proof, the same one only once; keywords are the precision's."""
 
     @functools.cache
@@ -158,12 +190,19 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
         max_tokens: int | None = 64,
         *,
         prompts: Path | None = None,
+        calibration: Path | None = None,
         **options: Any,
     ) -> Artifact:
-        out = tmp_path_factory.mktemp("export") / "artifact"
-        stored = storage(precision, **options)
-        recipe = Recipe(model, adapter, out, stored, max_tokens, verify=False, prompts=prompts)
-        return export(recipe, stage).artifact
+        def write(folder: Path) -> None:
+            stored = storage(precision, calibration=calibration, **options)
+            recipe = Recipe(
+                model, adapter, folder, stored, max_tokens, verify=False, prompts=prompts
+            )
+            export(recipe, stage)
+
+        arguments = (model, precision, adapter, max_tokens, prompts, calibration)
+        others = sorted(options.items())
+        return open_artifact(shared_folders.copy("artifact", write, *arguments, others))
 
     return make
 
@@ -171,7 +210,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> MakeArtifact:
 @pytest.fixture(scope="session")
 def sharp(make_model: MakeModel) -> Path:
     """A model whose attention is far from uniform, so that whatever it sees and where, shows."""
-    return make_model(initializer_range=0.2)
+    return make_model(shared=True, initializer_range=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +235,7 @@ def int8(sharp: Path, sharp_adapter: Path, make_artifact: MakeArtifact) -> Artif
 def uneven(make_model: MakeModel) -> Path:
     """Inputs of two blocks, of an odd number of blocks (down_proj), and of none (o_proj: 80)."""
     return make_model(
+        shared=True,
         hidden_size=64,
         intermediate_size=96,
         num_attention_heads=5,

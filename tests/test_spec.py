@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import transformers
 
-from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, UnsupportedError
+from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import NO_PROMPT, PROMPTS_FILE, Prompt, Prompts, read_prompts
+from tests.support.refusals import refusal
 
 Configure = Callable[..., Path]
 ABSENT = "(absent)"
@@ -29,15 +30,6 @@ def configured(base: Path, tmp_path: Path) -> Configure:
         return tmp_path
 
     return write
-
-
-def refusal(kind: type[AnnaError], call: Callable[[], object]) -> str:
-    """Return the message, held to one line."""
-    with pytest.raises(kind) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 # -- the model's numbers --
@@ -103,8 +95,8 @@ def test_rope_theta_is_read_from_old_and_new_configs(
     assert read_spec(folder).rope_theta == theirs == 77777
 
 
-def test_null_quantization_is_none(configured: Configure) -> None:
-    read_spec(configured(quantization_config=None))
+def test_null_quantization_is_none(configured: Configure, base: Path) -> None:
+    assert read_spec(configured(quantization_config=None)) == read_spec(base)
 
 
 def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:

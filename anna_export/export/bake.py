@@ -2,8 +2,8 @@
 
 They are computed in fp32, layer by layer, by the model that the artifact was made from: then a
 quantised artifact is closer to it behind a prompt than if it computed the prompt itself
-(benchmarks/prefix_precision.py). Without that model, the artifact's stored weights compute them,
-which costs what the weights' rounding costs.
+(benchmarks/decided/prefix_precision.py). Without that model, the artifact's stored weights compute
+them, which costs what the weights' rounding costs.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,7 +1,8 @@
 """int4, weight-only: 4-bit weights in blocks of 32 inputs, each with a scale and a zero point.
 
 On a CPU the kernel rounds activations to 8 bits, one scale a block of a token: a text's vector does
-not depend on its neighbours. benchmarks/int4.py compares block sizes, algorithms and arithmetic.
+not depend on its neighbours. benchmarks/decided/int4.py compares block sizes, algorithms and
+arithmetic.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """int8 for CPUs: weights in one scale an output, activations in one scale a token.
 
 A scale a token, taken from the token itself, keeps a text's vector independent of its neighbours,
-and costs as much as one fixed scale (benchmarks/int8_forms.py).
+and costs as much as one fixed scale (benchmarks/decided/int8_forms.py).
 """
 
 from collections.abc import Mapping

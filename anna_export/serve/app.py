@@ -121,7 +121,7 @@ async def info(service: EmbeddingService, call: Call) -> Response:
         "default_prompt": manifest.prompts.default,
         "integer_limit": float(integer_limit(manifest.spec.dim)),
         "backend": ready.backend if ready else None,
-        "arithmetic": ready.compute_label if ready else None,
+        "compute": ready.compute_label if ready else None,
         "parity": service.parity,
         "version": installed().get("anna-export", ""),
     }

@@ -128,7 +128,7 @@ def _measured_on(result: Result) -> str:
 
 def _row(figure: dict[str, Any]) -> list[str]:
     low, high = figure.get("spread") or ("", "")
-    target = figure.get("target", figure.get("reach", ""))
+    target = figure.get("target", "")
     holds = figure.get("holds")
     verdict = "" if holds is None else "yes" if holds else "**no**"
     values = [_number(value) for value in (figure["value"], low, high, figure.get("bound"))]

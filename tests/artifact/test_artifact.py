@@ -1,6 +1,5 @@
 """The artifact: what its identity is, what damage is found, and how evidence is added."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -35,6 +34,7 @@ from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.text.prompts import PROMPTS_FILE
+from tests.support.folders import edit_json, names
 
 TEXTS = ["a transfer", "", "漢字とかな " * 5]
 
@@ -57,11 +57,7 @@ def truncate(path: Path) -> None:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change manifest.json as parsed."""
-    path = folder / MANIFEST_FILE
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_json(folder / MANIFEST_FILE, change)
 
 
 def list_again(folder: Path) -> None:
@@ -79,10 +75,6 @@ def list_again(folder: Path) -> None:
 
 def open_manifest(folder: Path) -> manifest.Manifest:
     return manifest.Manifest.model_validate_json((folder / MANIFEST_FILE).read_text())
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 # --- identity ---
@@ -344,6 +336,7 @@ def test_use_never_unpickles(copy: Path) -> None:
         _audited = None
 
 
+@pytest.mark.slow
 def test_two_processes_use_one_artifact(artifact: Artifact, encoder: Encoder) -> None:
     code = (
         "import sys, anna_export; "

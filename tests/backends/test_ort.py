@@ -13,12 +13,13 @@ import pytest
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import ort
-from anna_export.errors import AnnaError, DamagedError, InputError
+from anna_export.errors import DamagedError, InputError
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine import hardware
 from anna_export.spec import Precision
 from anna_export.text.batch import TokenBatch
+from tests.support.refusals import one_line
 from tests.support.types import MakeArtifact
 
 
@@ -31,13 +32,6 @@ def exported(base: Path, make_artifact: MakeArtifact) -> Artifact:
 def copy(exported: Artifact, tmp_path: Path) -> Artifact:
     """A copy to damage; opened without the hashes that would find it first."""
     return Artifact(Path(shutil.copytree(exported.folder, tmp_path / "copy")), exported.manifest)
-
-
-def refusal(error: pytest.ExceptionInfo[AnnaError]) -> str:
-    """Return the message, held to one line."""
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def truncate(path: Path) -> None:
@@ -56,7 +50,7 @@ def test_graph_or_weights_that_do_not_load_are_refused_in_one_line(
     damage(copy.folder / name)
     with pytest.raises(DamagedError) as error:
         ort.open_backend(copy)
-    message = refusal(error)
+    message = one_line(error)
     assert f"ONNX Runtime {onnxruntime.__version__}" in message
     assert str(copy.folder / "model.cpu.onnx") in message
 
@@ -70,7 +64,7 @@ def test_only_the_first_line_of_what_the_runtime_says_is_shown(
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(DamagedError) as error:
         ort.open_backend(exported)
-    assert "found: no kernel for MatMul (" in refusal(error)
+    assert "found: no kernel for MatMul (" in one_line(error)
 
 
 def test_no_rows_give_no_vectors(exported: Artifact) -> None:
@@ -98,7 +92,7 @@ def test_threads_are_the_cores_this_process_may_use_if_none_are_asked_for(
 def test_fewer_than_one_thread_is_refused(exported: Artifact, threads: int) -> None:
     with pytest.raises(InputError) as error:
         ort.open_backend(exported, threads=threads)
-    assert f"expected at least 1 thread, found {threads}" in refusal(error)
+    assert f"expected at least 1 thread, found {threads}" in one_line(error)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -110,7 +104,7 @@ def test_cuda_that_turns_out_not_to_work_is_no_silent_cpu(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(InputError) as error:
         ort.open_backend(exported, device=device)
-    assert "CUDA device" in refusal(error) and "choose the device cpu" in refusal(error)
+    assert "CUDA device" in one_line(error) and "choose the device cpu" in one_line(error)
 
 
 @pytest.mark.parametrize("precision", IR_DTYPES)

@@ -68,6 +68,7 @@ def test_texts_that_do_not_fit_are_refused(encoder: Encoder) -> None:
         texts_of(encoder.tokeniser, NO_PROMPT, Shape(1, 65), 1)
 
 
+@pytest.mark.slow
 def test_run_is_printed_and_kept_with_its_raw_times(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_run_is_printed_and_kept_with_its_raw_times(
     assert "## Speed" in card and f"| 4 x 30 | {found['rows'][3]['p50_ms']:.1f} |" in card
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(
 TRIES = 3
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_thing_agree(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def agree() -> bool:
         first, second = (bench(capsys, folder, *QUICK)["rows"] for _ in range(2))
@@ -119,6 +122,7 @@ def test_two_runs_of_the_same_thing_agree(folder: Path, capsys: pytest.CaptureFi
     assert any(agree() for _ in range(TRIES))
 
 
+@pytest.mark.slow
 def test_an_artifact_against_itself_shows_no_difference(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +134,7 @@ def test_an_artifact_against_itself_shows_no_difference(
     assert any(verdicts() == {"no difference"} for _ in range(TRIES))
 
 
+@pytest.mark.slow
 def test_pytorch_is_a_rival_of_the_same_vectors(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +145,7 @@ def test_pytorch_is_a_rival_of_the_same_vectors(
     assert versus["ratio"]["value"] > 1 and versus["verdict"] in ("faster", "no difference")
 
 
+@pytest.mark.slow
 def test_a_model_in_sentence_transformers_is_one(
     base: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +220,7 @@ def peer(request: pytest.FixtureRequest, encoder: Encoder) -> Iterator[tuple[str
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_server_is_one_in_either_language_and_wins_nothing_by_being_wrong(
     folder: Path, peer: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

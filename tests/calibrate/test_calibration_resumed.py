@@ -29,6 +29,7 @@ from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.folders import names
 from tests.support.types import MakeAdapter, MakeArtifact, MakeModel
 
 Begin = Callable[[Recipe, int], list[int]]
@@ -85,10 +86,6 @@ def recipe(model: Path, adapter: Path, few_texts: Path, tmp_path: Path) -> Calla
         return Recipe(storage=storage(values.pop("precision"), **options), **values)
 
     return ask
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

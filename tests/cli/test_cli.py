@@ -41,6 +41,9 @@ VERBS = (
     "prompts add",
     "prompts remove",
 )
+TIMED_VERBS = [
+    pytest.param(verb, marks=pytest.mark.slow) if verb == "bench" else verb for verb in VERBS
+]
 # those that go on until they are told to end: tests/serve
 ENDLESS = ("serve",)
 HEAVY = (
@@ -216,7 +219,7 @@ def test_no_verb_is_export(commands: dict[str, list[str]], tmp_path: Path, capsy
     assert "bf16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", TIMED_VERBS)
 def test_json_is_one_object_and_nothing_else(
     commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +229,7 @@ def test_json_is_one_object_and_nothing_else(
     assert isinstance(json.loads(found.out), dict) and found.err == ""
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", TIMED_VERBS)
 def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
     commands: dict[str, list[str]], verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +238,7 @@ def test_result_goes_to_stdout_and_nothing_to_a_stderr_that_is_no_terminal(
     assert found.err == "" and len(found.out.splitlines()) >= 2
 
 
+@pytest.mark.slow
 def test_installed_tool_prints_json_alone(copy: Path) -> None:
     found = tool("inspect", copy, "--json")
     assert found.returncode == 0 and found.stderr == ""
@@ -338,6 +342,7 @@ def test_what_is_no_bug_is_one_line(
     assert found.startswith(f"anna-export: {line}") and found.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plan", "inspect"])
 def test_reader_that_leaves_early_changes_nothing(
     commands: dict[str, list[str]], verb: str
@@ -350,6 +355,7 @@ def test_reader_that_leaves_early_changes_nothing(
     assert found.returncode == 0 and found.stderr == ""
 
 
+@pytest.mark.slow
 def test_answer_of_no_is_given_even_if_its_reader_left(copy: Path, base: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -381,6 +387,7 @@ def on_a_terminal(command: list[str]) -> str:
     return shown.decode()
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_has_a_rate_and_the_time_left(
     commands: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Bad input: one clear line, exit code 2, and nothing written."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import pytest
 
 from anna_export.artifact.folder import Artifact
 from anna_export.spec import Precision
+from tests.support.folders import edit_json
 from tests.support.types import Refused
 
 MakeFolder = Callable[..., Path]
@@ -23,10 +23,6 @@ def copy(tmp_path: Path) -> MakeFolder:
         return Path(shutil.copytree(folder, tmp_path / name))
 
     return copied
-
-
-def set_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def cut(path: Path, size_bytes: int) -> None:
@@ -60,7 +56,7 @@ def test_other_kind_of_model_is_refused(
     base: Path, place: Path, refused: Refused, copy: MakeFolder
 ) -> None:
     model = copy(base)
-    set_json(model / "config.json", model_type="bert")
+    edit_json(model / "config.json", lambda config: config.update(model_type="bert"))
     line = refused("--model", model, "--out", place / "out")
     assert line.startswith("expected a Mistral-shaped model (model_type mistral), found 'bert' in")
 

@@ -32,6 +32,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
 def test_nothing_beyond_this_machine_is_asked_for(
     artifact: Artifact, tmp_path: Path, command: tuple[str, ...]

@@ -80,6 +80,7 @@ def test_tokenizer_config_names_what_frames_a_text(tiny_base: Path) -> None:
     assert config["add_bos_token"] and config["add_eos_token"]
 
 
+@pytest.mark.slow
 def test_training_twice_gives_equal_files(tiny_corpus: Corpus, tmp_path: Path) -> None:
     recipe = BaseRecipe(steps=2, batch_pairs=4, train_tokens=12)
     for name in ("one", "other"):

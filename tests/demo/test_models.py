@@ -32,6 +32,7 @@ def small_corpus(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> None:
     monkeypatch.setattr(demo, "read_corpus", lambda: tiny_corpus)
 
 
+@pytest.mark.slow
 def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Path) -> None:
     first = demo.make_models(out, BASE, LORA)
     times_of = {path: path.stat().st_mtime_ns for path in out.glob("*/*.safetensors")}
@@ -45,6 +46,7 @@ def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Pa
     assert changed == ["adapter"]
 
 
+@pytest.mark.slow
 def test_other_libraries_make_everything_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.make_models(out, BASE, LORA)
     monkeypatch.setattr(demo, "_versions", lambda: {"torch": "0"})
@@ -52,6 +54,7 @@ def test_other_libraries_make_everything_anew(out: Path, monkeypatch: pytest.Mon
     assert remade == {"base", "check.json", "mined.jsonl", "adapter", "figures.json"}
 
 
+@pytest.mark.slow
 def test_figures_are_of_the_heldout_pairs(out: Path, tiny_corpus: Corpus) -> None:
     figures = demo.make_models(out, BASE, LORA).figures
     assert figures.evaluated_pairs == len(tiny_corpus.heldout)

@@ -16,7 +16,7 @@ RESULT = {
     "versions": {"numpy": "2"},
     "figures": [
         {"name": "time", "value": 1.26, "unit": "s", "target": "<= 2", "holds": True},
-        {"name": "size", "value": 7, "unit": "kB", "reach": "<= 5", "holds": False,
+        {"name": "size", "value": 7, "unit": "kB", "target": "<= 5", "holds": False,
          "spread": [6.5, 7.5]},
     ],
     "not_run": [{"name": "more", "why": "no | disk"}],
@@ -39,8 +39,8 @@ def test_results_are_read_in_both_layouts(tmp_path: Path, name: str) -> None:
 
 def test_newest_result_counts(tmp_path: Path) -> None:
     results(tmp_path, "a/2026-01-03.json")
-    found = results(tmp_path, "2026-01-02-a.json", figures=[{"name": "old", "value": 0}])
-    assert list(found["a"].figures) == ["time", "size"]
+    newest = results(tmp_path, "2026-01-02-a.json", figures=[{"name": "old", "value": 0}])
+    assert list(newest["a"].figures) == ["time", "size"]
 
 
 def test_no_results_and_results_without_figures_are_refused(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_no_results_and_results_without_figures_are_refused(tmp_path: Path) -> N
 
 
 def test_figures_fill_the_places_that_name_them(tmp_path: Path) -> None:
-    found = results(tmp_path, "a/2026-01-02.json")
+    newest = results(tmp_path, "a/2026-01-02.json")
     text = "{{a | time | .1f}} s, {{ a|size|.0f|spread }}"
-    assert figures.fill(text, found) == "1.3 s, 7 (6 to 8)"
+    assert figures.fill(text, newest) == "1.3 s, 7 (6 to 8)"
 
 
 @pytest.mark.parametrize("named", ["b | time | .1f", "a | times | .1f"])

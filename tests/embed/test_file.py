@@ -27,6 +27,7 @@ from anna_export.files.text_file import read_texts
 from anna_export.text.batch import TokenBatch
 from anna_export.text.prompts import Prompts
 from anna_export.verify.texts import ordinary_texts
+from tests.support.folders import names
 
 TEXTS = [*ordinary_texts(9), "", "漢字とかな", "  spaces  "]
 
@@ -88,10 +89,6 @@ def texts(tmp_path: Path) -> Path:
 def write_jsonl(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def stop_after(done: int) -> Callable[[int, int], None]:

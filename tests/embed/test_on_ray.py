@@ -39,6 +39,7 @@ def _no_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_command_gives_what_it_gives_without(
     artifact: Artifact, encoder: Encoder, texts: Path, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_command_gives_what_it_gives_without(
     assert not ray.is_initialized() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_cluster")
 def test_an_actor_that_is_killed_is_started_again_and_nothing_is_lost(
     artifact: Artifact, encoder: Encoder, texts: Path, tmp_path: Path
@@ -76,6 +78,7 @@ def test_an_actor_that_is_killed_is_started_again_and_nothing_is_lost(
     np.testing.assert_allclose(np.load(out), encoder.encode(TEXTS), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_cluster")
 def test_a_run_that_was_stopped_goes_on_with_or_without_the_cluster(
     artifact: Artifact, encoder: Encoder, texts: Path, tmp_path: Path
@@ -99,6 +102,7 @@ def test_a_run_that_was_stopped_goes_on_with_or_without_the_cluster(
     np.testing.assert_allclose(np.load(out), encoder.encode(TEXTS), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_cluster")
 def test_what_a_node_cannot_open_is_said_in_its_words(artifact: Artifact, tmp_path: Path) -> None:
     from anna_export.embed.on_ray import connect_ray
@@ -109,6 +113,7 @@ def test_what_a_node_cannot_open_is_said_in_its_words(artifact: Artifact, tmp_pa
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_cluster")
 def test_more_gpus_than_there_are_and_no_cluster_are_refused(artifact: Artifact) -> None:
     from anna_export.embed.on_ray import connect_ray

@@ -88,6 +88,7 @@ def test_every_name_that_is_used_is_in_tensorrt_rtx_too(ask: Ask) -> None:
     assert "runtime_config.cuda_graph_strategy" in answer["used"]
 
 
+@pytest.mark.slow
 def test_plugin_is_launched_with_a_block_a_row_and_the_tokens_of_a_row(ask: Ask) -> None:
     answer = ask("plugin")
     assert answer["types"] == ["DataType.FLOAT"] and answer["output"] == ["B", 4096]

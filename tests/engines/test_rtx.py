@@ -77,6 +77,7 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("prompted", [False, True], ids=["bare", "prefix"])
 def test_engines_are_as_meant_on_both_gpus(
@@ -129,6 +130,7 @@ def test_products_of_one_input_are_one_and_pooling_is_one_kernel(
     assert not [layer.name for layer in layers if "Cums" in layer.name or "Scat" in layer.name]
 
 
+@pytest.mark.slow
 def test_two_builds_are_identical(artifact_of: Callable[..., Artifact]) -> None:
     artifact = artifact_of(Precision.FP8, Precision.BF16, False)
     request = EngineRequest(RTX, (ADA,))
@@ -197,6 +199,7 @@ def test_interrupt_stops_the_build_and_leaves_the_artifact_as_it_was(
 # -- the command --
 
 
+@pytest.mark.slow
 def test_command_builds_and_prints(
     artifact_of: Callable[..., Artifact], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
 from anna_export.text.prompts import PROMPTS_FILE
 from anna_export.verify.texts import ODD_TEXTS, long_text
+from tests.support.folders import names
 
 TOKENS = 61  # what a proof costs grows with the longest text
 # What README promises, not what the schemes say of themselves.
@@ -56,10 +57,6 @@ def exported(
 def unproved(base: Path, adapter: Path | None, out: Path, **changes: Any) -> Exported:
     changes = {"verify": False, **changes}
     return export(Recipe(base, adapter, out, Fp32(), TOKENS, **changes), stage)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 # -- what is proved --

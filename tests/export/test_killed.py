@@ -17,6 +17,7 @@ import pytest
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.errors import MissingError
+from tests.support.folders import names
 from tests.support.types import MakeModel
 
 Ask = Callable[..., dict[str, Any]]
@@ -92,10 +93,6 @@ def _export(what: dict[str, Any]) -> None:
     main([*arguments, *what["more"]])
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
 def is_whole(out: Path) -> bool:
     """Say whether an artifact is there; one that is there in part is an error."""
     try:
@@ -118,6 +115,7 @@ def require_clean_end(ask: Ask, base: Path, out: Path, *more: str) -> None:
     assert is_whole(out) and names(out.parent) == {out.name}
 
 
+@pytest.mark.slow
 def test_export_killed_at_any_moment_leaves_a_whole_artifact_or_none(
     ask: Ask, base: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +134,7 @@ def test_export_killed_at_any_moment_leaves_a_whole_artifact_or_none(
     require_clean_end(ask, base, out, "--no-verify")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moments", "more"), [(MOMENTS, ["--no-verify"]), (4, [])], ids=["unproved", "proved"]
 )

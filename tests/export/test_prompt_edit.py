@@ -26,6 +26,7 @@ from anna_export.text.prompts import PROMPTS_FILE, Prompt, Prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.verify.parity_report import ParityReport
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.folders import names
 from tests.support.types import Refused
 
 WEIGHTS = "model.onnx.data"
@@ -54,10 +55,6 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def artifact(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "artifact"))
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 # -- add --

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from anna_export.spec import Precision
 from anna_export.verify.prove import STREAMED_TEXTS, prove
 from anna_export.verify.texts import ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
+from tests.support.folders import edit_json
 from tests.support.types import MakeAdapter, MakeArtifact, MakeBatch, MakeModel, Refused, RunGraph
 
 Exports = Callable[[Precision], Exported]
@@ -73,12 +73,6 @@ def copy(exported: Exports, tmp_path: Path) -> Path:
     """A copy of the int8 artifact, to change."""
     folder = exported(Precision.INT8).artifact.folder
     return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def set_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 # -- what is proved --
@@ -261,7 +255,7 @@ def test_artifact_of_before_there_was_quantisation_opens(
 ) -> None:
     artifact = make_artifact(model)
     folder = Path(shutil.copytree(artifact.folder, tmp_path / "old"))
-    set_json(folder / MANIFEST_FILE, lambda manifest: manifest.pop("quantised"))
+    edit_json(folder / MANIFEST_FILE, lambda manifest: manifest.pop("quantised"))
     assert open_artifact(folder, check=True).manifest == artifact.manifest
     assert read_calibration(Artifact(folder, artifact.manifest)) is None
     assert open_encoder(folder).encode(["a"]).shape == (1, artifact.manifest.spec.dim)

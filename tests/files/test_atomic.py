@@ -11,10 +11,7 @@ from anna_export.artifact.manifest import MANIFEST_FILE
 from anna_export.errors import ExistsError
 from anna_export.files import atomic
 from anna_export.files.atomic import require_absent, staged, write_text
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+from tests.support.folders import names
 
 
 def test_text_that_fails_to_be_written_leaves_the_old_one(

@@ -14,6 +14,7 @@ import pytest
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.cli import run
+from tests.support.folders import names
 from tests.support.types import Refused
 
 DISK_BYTES = 32 << 20
@@ -66,10 +67,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         return found.err
 
     return refuse
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 # The weights are 5.4 MB, the tokenizer 3.5 MB, and the rest is small.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from anna_export.errors import AnnaError, DamagedError, MissingError, UnsupportedError
 from anna_export.weights.safetensors_files import header_bytes, read_header
+from tests.support import refusals
 
 TENSORS = {
     "matrix": torch.randn(7, 13, generator=torch.Generator().manual_seed(0)),
@@ -39,12 +40,7 @@ def entry(begin: int, end: int, shape: list[int] | None = None) -> dict[str, obj
 
 
 def refusal(kind: type[AnnaError], path: Path) -> str:
-    """Return the message, held to one line."""
-    with pytest.raises(kind) as error:
-        read_header(path)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+    return refusals.refusal(kind, lambda: read_header(path))
 
 
 @pytest.mark.parametrize("key", TENSORS)

@@ -187,6 +187,7 @@ except SpaceError as error:
 """
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_while_writing_ends_the_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL, str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

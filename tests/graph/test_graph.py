@@ -168,6 +168,7 @@ def test_building_reads_no_weight(
     assert not read
 
 
+@pytest.mark.slow
 def test_exports_of_one_input_are_equal_to_the_byte(
     sharp: Path, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:

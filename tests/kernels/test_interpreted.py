@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="the fused version needs triton: Linux on x86_64")
 
 
+@pytest.mark.slow
 def test_fused_kernels_in_the_interpreter() -> None:
     cases = Path(__file__).with_name("test_fused.py")
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]

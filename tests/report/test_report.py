@@ -18,6 +18,7 @@ pytest.importorskip("plotly", reason="needs anna-export[report]")
 
 SCHEMA2 = Path(__file__).parent.parent / "data" / "schema2"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUICK = ("--rounds", "3")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-quic"
@@ -36,8 +37,10 @@ def folders(
     shutil.copytree(artifact.folder, parent / "small-fp32")
     shutil.copytree(make_artifact(base, Precision.INT8, max_loss=1).folder, parent / "small-int8")
     for name in ("small-fp32", "small-int8"):
-        assert run(["bench", str(parent / name), "--batch", "1,4", "--length", "16,32"]) == 0
-    assert run(["bench", str(parent / "small-fp32"), "--rate", "20", "--batch", "1"]) == 0
+        assert (
+            run(["bench", str(parent / name), "--batch", "1,4", "--length", "16,32", *QUICK]) == 0
+        )
+    assert run(["bench", str(parent / "small-fp32"), "--rate", "20", "--batch", "1", *QUICK]) == 0
     return [parent / "small-fp32", parent / "small-int8"]
 
 
@@ -55,6 +58,7 @@ def charts_of(page: Path) -> dict[str, Any]:
     return dict(json.loads(quoted))
 
 
+@pytest.mark.slow
 def test_page_of_one_artifact_is_kept_in_it(folders: list[Path]) -> None:
     assert run(["report", str(folders[0])]) == 0
     opened = open_artifact(folders[0], check=True)
@@ -67,6 +71,7 @@ def test_page_of_one_artifact_is_kept_in_it(folders: list[Path]) -> None:
         assert entry.sha256 in text
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_said_and_not_drawn(folders: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "int8.html"
     assert run(["report", str(folders[1]), "--out", str(out)]) == 0
@@ -76,6 +81,7 @@ def test_what_was_not_measured_is_said_and_not_drawn(folders: list[Path], tmp_pa
     assert text.count("Not measured.") == 4 and "anna-export verify with --tier" in text
 
 
+@pytest.mark.slow
 def test_charts_hold_what_was_measured(folders: list[Path], side_by_side: Path) -> None:
     charts = charts_of(side_by_side)
     assert {"quality", "latency", "load", "layers"} <= set(charts)
@@ -99,6 +105,7 @@ def test_area_of_a_mark_is_the_size_of_the_artifact(tmp_path: Path) -> None:
     assert (diameters[0] / diameters[1]) ** 2 == pytest.approx(sizes[0] / sizes[1])
 
 
+@pytest.mark.slow
 def test_page_asks_for_nothing(side_by_side: Path) -> None:
     text = side_by_side.read_text()
     markup = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
@@ -134,6 +141,7 @@ window.addEventListener("load", () => setTimeout(() => {
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_it_whole(side_by_side: Path, tmp_path: Path, width: int) -> None:

@@ -193,7 +193,7 @@ def test_info_tells_what_is_served_and_the_limits(
     assert info["model_sha"] == served_artifact.manifest.artifact_id
     assert info["max_input_length"] == 256 and info["max_client_batch_size"] == 2048
     assert info["prompts"] == ["passage", "query"] and info["default_prompt"] == "query"
-    assert info["arithmetic"] == "fp32 on CPU"
+    assert info["compute"] == "fp32 on CPU"
 
 
 def test_metrics_have_the_names_that_are_promised(server: Running) -> None:
@@ -221,6 +221,7 @@ def test_nothing_of_a_text_is_logged(server: Running) -> None:
     assert not any("unmistakable" in line for line in server.lines)
 
 
+@pytest.mark.slow
 def test_keys_are_asked_for_where_there_are_some(served_artifact: Artifact, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# for the website\nfirst-key\n\nsecond-key\n")

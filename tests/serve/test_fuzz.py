@@ -17,6 +17,7 @@ def alive(server: Running) -> bool:
     return len(server.embed("still there", prompt_name="")[0]) == 40
 
 
+@pytest.mark.slow
 def test_nothing_that_the_schema_allows_breaks_it(server: Running) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

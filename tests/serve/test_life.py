@@ -19,6 +19,7 @@ from tests.serve.running import ANSWERED, Stub, running
 # -- the end --
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_answers_what_was_taken_and_exits_with_0(stub: Stub) -> None:
     server = stub(us_per_token=200, max_queue_seconds=5)
     with ThreadPoolExecutor(17) as pool:
@@ -47,6 +48,7 @@ def test_sigterm_under_load_answers_what_was_taken_and_exits_with_0(stub: Stub) 
     assert server.wait_for("stopped")["unfinished"] == 0
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_slow_reader_the_time_to_drain(stub: Stub) -> None:
     server = stub(drain_seconds=20)
     body = json.dumps({"inputs": ["a " * 200] * 1024}).encode()
@@ -64,6 +66,7 @@ def test_sigterm_leaves_a_slow_reader_the_time_to_drain(stub: Stub) -> None:
     assert server.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_draining_has_an_end(stub: Stub) -> None:
     server = stub(us_per_token=1, drain_seconds=0.3)
     with ThreadPoolExecutor(8) as pool:
@@ -80,6 +83,7 @@ def test_draining_has_an_end(stub: Stub) -> None:
             assert isinstance(error, httpx.TransportError) or task.result().status_code in ANSWERED
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130(served_artifact: Artifact) -> None:
     with running(served_artifact.folder) as server:
         server.wait_until_ready()
@@ -87,6 +91,7 @@ def test_ctrl_c_exits_with_130(served_artifact: Artifact) -> None:
         assert server.process.wait(10) == 130
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(stub: Stub) -> None:
     server = stub(max_queue_seconds=1000)
     parts = [psutil.Process(server.process.pid), psutil.Process(server.encoder_pid)]
@@ -111,7 +116,11 @@ def test_memory_stays_flat(stub: Stub) -> None:
     ("options", "message"),
     [
         (("--backend", "trt"), "expected a CUDA device and driver for --backend trt, found none"),
-        (("--require-verified",), "expected a passing parity verdict for ort: fp32 on CPU in"),
+        pytest.param(
+            ("--require-verified",),
+            "expected a passing parity verdict for ort: fp32 on CPU in",
+            marks=pytest.mark.slow,
+        ),
         (("--max-batch-tokens", "0"), "expected --max-batch-tokens above 0, found 0"),
         (("--api-key-file", "/nowhere"), "expected API keys, one a line, in /nowhere"),
     ],
@@ -177,11 +186,13 @@ def test_an_artifact_that_computes_something_else_than_when_it_was_proved_is_not
         self_test(model.encoder, model.golden)
 
 
+@pytest.mark.slow
 def test_verified_artifacts_are_served_where_it_is_required(artifact: Artifact) -> None:
     with running(artifact.folder, "--require-verified") as server:
         assert server.wait_until_ready().embed("a")
 
 
+@pytest.mark.slow
 def test_nothing_beyond_this_machine_is_asked_for(
     served_artifact: Artifact, tmp_path: Path
 ) -> None:

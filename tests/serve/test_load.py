@@ -19,6 +19,7 @@ SLOWEST_HEALTH_SECONDS = 0.5
 # -- the queue --
 
 
+@pytest.mark.slow
 def test_texts_go_to_whom_they_belong(stub: Stub, served_artifact: Artifact) -> None:
     server = stub(us_per_token=20)
     tokeniser = served_artifact.tokeniser()
@@ -30,6 +31,7 @@ def test_texts_go_to_whom_they_belong(stub: Stub, served_artifact: Artifact) -> 
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_equal_texts_in_flight_are_computed_once(stub: Stub) -> None:
     server = stub(us_per_token=1)
     at_once(server, [{"input": "slowword first"}])
@@ -42,6 +44,7 @@ def test_equal_texts_in_flight_are_computed_once(stub: Stub) -> None:
     assert time.monotonic() - started < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [1, 40], ids=["single texts", "many texts a request"])
 def test_more_than_is_computed_in_time_is_refused_with_when_to_come_back(
     stub: Stub, texts: int
@@ -62,6 +65,7 @@ def test_more_than_is_computed_in_time_is_refused_with_when_to_come_back(
     assert server.embed("and again")
 
 
+@pytest.mark.slow
 def test_a_long_text_is_not_starved_by_short_ones(stub: Stub) -> None:
     server = stub(us_per_token=300, max_queue_seconds=1000)
     with ThreadPoolExecutor(9) as pool:
@@ -83,6 +87,7 @@ def test_a_long_text_is_not_starved_by_short_ones(stub: Stub) -> None:
     assert waited < 1.5
 
 
+@pytest.mark.slow
 def test_many_texts_in_one_request_are_not_starved_by_single_ones(stub: Stub) -> None:
     server = stub(us_per_token=1000, max_queue_seconds=0.3)
     with ThreadPoolExecutor(13) as pool:
@@ -112,6 +117,7 @@ def test_many_texts_in_one_request_are_not_starved_by_single_ones(stub: Stub) ->
 # -- deadlines, and clients that leave --
 
 
+@pytest.mark.slow
 def test_a_deadline_that_passes_is_answered_504_and_its_text_is_not_computed(stub: Stub) -> None:
     server = stub(us_per_token=1)
     with ThreadPoolExecutor(2) as pool:
@@ -131,6 +137,7 @@ def test_a_deadline_that_passes_is_answered_504_and_its_text_is_not_computed(stu
     )
 
 
+@pytest.mark.slow
 def test_work_of_clients_that_left_is_dropped(stub: Stub) -> None:
     server = stub(us_per_token=1)
     with ThreadPoolExecutor(2) as pool:
@@ -149,6 +156,7 @@ def test_work_of_clients_that_left_is_dropped(stub: Stub) -> None:
     assert server.metric("anna_requests_total", code="499") == 5
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_while_it_sends_is_counted_and_no_more(stub: Stub) -> None:
     server = stub()
     for _ in range(3):
@@ -159,6 +167,7 @@ def test_a_client_that_leaves_while_it_sends_is_counted_and_no_more(stub: Stub) 
     assert all(line.startswith("{") for line in server.lines), server.lines
 
 
+@pytest.mark.slow
 def test_tokenising_a_long_text_holds_nobody_up(stub: Stub) -> None:
     server = stub()
     long = "many words of a long text " * 80_000
@@ -174,6 +183,7 @@ def test_tokenising_a_long_text_holds_nobody_up(stub: Stub) -> None:
     assert slowest < SLOWEST_HEALTH_SECONDS
 
 
+@pytest.mark.slow
 def test_slow_clients_are_sent_away_and_hold_nobody_up(stub: Stub) -> None:
     server = stub(body_seconds=1)
     head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
@@ -189,6 +199,7 @@ def test_slow_clients_are_sent_away_and_hold_nobody_up(stub: Stub) -> None:
         client.close()
 
 
+@pytest.mark.slow
 def test_1000_connections(stub: Stub) -> None:
     server = stub(max_queue_seconds=1000)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -207,6 +218,7 @@ def test_1000_connections(stub: Stub) -> None:
     assert sum(answer.startswith(b"HTTP/1.1 200 ") for answer in answers) == 1000
 
 
+@pytest.mark.slow
 def test_more_requests_than_may_be_answered_at_once_are_refused(stub: Stub) -> None:
     server = stub(us_per_token=1, max_concurrent_requests=4)
     with ThreadPoolExecutor(4) as pool:

@@ -102,6 +102,7 @@ def test_a_safe_precision_that_does_not_fit_costs_that_row_alone(
     assert outcomes.tolist() == [0, 2] and np.isfinite(vectors).all()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_killed_is_started_again(stub: Stub) -> None:
     server = stub(us_per_token=50)
     first = server.encoder_pid
@@ -130,6 +131,7 @@ def test_an_encoder_that_is_killed_is_started_again(stub: Stub) -> None:
     assert server.embed("after") and server.metric("anna_encoder_restarts") == 1
 
 
+@pytest.mark.slow
 def test_an_encoder_that_hangs_is_started_again_and_its_requests_are_answered(stub: Stub) -> None:
     server = stub(stall_seconds=1)
     first = server.encoder_pid
@@ -142,12 +144,14 @@ def test_an_encoder_that_hangs_is_started_again_and_its_requests_are_answered(st
     assert server.encoder_pid != first and server.embed("after")
 
 
+@pytest.mark.slow
 def test_slow_work_is_not_taken_for_a_hang(stub: Stub) -> None:
     server = stub(us_per_token=20_000, stall_seconds=0.2, max_queue_seconds=1000)
     assert server.embed([f"text {n}" for n in range(8)], prompt_name="")
     assert server.metric("anna_encoder_restarts") == 0
 
 
+@pytest.mark.slow
 def test_a_text_that_kills_the_encoder_costs_its_own_request(stub: Stub) -> None:
     server = stub()
     assert server.post("/v1/embeddings", {"input": "killword"}).status_code == 503
@@ -155,6 +159,7 @@ def test_a_text_that_kills_the_encoder_costs_its_own_request(stub: Stub) -> None
     assert server.embed("after")
 
 
+@pytest.mark.slow
 def test_the_encoder_ends_with_a_server_that_is_killed(stub: Stub) -> None:
     server = stub()
     child = psutil.Process(server.encoder_pid)

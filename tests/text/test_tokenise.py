@@ -16,13 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from anna_export.errors import AnnaError, InputError, MissingError
+from anna_export.errors import InputError, MissingError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.framing import CONFIG_FILE, LIMIT_FILE, TokenFraming, read_framing
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
+from tests.support.refusals import one_line
 
 BOS, EOS = 1, 2
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
@@ -88,39 +89,52 @@ def icl(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def icl_theirs(icl: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def icl_short(icl: Path, framing: TokenFraming) -> Tokeniser:
+    return Tokeniser.open(icl, framing)
+
+
+@pytest.fixture(scope="module")
+def icl_roomy(icl: Path, framing: TokenFraming) -> Tokeniser:
+    return Tokeniser.open(icl, replace(framing, max_tokens=4096))
+
+
 @pytest.mark.parametrize("text", [text for text in ordinary_texts(9)] + ["", " a", "\n", "漢字 b"])
 def test_prompt_with_special_tokens_has_the_tokenizers_own_ids(
-    icl: Path, framing: TokenFraming, text: str
+    icl_roomy: Tokeniser, icl_theirs: tokenizers.Tokenizer, text: str
 ) -> None:
-    roomy = Tokeniser.open(icl, replace(framing, max_tokens=4096))
-    theirs = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json"))
-    expected = theirs.encode(f"{ICL.front}{text}{ICL.back}", add_special_tokens=False)
-    assert roomy.ids([text], ICL) == [[BOS, *expected.ids, EOS]]
+    expected = icl_theirs.encode(f"{ICL.front}{text}{ICL.back}", add_special_tokens=False)
+    assert icl_roomy.ids([text], ICL) == [[BOS, *expected.ids, EOS]]
     assert set(ICL_TOKENS) <= set(expected.tokens)
 
 
 @FAST
 @given(before=TEXT, after=TEXT, name=st.sampled_from([*ICL_TOKENS, "<s>", "</s>", "<unk>"]))
 def test_special_token_written_in_a_text_behind_a_prompt_that_has_some_is_plain_text(
-    icl: Path, framing: TokenFraming, before: str, after: str, name: str
+    icl_roomy: Tokeniser, icl_theirs: tokenizers.Tokenizer, before: str, after: str, name: str
 ) -> None:
-    roomy = Tokeniser.open(icl, replace(framing, max_tokens=4096))
-    own = tokenizers.Tokenizer.from_file(str(icl / "tokenizer.json")).token_to_id(name)
-    assert own is not None
-    (ids,) = roomy.ids([f"{before}{name}{after}"], ICL)
-    (plain,) = roomy.ids([f"{before}{after}"], ICL)
-    assert ids.count(own) == plain.count(own)
+    special = icl_theirs.token_to_id(name)
+    assert special is not None
+    (ids,) = icl_roomy.ids([f"{before}{name}{after}"], ICL)
+    (plain,) = icl_roomy.ids([f"{before}{after}"], ICL)
+    assert ids.count(special) == plain.count(special)
 
 
 @FAST
 @given(text=TEXT)
-def test_cut_text_keeps_what_stands_behind_it(icl: Path, framing: TokenFraming, text: str) -> None:
-    short, roomy = (Tokeniser.open(icl, replace(framing, max_tokens=n)) for n in (21, 4096))
-    (cut,), (whole,) = short.ids([text * 9], ICL), roomy.ids([text * 9], ICL)
-    assert len(cut) == min(len(whole), 21)
+def test_truncated_text_keeps_what_stands_behind_it(
+    icl_short: Tokeniser, icl_roomy: Tokeniser, text: str
+) -> None:
+    (truncated,), (complete,) = icl_short.ids([text * 9], ICL), icl_roomy.ids([text * 9], ICL)
+    assert len(truncated) == min(len(complete), 21)
     # the line's end, its token, and the end of all
-    assert cut[-3:] == whole[-3:]
-    assert cut[:-3] == whole[: len(cut) - 3]
+    assert truncated[-3:] == complete[-3:]
+    assert truncated[:-3] == complete[: len(truncated) - 3]
 
 
 # -- framing --
@@ -202,37 +216,30 @@ def test_no_texts_give_no_ids(roomy: Tokeniser) -> None:
 # -- refusals --
 
 
-def refusal(error: pytest.ExceptionInfo[AnnaError]) -> str:
-    """Return the message, held to one line."""
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize("text", ["\ud800", "ok then \udcff broken"])
 def test_lone_surrogate_is_refused_by_its_index(roomy: Tokeniser, text: str) -> None:
     with pytest.raises(InputError) as error:
         roomy.ids(["fine", "also fine", text])
-    assert "lone surrogate in text 2" in refusal(error)
+    assert "lone surrogate in text 2" in one_line(error)
 
 
 def test_prompt_with_a_lone_surrogate_is_refused_by_name() -> None:
     with pytest.raises(InputError) as error:
         Prompts.of_fronts({"query": "find \ud800"})
-    assert "lone surrogate in 'query'" in refusal(error)
+    assert "lone surrogate in 'query'" in one_line(error)
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", 3, None, ["nested"], np.float32(1)], ids=repr)
 def test_what_is_no_str_is_refused_by_type_and_index(roomy: Tokeniser, wrong: Any) -> None:
     with pytest.raises(InputError) as error:
         roomy.ids(["fine", wrong])
-    assert f"found {type(wrong).__name__} at index 1" in refusal(error)
+    assert f"found {type(wrong).__name__} at index 1" in one_line(error)
 
 
 def test_prompt_without_room_for_a_text_is_refused(tokeniser: Tokeniser) -> None:
     with pytest.raises(InputError) as error:
         tokeniser.ids(["text"], Prompt("one two three four five six seven eight nine ten " * 3))
-    assert "expected a prompt shorter than 19 tokens" in refusal(error)
+    assert "expected a prompt shorter than 19 tokens" in one_line(error)
 
 
 def test_longest_prompt_that_is_taken_leaves_room_for_a_token(tokeniser: Tokeniser) -> None:
@@ -250,20 +257,20 @@ def test_window_outside_the_models_positions_is_refused(
 ) -> None:
     with pytest.raises(InputError) as error:
         read_framing(base, spec, asked)
-    assert "between 8 and the model's 8192 positions" in refusal(error)
+    assert "between 8 and the model's 8192 positions" in one_line(error)
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path, framing: TokenFraming) -> None:
     with pytest.raises(MissingError) as error:
         Tokeniser.open(tmp_path, framing)
-    assert "tokenizer.json" in refusal(error)
+    assert "tokenizer.json" in one_line(error)
 
 
 def test_broken_tokenizer_is_refused(tmp_path: Path, framing: TokenFraming) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError) as error:
         Tokeniser.open(tmp_path, framing)
-    assert "expected a fast tokenizer" in refusal(error)
+    assert "expected a fast tokenizer" in one_line(error)
 
 
 def test_tokenizer_of_a_larger_vocabulary_is_refused(
@@ -272,7 +279,7 @@ def test_tokenizer_of_a_larger_vocabulary_is_refused(
     folder = changed(lambda tokenizer: tokenizer.add_tokens(["<extra>"]))
     with pytest.raises(InputError) as error:
         read_framing(folder, spec, None)
-    assert "below the model's vocabulary of 32000, found 32000" in refusal(error)
+    assert "below the model's vocabulary of 32000, found 32000" in one_line(error)
 
 
 def test_tokenizer_without_eos_is_refused(
@@ -280,7 +287,7 @@ def test_tokenizer_without_eos_is_refused(
 ) -> None:
     with pytest.raises(InputError) as error:
         read_framing(changed(eos_token=None), spec, None)
-    assert "expected an eos_token" in refusal(error)
+    assert "expected an eos_token" in one_line(error)
 
 
 # -- tokenizers as they come --
@@ -407,7 +414,7 @@ def test_default_length_that_is_none_is_refused_with_its_file(
     path.write_text(json.dumps((read_json(path) if path.exists() else {}) | {key: length}))
     with pytest.raises(InputError) as error:
         read_framing(folder, spec, None)
-    assert f"at least 8 tokens as {key} in {path}, found {length!r}" in refusal(error)
+    assert f"at least 8 tokens as {key} in {path}, found {length!r}" in one_line(error)
 
 
 def test_default_length_that_is_too_short_a_window_is_refused(
@@ -416,13 +423,13 @@ def test_default_length_that_is_too_short_a_window_is_refused(
     folder = changed(model_max_length=None)
     with pytest.raises(InputError) as error:
         read_framing(folder, replace(spec, sliding_window=7), None)
-    assert "as sliding_window in config.json, found 7" in refusal(error)
+    assert "as sliding_window in config.json, found 7" in one_line(error)
 
 
 def test_contract_without_room_for_a_text_cannot_be_built() -> None:
     with pytest.raises(InputError) as error:
         TokenFraming(BOS, EOS, EOS, 7)
-    assert "at least 8, found 7" in refusal(error)
+    assert "at least 8, found 7" in one_line(error)
 
 
 def test_default_length_is_that_of_sentence_transformers(

@@ -17,7 +17,7 @@ from anna_export.verify.scoring import score
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.task_data import TaskSource, load, sources
 from anna_export.verify.vector_store import open_store
-from tests.verify.minilm import MiniLM
+from tests.support.minilm import MiniLM
 
 META = ModelMeta.create_empty(
     {"name": "known/minilm", "revision": "1", "similarity_fn_name": ScoringFunction.COSINE}

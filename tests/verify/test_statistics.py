@@ -7,7 +7,7 @@ from anna_export.errors import InputError
 from anna_export.verify.estimators import MeanOf, Sample, Spearman
 from anna_export.verify.parity_report import Difference, Verdict
 from anna_export.verify.statistics import compare_scores, judge, margin_of, over_all
-from tests.verify.simulated import (
+from tests.support.simulated import (
     Make,
     average_precision,
     compared,
@@ -22,7 +22,7 @@ from tests.verify.simulated import (
 )
 
 SIMULATED = 150
-# of so few simulations: benchmarks/bootstrap.py has thousands, and 93 to 97 %
+# of so few simulations: benchmarks/statistics/bootstrap.py has thousands, and 93 to 97 %
 LEAST_COVERAGE, MOST_FALSE_PASSES = 0.90, 0.09
 
 
@@ -36,7 +36,7 @@ LEAST_COVERAGE, MOST_FALSE_PASSES = 0.90, 0.09
         (of_one_text, 60),
         (spearman, 60),
         (average_precision, 60),
-        (v_measure, 80),
+        pytest.param(v_measure, 80, marks=pytest.mark.slow),
     ],
 )
 def test_interval_holds_the_truth_and_few_pass_that_are_at_the_margin(

@@ -50,6 +50,7 @@ def test_the_real_folder_is_read_as_its_own_loader_reads_it(real: Path) -> None:
     assert len(load(tasks["STS12"]).dataset["test"]) == 3108
 
 
+@pytest.mark.slow
 def test_quick_has_every_category_and_full_the_benchmark() -> None:
     quick = sources("quick", [], None)
     assert tuple(source.name for source in quick) == QUICK

@@ -69,6 +69,7 @@ def intact(model: Path, make_artifact: MakeArtifact) -> Artifact:
     return make_artifact(model)
 
 
+@pytest.mark.slow
 def test_the_artifact_itself_passes_on_every_kind_of_task(
     intact: Artifact, model: Path, small: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def broken(artifact: Artifact, folder: Path) -> Artifact:
     return open_artifact(folder, check=True)
 
 
+@pytest.mark.slow
 def test_int4_with_a_broken_layer_fails_before_any_task_is_run(
     model: Path, make_artifact: MakeArtifact, small: Path, tmp_path: Path, capsys: Output
 ) -> None:
@@ -159,6 +161,7 @@ def test_too_few_texts_are_inconclusive_and_exit_3(
     assert output.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
     intact: Artifact, model: Path, small: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +183,7 @@ def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
     assert second.tasks == first.tasks and second.mean == first.mean
 
 
+@pytest.mark.slow
 def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     intact: Artifact, model: Path, small: Path, tmp_path: Path, capsys: Output
 ) -> None:

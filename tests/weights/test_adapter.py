@@ -20,13 +20,14 @@ from anna_export.errors import (
     UnsupportedError,
 )
 from anna_export.weights.adapter import _UNSUPPORTED, CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from tests.support.types import MakeAdapter, MakeModel
+from tests.support import refusals
+from tests.support.types import MakeAdapter
+from tests.weights.conftest import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
 A = "base_model.model.layers.1.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.layers.1.self_attn.q_proj.lora_B.weight"
-ROWS = 131
 
 # LoraConfig's fields that change no number of a stored adapter: which modules were trained, how
 # they were initialised or are shown, and settings of what is refused by a field of its own.
@@ -41,11 +42,6 @@ READ = {
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
     *("init_lora_weights", "trainable_token_indices"),
 }
-
-
-@pytest.fixture(scope="module")
-def small(make_model: MakeModel) -> Path:
-    return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +72,7 @@ def edit_tensors(folder: Path, **changes: torch.Tensor | None) -> Path:
 
 
 def refusal(kind: type[AnnaError], folder: Path) -> str:
-    """Return the message, held to one line."""
-    with pytest.raises(kind) as error:
-        read_adapter(folder)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+    return refusals.refusal(kind, lambda: read_adapter(folder))
 
 
 # -- what is read --

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from anna_export.weights.adapter import WEIGHTS_FILE, Delta
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from tests.support.folders import edit_tensors
 from tests.support.types import MakeAdapter, MakeModel
+from tests.weights.conftest import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
-ROWS = 131
 Q = "layers.1.self_attn.q_proj.weight"
 EMBEDDING = "embed_tokens.weight"
 
@@ -49,11 +50,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def small(make_model: MakeModel) -> Path:
-    return make_model(vocab_size=ROWS)
-
-
-@pytest.fixture(scope="module")
 def headed(make_model: MakeModel) -> Path:
     return make_model(vocab_size=ROWS, headed=True)
 
@@ -78,13 +74,6 @@ def trained(adapter: Path) -> Path:
 
     edit_tensors(adapter / WEIGHTS_FILE, move)
     return adapter
-
-
-def edit_tensors(path: Path, edit: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
-    """Rewrite a weights file; None removes."""
-    edited = {name: edit(name, tensor) for name, tensor in load_file(path).items()}
-    kept = {name: tensor for name, tensor in edited.items() if tensor is not None}
-    save_file(kept, path, metadata={"format": "pt"})
 
 
 def by_peft(base: Path, adapter: Path, *, rows: int | None = None) -> dict[str, torch.Tensor]:
@@ -237,12 +226,12 @@ def test_pattern_speaks_of_the_name_in_training_as_in_peft(
     require_equal(Checkpoint.open(base, adapter), by_peft(base, adapter))
 
 
-# -- trap 11: one sum in fp32, one rounding --
+# -- one sum in fp32, one rounding --
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("transpose", [False, True], ids=["plain", "transposed"])
-def test_trap_11_merged_weight_is_the_fp32_sum_rounded_once(
+def test_merged_weight_is_the_fp32_sum_rounded_once(
     make_model: MakeModel, make_adapter: MakeAdapter, dtype: torch.dtype, transpose: bool
 ) -> None:
     base = make_model(vocab_size=ROWS, dtype=torch.bfloat16)
@@ -251,7 +240,7 @@ def test_trap_11_merged_weight_is_the_fp32_sum_rounded_once(
     assert checkpoint.read(Q, dtype, transpose=transpose).equal(exact.to(dtype))
 
 
-def test_trap_11_bf16_rounds_to_nearest_even(small: Path, lora: Path) -> None:
+def test_bf16_rounds_to_nearest_even(small: Path, lora: Path) -> None:
     exact = Checkpoint.open(small, lora).read(Q, torch.float32)
     bits = exact.view(torch.int32).to(torch.int64)
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -316,4 +305,5 @@ def test_language_head_and_rotary_tables_are_left_out(copy: Path) -> None:
 
 def test_whole_file_is_read_rather_than_a_stale_index_as_in_transformers(copy: Path) -> None:
     (copy / INDEX_FILE).write_text(json.dumps({"weight_map": {"norm.weight": "gone.safetensors"}}))
-    Checkpoint.open(copy)
+    stored = load_file(copy / SINGLE_FILE)["norm.weight"]
+    assert Checkpoint.open(copy).read("norm.weight", torch.float32).equal(stored)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,13 @@ from anna_export.errors import (
 )
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from tests.support import refusals
+from tests.support.folders import edit_tensors
 from tests.support.types import MakeAdapter, MakeModel
+from tests.weights.conftest import ROWS
 
-ROWS = 131
 Q = "layers.1.self_attn.q_proj.weight"
 EMBEDDING = "embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def small(make_model: MakeModel) -> Path:
-    return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture
@@ -36,22 +32,14 @@ def copy(small: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small, tmp_path / "base"))
 
 
-def edit_tensors(path: Path, edit: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
-    """Rewrite a weights file; None removes."""
-    edited = {name: edit(name, tensor) for name, tensor in load_file(path).items()}
-    kept = {name: tensor for name, tensor in edited.items() if tensor is not None}
-    save_file(kept, path, metadata={"format": "pt"})
-
-
 def refusal(kind: type[AnnaError], base: Path, adapter: Path | None = None) -> str:
-    """Return the message, held to one line."""
-    with pytest.raises(kind) as error:
+
+    def read_all() -> None:
         checkpoint = Checkpoint.open(base, adapter)
         for name in checkpoint.spec.weight_shapes():
             checkpoint.read(name, torch.float16)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+
+    return refusals.refusal(kind, read_all)
 
 
 def test_missing_weight_is_refused_by_name(copy: Path) -> None:

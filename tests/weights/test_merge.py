@@ -23,17 +23,12 @@ from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.weights.merge import write_merged
 from tests.support.types import MakeAdapter, MakeModel
+from tests.weights.conftest import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft")
 
-ROWS = 131
 IDS = torch.arange(3, 60)[None]
 TEXTS = ["a transfer", "", "漢字とかな " * 5]
-
-
-@pytest.fixture(scope="module")
-def small(make_model: MakeModel) -> Path:
-    return make_model(vocab_size=ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Attention in the forms that ONNX Runtime's CPU provider is fastest at.
 
 One text, or no prefix: GroupQueryAttention, which never holds the (S, S) scores. Measured (ONNX
-Runtime 1.32, 16/4 heads of 64; benchmarks/lowering.py): as fast as the standard operator up to
-1,024 tokens, 1.15 times faster at 2,048 and 1.4 times at 4,096. It wants a copy of the prefix for
-every text, and of several texts takes none. Those split attention over prefix and text, under one
-shared maximum: the fastest of four forms (benchmarks/prefix_forms.py).
+Runtime 1.32, 16/4 heads of 64; benchmarks/decided/lowering.py): as fast as the standard operator up
+to 1,024 tokens, 1.15 times faster at 2,048 and 1.4 times at 4,096. It wants a copy of the prefix
+for every text, and of several texts takes none. Those split attention over prefix and text, under
+one shared maximum: the fastest of four forms (benchmarks/decided/prefix_forms.py).
 """
 
 import math

@@ -30,6 +30,7 @@ def test_bm25_of_many_queries_is_that_of_bm25s_one_by_one(pairs: list[Pair]) -> 
     assert not scores[-1].any()
 
 
+@pytest.mark.slow
 def test_vectors_have_unit_length_and_find_their_own_text(pairs: list[Pair]) -> None:
     documents = [pair.document for pair in pairs]
     words, grams = Words(documents), CharacterGrams(documents)

@@ -72,6 +72,7 @@ def test_cached_gradient_is_the_plain_one(name: str, recompute: bool, dropout: f
     assert worst(cached, plain(name, recompute, dropout)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "recompute", "dropout"), worker.CASES)
 def test_gradient_of_two_processes_is_that_of_one(
     name: str, recompute: bool, dropout: float, of_two: list[dict[str, Tensor]]

@@ -115,6 +115,7 @@ def tune_arguments(recipe: Path) -> list[str]:
     return ["tune", "--config", str(recipe), "--out", str(recipe.parent / "adapter")]
 
 
+@pytest.mark.slow
 def test_a_run_writes_an_adapter_that_all_can_read(
     make_recipe: MakeRecipe, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_run_writes_an_adapter_that_all_can_read(
         )
 
 
+@pytest.mark.slow
 def test_the_log_has_every_step_and_the_evaluations_theirs(make_recipe: MakeRecipe) -> None:
     folder = tuned(make_recipe()) / "training"
     steps = read_log(folder / "log.csv")
@@ -154,6 +156,7 @@ def test_the_log_has_every_step_and_the_evaluations_theirs(make_recipe: MakeReci
     assert "rows.jsonl" in (folder.parent / "recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_and_another_seed_is_not(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     first, second = tuned(recipe, "one"), tuned(recipe, "two")
@@ -225,6 +228,7 @@ def test_two_processes_train_what_one_does(make_recipe: MakeRecipe) -> None:
         assert (weights[name] - weight).norm() / weight.norm() < 1e-3, name
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +263,7 @@ def unfinished(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(tune_arguments(recipe)) == 130
 
 
+@pytest.mark.slow
 def test_going_on_with_another_recipe_says_what_changed(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +286,7 @@ def test_going_on_with_other_data_says_what_changed(
     assert "found changed: data.rows (was " in refused(capsys, *tune_arguments(recipe))
 
 
+@pytest.mark.slow
 def test_how_it_is_computed_may_change(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +320,7 @@ def test_nothing_is_left_of_a_run_that_cannot_begin(
     assert sorted(recipe.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_mini_batch_it_began_with(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +374,7 @@ def test_a_malformed_row_names_file_line_and_field(
     assert problem in line and f"in line 5 of {rows}" in line
 
 
+@pytest.mark.slow
 def test_rows_without_scores_need_no_soft_labels(
     make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,6 +421,7 @@ def test_missing_files_are_named(
     assert "expected a task of query, document" in refused(capsys, *tune_arguments(recipe))
 
 
+@pytest.mark.slow
 def test_a_finished_adapter_is_not_overwritten_unasked(
     make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:

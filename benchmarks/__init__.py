@@ -1,0 +1,1 @@
+"""Measurements: whether what must hold still holds, and what decided how things are done."""

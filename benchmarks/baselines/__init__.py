@@ -1,0 +1,1 @@
+"""Other runtimes, each in a process and where needed an environment of its own."""

@@ -1,0 +1,1 @@
+"""What decided once between ways of doing a thing."""

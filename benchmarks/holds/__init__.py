@@ -1,0 +1,1 @@
+"""What must keep holding: time, memory, forecasts."""

@@ -1,0 +1,1 @@
+"""What benchmarks share: figures, the machine's peaks, models, charts."""

@@ -1,0 +1,1 @@
+"""Whether intervals and verdicts are right, and scores those of plain mteb."""
