@@ -161,7 +161,7 @@ def test_cuda_is_refused_with_what_to_do(exported: Exports, precision: Precision
 
 
 def memory_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, *, both: bool) -> None:
-    """Let memory hold the artifact and, if whole, no more than a little short of both."""
+    """Let memory hold the artifact and, if both, no more than a little short of both."""
     manifest = artifact.manifest
     scheme = quantise.load(manifest.precision)
     needed = forecast(manifest.spec, manifest.framing, scheme)
@@ -173,7 +173,7 @@ def test_artifact_that_alone_fits_is_compared_with_a_streamed_reference(
     exported: Exports, model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = exported(Precision.INT8).artifact
-    memory_for(artifact, monkeypatch, whole=True)
+    memory_for(artifact, monkeypatch, both=True)
     calls: list[tuple[int, int]] = []
     parity = prove(artifact, model, adapter, lambda *at: calls.append(at))
     assert parity.method.startswith("a few texts by both") and "layer by layer" in parity.method
@@ -193,7 +193,7 @@ def test_few_texts_give_the_figures_that_all_models_in_memory_give(
     exported: Exports, model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = exported(Precision.INT8).artifact
-    memory_for(artifact, monkeypatch, whole=True)
+    memory_for(artifact, monkeypatch, both=True)
     parity = prove(artifact, model, adapter)
     reference = load.open_reference(model, adapter, framing=artifact.manifest.framing)
     expected = reference.encode(STREAMED_TEXTS).astype(np.float64)
@@ -206,7 +206,7 @@ def test_artifact_that_does_not_fit_is_compared_by_its_stored_weights(
     exported: Exports, model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = exported(Precision.INT8).artifact
-    memory_for(artifact, monkeypatch, whole=False)
+    memory_for(artifact, monkeypatch, both=False)
     parity = prove(artifact, model, adapter)
     assert parity.method.startswith("weights only, layer by layer") and parity.verdict == "pass"
     assert parity.batch1_worst_cosine is None
