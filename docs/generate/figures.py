@@ -103,8 +103,8 @@ def page(results: dict[str, Result]) -> str:
     parts = [
         "# All figures",
         "The newest file of every benchmark in `benchmarks/results/`. A value is a median where it "
-        "was measured more than once; low and high are its smallest and largest measurement. *Bound* is "
-        "what counting operations and bytes leaves possible.",
+        "was measured more than once; low and high are its smallest and largest measurement. "
+        "*Bound* is what counting operations and bytes leaves possible.",
     ]
     for _, result in sorted(results.items()):
         rows = [_row(figure) for figure in result.content["figures"]]
