@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput, linears
-from anna_export.calibrate.request import Request
+from anna_export.calibrate.request import CalibrationRequest
 from anna_export.calibrate.state_file import CalibrationState, StateFile
 from anna_export.calibrate.stats import collect_stats
 from anna_export.progress import Progress
@@ -55,7 +55,7 @@ class _Pass:
 
 def observe(
     forward: LayerwiseForward,
-    request: Request,
+    request: CalibrationRequest,
     calibration: Sequence[TokenBatch],
     heldout: Sequence[TokenBatch],
     file: StateFile,

@@ -1,4 +1,4 @@
-"""What a calibration is asked for."""
+"""What to calibrate for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +8,17 @@ from anna_export.quantise.linear import LinearFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to calibrate for.
+class CalibrationRequest:
+    """One calibration.
 
     Args:
         linear: How linear layers are quantised.
         embedding: How the embedding table is; None where it is not.
-        allowed: Largest loss (mean 1 - cosine); layers are kept in high precision to reach it.
-        work: Folder that keeps unfinished work.
+        max_loss: Largest loss (mean 1 - cosine); layers stay unquantised to reach it.
+        state_folder: Folder for the state of an unfinished calibration.
     """
 
     linear: LinearFormat
     embedding: EmbeddingFormat | None
-    allowed: float
-    work: Path
+    max_loss: float
+    state_folder: Path

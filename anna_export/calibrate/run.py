@@ -9,7 +9,7 @@ import torch
 
 from anna_export.calibrate.layerwise import LayerwiseForward
 from anna_export.calibrate.observe import Observed, observe
-from anna_export.calibrate.request import Request
+from anna_export.calibrate.request import CalibrationRequest
 from anna_export.calibrate.sensitivity import (
     layer_sensitivity,
     measure_loss,
@@ -40,13 +40,13 @@ def calibrate(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
     tokeniser: Tokeniser,
-    request: Request,
+    request: CalibrationRequest,
     stage: Stage,
 ) -> Calibration:
     """Calibrate a checkpoint, one layer in memory at a time.
 
-    An interrupted run is resumed at the layer it was at, from the folder `request.work`, which
-    stays for its caller to remove.
+    An interrupted run is resumed at the layer it was at, from `request.state_folder`, which stays
+    for its caller to remove.
 
     Args:
         checkpoint: Base and adapter.
@@ -58,10 +58,10 @@ def calibrate(
     forward = LayerwiseForward(checkpoint, _device(checkpoint, texts.tokens))
     calibration, heldout = _split(texts.rows)
     batches, heldout_batches = _batches(calibration, tokeniser), _batches(heldout, tokeniser)
-    file = StateFile(request.work, _task(checkpoint, texts, request))
+    file = StateFile(request.state_folder, _task(checkpoint, texts, request))
     with stage("calibrate", "layers") as progress:
         observed = observe(forward, request, batches, heldout_batches, file, progress)
-    if observed.loss > request.allowed:
+    if observed.loss > request.max_loss:
         shortest = _batches(sorted(heldout, key=len)[:_SENSITIVITY_TEXTS], tokeniser)
         observed = promote_sensitive_layers(
             forward, observed, shortest, heldout_batches, request, stage
@@ -82,7 +82,7 @@ def promote_sensitive_layers(
     observed: Observed,
     samples: Sequence[TokenBatch],
     heldout: Sequence[TokenBatch],
-    request: Request,
+    request: CalibrationRequest,
     stage: Stage,
 ) -> Observed:
     """Leave the most sensitive layers in high precision, until the loss is what is allowed.
@@ -102,7 +102,7 @@ def promote_sensitive_layers(
         )
     promoted, input_of = observed, forward.spec.linear_modules()
     for attempt in range(_ROUNDS):
-        allowed = request.allowed / 2**attempt
+        allowed = request.max_loss / 2**attempt
         reasons = {
             f"{prefix}{name}": "quantised alone, this layer moves vectors by "
             f"{sensitivity[prefix]:.2e} (1 - cosine)"
@@ -121,7 +121,7 @@ def promote_sensitive_layers(
             if input_of[module] not in unquantized
         }
         promoted = replace(observed, unquantized=unquantized, snr_db=snr_db, loss=loss)
-        if loss <= request.allowed:
+        if loss <= request.max_loss:
             break
     return promoted
 
@@ -146,7 +146,7 @@ def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenB
     return [tokeniser.batch([rows[index] for index in group]) for group in groups]
 
 
-def _task(checkpoint: Checkpoint, texts: CalibrationTexts, request: Request) -> str:
+def _task(checkpoint: Checkpoint, texts: CalibrationTexts, request: CalibrationRequest) -> str:
     """Identify the calibration: a state saved for another model, format or text is not resumed."""
     files = sorted({tensor.path.resolve() for tensor in checkpoint.base.values()})
     task = [

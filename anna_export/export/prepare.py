@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from anna_export.artifact.manifest import MANIFEST_FILE
-from anna_export.calibrate.request import Request
+from anna_export.calibrate.request import CalibrationRequest
 from anna_export.calibrate.texts import CalibrationTexts, calibration_texts
 from anna_export.engines.build import require_buildable
 from anna_export.export.bake import prefix_bytes
@@ -48,12 +48,12 @@ class Prepared:
         return needed.disk_bytes + prefix_bytes(spec, self.scheme, self.tokeniser, prompts)
 
     @property
-    def calibration_request(self) -> Request:
+    def calibration_request(self) -> CalibrationRequest:
         """What to calibrate for, where layers are quantised."""
         scheme, max_loss = self.scheme, self.scheme.thresholds.max_loss
         assert scheme.linear is not None and max_loss is not None
         folder = self.recipe.calibration_folder
-        return Request(scheme.linear, scheme.embedding, max_loss, folder)
+        return CalibrationRequest(scheme.linear, scheme.embedding, max_loss, folder)
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -122,10 +122,6 @@ class TaskParity:
     versions: dict[str, str]
     measured: str  # date and time
 
-    def to_json(self) -> dict[str, object]:
-        """Return plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:

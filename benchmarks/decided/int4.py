@@ -22,7 +22,7 @@ import torch
 
 from anna_export.calibrate.layerwise import LayerOutputs, LayerwiseForward, OnInput
 from anna_export.calibrate.observe import observe
-from anna_export.calibrate.request import Request
+from anna_export.calibrate.request import CalibrationRequest
 from anna_export.calibrate.sensitivity import measure_loss
 from anna_export.calibrate.state_file import StateFile
 from anna_export.calibrate.texts import calibration_texts
@@ -152,8 +152,10 @@ def _task(model: Path, adapter: Path) -> Task:
     batches, heldout = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))
     forward = LayerwiseForward(checkpoint)
     with tempfile.TemporaryDirectory(prefix="anna-int4-") as folder:
-        request = Request(Int4Blocks(), None, allowed=1, work=Path(folder))
-        inputs = observe(forward, request, batches, heldout, StateFile(request.work, "int4")).inputs
+        request = CalibrationRequest(Int4Blocks(), None, max_loss=1, state_folder=Path(folder))
+        inputs = observe(
+            forward, request, batches, heldout, StateFile(request.state_folder, "int4")
+        ).inputs
     moments = _moments(forward, batches)
     return Task(forward, inputs, heldout, {id(inputs[name]): moments[name] for name in inputs})
 

@@ -12,7 +12,7 @@ import torch
 
 from anna_export.calibrate.layerwise import LayerwiseForward
 from anna_export.calibrate.observe import Observed, observe
-from anna_export.calibrate.request import Request
+from anna_export.calibrate.request import CalibrationRequest
 from anna_export.calibrate.state_file import StateFile
 from anna_export.quantise.embedding import Int8PerRow
 from anna_export.quantise.int8 import Int8PerToken
@@ -38,7 +38,7 @@ class Case:
     def observe(self, work: Path) -> Observed:
         forward = LayerwiseForward(self.checkpoint)
         file = StateFile(work, "task")
-        request = Request(LINEAR, TABLE, allowed=1, work=work)
+        request = CalibrationRequest(LINEAR, TABLE, max_loss=1, state_folder=work)
         return observe(forward, request, self.calibration, self.heldout, file)
 
 

@@ -328,6 +328,17 @@ def test_damaged_record_is_found(prompted: Artifact, tmp_path: Path) -> None:
         require_engine(artifact, HOPPER)
 
 
+def test_record_that_names_its_fusion_report_as_before_is_read(
+    prompted: Artifact, tmp_path: Path
+) -> None:
+    artifact = with_engine(prompted, tmp_path, Target.TENSORRT, fusion_report=("not fused",))
+    name = "engines/tensorrt/sm_90.json"
+    values = json.loads((artifact.folder / name).read_text())
+    values["shortcomings"] = values.pop("fusion_report")
+    artifact = add_evidence(artifact, name, json.dumps(values), prompts=())
+    assert require_engine(artifact, HOPPER).record.fusion_report == ("not fused",)
+
+
 def test_engine_of_another_version_is_refused(prompted: Artifact, tmp_path: Path) -> None:
     artifact = with_engine(prompted, tmp_path, Target.TENSORRT, version="11.3.0")
     with pytest.raises(InputError, match=r"expected tensorrt 11\.3\.0, .* found 11\.4\.0; build"):
