@@ -24,8 +24,8 @@ from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed, source_sha256
 from demo import show
 from demo.corpus import sources_version
-from demo.kept import Kept, content_hash
 from demo.models import DemoModels, heldout_texts, make_models, training_pairs
+from demo.output_cache import OutputCache, content_hash
 from demo.show import ARTIFACTS, ENGINES
 from demo.tasks import read_docstrings, write_tasks
 
@@ -38,33 +38,16 @@ REPORTED: Final = ("fp32", "int8", "fp8")
 
 def main(args: Sequence[str] = ()) -> int:
     """Run the demonstration and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
-    )
-    parser.add_argument(
-        "--ablate",
-        action="store_true",
-        help="Tune without each part of the recipe.",
-    )
-    arguments = parser.parse_args(args)
+    arguments = _arguments(args)
     started = time.perf_counter()
     models = make_models(OUT, stage=stage, task_data=arguments.task_data)
     if arguments.ablate:
         from demo.ablate import ablate
 
         return ablate(OUT)
-    kept = Kept(OUT)
+    cache = OutputCache(OUT)
     stages: dict[str, Mapping[str, float]] = {}
-    tasks = kept.make(
-        "tasks",
-        {
-            "read": sources_version(),
-            "corpus": content_hash(OUT / "corpus.json"),
-            "written_by": _source("tasks.py"),
-        },
-        lambda folder: write_tasks(read_docstrings(training_pairs(OUT)), folder),
-    )
+    tasks = _make_tasks(cache)
     made_from = {
         "base": content_hash(models.base),
         "adapter": content_hash(models.adapter),
@@ -73,13 +56,59 @@ def main(args: Sequence[str] = ()) -> int:
         "versions": installed(),
     }
     artifacts = {
-        precision: kept.make(
+        precision: cache.make(
             name,
             {**made_from, "precision": precision},
             partial(_export, models, precision, tasks, stages),
         )
         for precision, name in ARTIFACTS.items()
     }
+    retrieval, speed = _measured(cache, models, artifacts, made_from)
+    page = cache.make(
+        "report.html",
+        {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
+        lambda path: _report(artifacts, path),
+    )
+    opened = {precision: open_artifact(folder) for precision, folder in artifacts.items()}
+    total = time.perf_counter() - started
+    show.result(models, opened, retrieval, speed, OUT)
+    show.parity(opened)
+    show.times({**models.seconds, **cache.seconds}, stages, total)
+    print(f"\nthe page that shows it all: {page.resolve()}")
+    return 0
+
+
+def _arguments(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
+    )
+    parser.add_argument(
+        "--ablate", action="store_true", help="Tune without each part of the recipe."
+    )
+    return parser.parse_args(args)
+
+
+def _make_tasks(cache: OutputCache) -> Path:
+    """Make the folder of docstring tasks that artifacts are verified on."""
+    return cache.make(
+        "tasks",
+        {
+            "read": sources_version(),
+            "corpus": content_hash(OUT / "corpus.json"),
+            "written_by": _source("tasks.py"),
+        },
+        lambda folder: write_tasks(read_docstrings(training_pairs(OUT)), folder),
+    )
+
+
+def _measured(
+    cache: OutputCache,
+    models: DemoModels,
+    artifacts: Mapping[str, Path],
+    made_from: Mapping[str, object],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return each artifact's nDCG@10 and its speed, measured once."""
     # the pairs that base and adapter are evaluated on
     texts = heldout_texts(OUT, 2 * models.figures.evaluated_pairs)
     measured_from = {
@@ -88,7 +117,7 @@ def main(args: Sequence[str] = ()) -> int:
         "precisions": list(artifacts),
         "hardware": hardware(),
     }
-    retrieval = kept.make(
+    retrieval = cache.make(
         "retrieval.json",
         {
             **measured_from,
@@ -97,23 +126,12 @@ def main(args: Sequence[str] = ()) -> int:
         },
         lambda path: _retrieve(artifacts, texts, path),
     )
-    speed = kept.make(
+    speed = cache.make(
         "speed.json",
         {**measured_from, "measured_by": _source("speed.py")},
         lambda path: _measure(models, artifacts, texts[:SPEED_TEXTS], path),
     )
-    page = kept.make(
-        "report.html",
-        {**made_from, "hardware": hardware(), "artifacts": list(REPORTED)},
-        lambda path: _report(artifacts, path),
-    )
-    opened = {precision: open_artifact(folder) for precision, folder in artifacts.items()}
-    total = time.perf_counter() - started
-    show.result(models, opened, _read(retrieval), _read(speed), OUT)
-    show.parity(opened)
-    show.times({**models.seconds, **kept.seconds}, stages, total)
-    print(f"\nthe page that shows it all: {page.resolve()}")
-    return 0
+    return _read(retrieval), _read(speed)
 
 
 def _export(
@@ -150,9 +168,9 @@ def _export(
 
 def _report(artifacts: Mapping[str, Path], path: Path) -> None:
     """Write the page over the precisions that are shown side by side."""
-    shown = [artifacts[precision] for precision in REPORTED]
-    print("$ anna-export report", *shown, "--out", OUT / path.name, file=sys.stderr, flush=True)
-    _run("report", *shown, "--out", path, allowed=(0,))
+    folders = [artifacts[precision] for precision in REPORTED]
+    print("$ anna-export report", *folders, "--out", OUT / path.name, file=sys.stderr, flush=True)
+    _run("report", *folders, "--out", path, allowed=(0,))
 
 
 def _run(*arguments: object, allowed: Sequence[int]) -> dict[str, Any]:

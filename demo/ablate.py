@@ -21,7 +21,7 @@ from anna_export.console.output import print_line, print_table, stage
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
 from anna_export.progress import Progress, Stage
-from demo.kept import Kept, content_hash
+from demo.output_cache import OutputCache, content_hash
 
 SEEDS: Final = (0, 1, 2)
 # Half of the demonstration's: fifteen runs in a quarter of an hour.
@@ -48,56 +48,58 @@ def ablate(out: Path) -> int:
     Args:
         out: The demonstration's folder, with its base and rows.
     """
-    kept = Kept(out)
+    cache = OutputCache(out)
     mined = {"rows": content_hash(out / "rows.jsonl"), "margin": 0}
-    kept.make(ROWS_NO_MARGIN, mined, partial(_without_margin, out))
+    cache.make(ROWS_NO_MARGIN, mined, partial(_without_margin, out))
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     samples: dict[str, list[dict[str, float]]] = {}
     for number, (name, changes) in enumerate(VARIANTS.items()):
         samples[name] = []
         for seed in SEEDS:
-            place = number * len(SEEDS) + seed + 1
-            shown = _titled(f"{place}/{len(VARIANTS) * len(SEEDS)} {name}")
-            asked = _changed(recipe, changes, seed)
-            samples[name].append(_run(kept, asked, f"ablation-{number}-{seed}.json", shown))
+            run_number = number * len(SEEDS) + seed + 1
+            titled_stage = _titled(f"{run_number}/{len(VARIANTS) * len(SEEDS)} {name}")
+            variant = _changed(recipe, changes, seed)
+            samples[name].append(
+                _run(cache, variant, f"ablation-{number}-{seed}.json", titled_stage)
+            )
     (out / "ablation.json").write_text(json.dumps(_record(samples), indent=2) + "\n")
     _print(samples)
     return 0
 
 
-def _run(kept: Kept, recipe: dict[str, Any], name: str, shown: Stage) -> dict[str, float]:
+def _run(cache: OutputCache, recipe: dict[str, Any], name: str, stage: Stage) -> dict[str, float]:
     """Return one run's figures, before and after."""
     made_from = {
         "recipe": recipe,
-        "base": content_hash(kept.folder / "base"),
-        "rows": content_hash(kept.folder / recipe["data"][0]["path"]),
+        "base": content_hash(cache.folder / "base"),
+        "rows": content_hash(cache.folder / recipe["data"][0]["path"]),
         "versions": installed(),
     }
 
     def make(path: Path) -> None:
         # beside the recipe's own files, which it names by their places
-        asked = kept.folder / "ablation.yaml"
-        asked.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        recipe_file = cache.folder / "ablation.yaml"
+        recipe_file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         adapter = path.with_suffix("")
-        tune(read_tune_recipe(asked), adapter, shown)
+        tune(read_tune_recipe(recipe_file), adapter, stage)
         with (adapter / "training" / "evaluations.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        found = {
+        figures = {
             f"{figure} {when}": float(row[f"heldout {figure}"])
             for figure in FIGURES
             for when, row in (("before", rows[0]), ("after", rows[-1]))
         }
-        path.write_text(json.dumps(found), encoding="utf-8")
+        path.write_text(json.dumps(figures), encoding="utf-8")
 
-    return dict(json.loads(kept.make(name, made_from, make).read_text(encoding="utf-8")))
+    return dict(json.loads(cache.make(name, made_from, make).read_text(encoding="utf-8")))
 
 
 def _changed(recipe: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[str, Any]:
-    found = recipe | {"seed": seed, "steps": STEPS}
-    found["evaluation"] = recipe["evaluation"] | {"every": STEPS}
+    variant = recipe | {"seed": seed, "steps": STEPS}
+    variant["evaluation"] = recipe["evaluation"] | {"every": STEPS}
     for part, change in changes.items():
-        found[part] = found[part] | change if isinstance(change, dict) else change
-    return found
+        variant[part] = variant[part] | change if isinstance(change, dict) else change
+    return variant
 
 
 def _without_margin(out: Path, path: Path) -> None:
@@ -150,11 +152,11 @@ def _titled(title: str) -> Stage:
     """Return what shows a run's steps under its title, and nothing of what stands before them."""
 
     @contextmanager
-    def shown(name: str, unit: str) -> Iterator[Progress | None]:
+    def stage(name: str, unit: str) -> Iterator[Progress | None]:
         if name != "tune":
             yield None
             return
         with stage(title, unit) as progress:
             yield progress
 
-    return shown
+    return stage

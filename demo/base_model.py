@@ -116,8 +116,10 @@ def save_base(model: MistralModel, tokenizer: PreTrainedTokenizerFast, folder: P
 def contrastive_loss(queries: Tensor, documents: Tensor, temperature: float) -> Tensor:
     """InfoNCE in both directions; every other row of the batch is a negative."""
     scores = queries @ documents.T / temperature
-    own = torch.arange(len(scores))
-    return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
+    labels = torch.arange(len(scores))
+    return (
+        functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels)
+    ) / 2
 
 
 @dataclass(frozen=True, slots=True)

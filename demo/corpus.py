@@ -93,28 +93,28 @@ def sources_version() -> str:
 def source_folders() -> list[Path]:
     """Return the standard library's folder and those of the packages that are installed."""
     folders = [Path(sysconfig.get_paths()["stdlib"])]
-    found = (_folder_of(module) for module in PACKAGES)
-    return folders + [folder for folder in found if folder is not None]
+    folders_of_packages = (_folder_of(module) for module in PACKAGES)
+    return folders + [folder for folder in folders_of_packages if folder is not None]
 
 
 def source_files(folders: Sequence[Path]) -> Iterator[Path]:
     """Yield the folders' Python files, without tests, in an order that every machine shares."""
     for folder in folders:
         files = (path.relative_to(folder) for path in folder.rglob("*.py"))
-        kept = (path for path in files if not _SKIPPED_FOLDERS & set(path.parts))
-        yield from (folder / path for path in sorted(kept, key=Path.as_posix))
+        paths = (path for path in files if not _SKIPPED_FOLDERS & set(path.parts))
+        yield from (folder / path for path in sorted(paths, key=Path.as_posix))
 
 
 def collect_pairs(files: Iterator[Path], max_pairs: int) -> list[Pair]:
     """Take pairs from files until there are max_pairs; no text's words come twice."""
     pairs: list[Pair] = []
-    seen: set[str] = set()
+    collected: set[str] = set()
     for path in files:
         for pair in pairs_of_source(path.read_bytes()):
             texts = {" ".join(words(text)) for text in (pair.query, pair.document)}
-            if texts & seen:
+            if texts & collected:
                 continue
-            seen |= texts
+            collected |= texts
             pairs.append(pair)
             if len(pairs) == max_pairs:
                 return pairs
@@ -131,8 +131,8 @@ def pairs_of_source(source: bytes) -> Iterator[Pair]:
         return
     for node in _documented(tree):
         if docstring := ast.get_docstring(node):
-            head, _, rest = docstring.partition("\n\n")
-            pair = Pair(" ".join(head.split()), " ".join(rest.split()))
+            head, _, body = docstring.partition("\n\n")
+            pair = Pair(" ".join(head.split()), " ".join(body.split()))
             if len(pair.query) in QUERY_CHARACTERS and len(pair.document) in DOCUMENT_CHARACTERS:
                 yield pair
 

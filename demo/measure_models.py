@@ -62,17 +62,17 @@ def measure(corpus: Corpus, base: Path, adapter: Path, task_data: Path | None) -
         models.tuned[0].model = PeftModel.from_pretrained(models.tuned[0].model, adapter)
         fronts = SentenceTransformer(str(adapter), device="cpu", local_files_only=True).prompts
         plain = models.base.encode(queries)
-        zero = models.both(queries, fronts["query"])
-        few = models.both(queries, fronts[FEW_SHOT])
-        found = models.both(documents)
+        zero_shot = models.both(queries, fronts["query"])
+        few_shot = models.both(queries, fronts[FEW_SHOT])
+        document_vectors = models.both(documents)
         tasks = {
             "docstrings": Scores(
                 "nDCG@10",
                 _tf_idf(queries, documents).ndcg_at_10,
-                retrieval(zero[0], found[0]).ndcg_at_10,
-                retrieval(few[0], found[0]).ndcg_at_10,
-                retrieval(zero[1], found[1]).ndcg_at_10,
-                retrieval(few[1], found[1]).ndcg_at_10,
+                retrieval(zero_shot[0], document_vectors[0]).ndcg_at_10,
+                retrieval(few_shot[0], document_vectors[0]).ndcg_at_10,
+                retrieval(zero_shot[1], document_vectors[1]).ndcg_at_10,
+                retrieval(few_shot[1], document_vectors[1]).ndcg_at_10,
             )
         }
         if task_data is not None:
@@ -80,11 +80,11 @@ def measure(corpus: Corpus, base: Path, adapter: Path, task_data: Path | None) -
     return Figures(
         train_pairs=len(corpus.train),
         evaluated_pairs=len(pairs),
-        base=retrieval(plain, found[0]),
-        base_prompted=retrieval(zero[0], found[0]),
-        tuned=retrieval(zero[1], found[1]),
-        document_cosine=_mean_cosine(*found),
-        query_cosine=_mean_cosine(*zero),
+        base=retrieval(plain, document_vectors[0]),
+        base_prompted=retrieval(zero_shot[0], document_vectors[0]),
+        tuned=retrieval(zero_shot[1], document_vectors[1]),
+        document_cosine=_mean_cosine(*document_vectors),
+        query_cosine=_mean_cosine(*zero_shot),
         tasks=tasks,
     )
 
@@ -104,13 +104,13 @@ def _tf_idf(queries: list[str], documents: list[str]) -> Retrieval:
 def _sts(models: _Models, folder: Path) -> Scores:
     """Return Spearman's correlation of cosines with the test set's scores, zero-shot."""
     table = _table(folder, "STSBenchmark", "test")
-    one, other = table["sentence1"], table["sentence2"]
+    first, second = table["sentence1"], table["sentence2"]
     front = FORMATS["e5"].prompt(_STS).front
-    words = TfidfVectorizer(sublinear_tf=True).fit([*one, *other])
-    sides = zip(models.both(one, front), models.both(other, front), strict=True)
+    words = TfidfVectorizer(sublinear_tf=True).fit([*first, *second])
+    sides = zip(models.both(first, front), models.both(second, front), strict=True)
     base, tuned = (_correlation(left, right, table["score"]) for left, right in sides)
     lexical = _correlation(
-        words.transform(one).toarray(), words.transform(other).toarray(), table["score"]
+        words.transform(first).toarray(), words.transform(second).toarray(), table["score"]
     )
     return Scores("Spearman", lexical, base, None, tuned, None)
 
@@ -132,8 +132,8 @@ def _banking(models: _Models, folder: Path) -> Scores:
     return Scores(f"{_NEIGHBOURS}-NN accuracy", lexical, base, None, tuned, None)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray, scores: list[float]) -> float:
-    return float(spearmanr((one * other).sum(axis=1), scores).statistic)
+def _correlation(left: np.ndarray, right: np.ndarray, scores: list[float]) -> float:
+    return float(spearmanr((left * right).sum(axis=1), scores).statistic)
 
 
 def _named(train: np.ndarray, test: np.ndarray, labels: list[int], wanted: list[int]) -> float:
@@ -142,14 +142,14 @@ def _named(train: np.ndarray, test: np.ndarray, labels: list[int], wanted: list[
 
 
 def _table(folder: Path, task: str, split: str) -> dict[str, list]:
-    found = sorted((folder / "data" / task).glob(f"{split}-*.parquet"))
-    if not found:
+    paths = sorted((folder / "data" / task).glob(f"{split}-*.parquet"))
+    if not paths:
         raise MissingError(
             f"expected {split}-*.parquet in {folder / 'data' / task}, found none; name a folder "
             "of MTEB data"
         )
-    return dict(pq.read_table(found[0]).to_pydict())
+    return dict(pq.read_table(paths[0]).to_pydict())
 
 
-def _mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one * other).sum(axis=1).mean())
+def _mean_cosine(left: np.ndarray, right: np.ndarray) -> float:
+    return float((left * right).sum(axis=1).mean())

@@ -21,7 +21,7 @@ from anna_export.progress import Stage, no_stage
 from demo.base_recipe import BaseRecipe
 from demo.corpus import Corpus, Pair, read_corpus, sources_version
 from demo.figures import Figures, Scores
-from demo.kept import Kept, content_hash
+from demo.output_cache import OutputCache, content_hash
 
 # Rows that are mined, scored and trained on: what two minutes of one core allow.
 MAX_ROWS: Final = 4000
@@ -44,6 +44,7 @@ _TUNING: Final = (
     "train:plan/assemble",
     "train:plan/batch_plan",
     "train:recipe",
+    "train:run/adapter_card",
     "train:run/adapter_folder",
     "train:run/evaluation",
     "train:run/gradient",
@@ -84,10 +85,10 @@ def make_models(
         InputError: If the tokenizer is not exact, the rows have errors, or a LoRA pair is not
             trained.
     """
-    base_recipe, kept = base_recipe or BaseRecipe(), Kept(out)
-    corpus = _load_corpus(kept)
+    base_recipe, cache = base_recipe or BaseRecipe(), OutputCache(out)
+    corpus = _load_corpus(cache)
     corpus_hash = content_hash(out / "corpus.json")
-    base = kept.make(
+    base = cache.make(
         "base",
         {
             "recipe": asdict(base_recipe),
@@ -97,25 +98,10 @@ def make_models(
             ),
             "versions": _versions(),
         },
-        lambda folder: _making("make_base")(corpus, folder, base_recipe),
+        lambda folder: _training_step("make_base")(corpus, folder, base_recipe),
     )
-    scored = _make_rows(kept, corpus, base, stage)
-    for name, text in _shipped().items():
-        if name == "recipe.yaml" and recipe is not None:
-            text = recipe
-        (out / name).write_text(text, encoding="utf-8")
-    adapter = kept.make(
-        "adapter",
-        {
-            "recipe": (out / "recipe.yaml").read_text(encoding="utf-8"),
-            "base": content_hash(base),
-            "rows": content_hash(scored),
-            "sources": _sources(*_TUNING),
-            "versions": _versions(),
-        },
-        lambda folder: _making("make_adapter")(out / "recipe.yaml", folder, stage),
-    )
-    figures = kept.make(
+    adapter = _make_adapter(cache, corpus, base, recipe, stage)
+    figures = cache.make(
         "figures.json",
         {
             "base": content_hash(base),
@@ -126,29 +112,51 @@ def make_models(
         },
         partial(_make_figures, corpus, base, adapter, task_data),
     )
-    return DemoModels(base, adapter, _read_figures(figures), kept.seconds)
+    return DemoModels(base, adapter, _read_figures(figures), cache.seconds)
 
 
-def _make_rows(kept: Kept, corpus: Corpus, base: Path, stage: Stage) -> Path:
+def _make_adapter(
+    cache: OutputCache, corpus: Corpus, base: Path, recipe: str | None, stage: Stage
+) -> Path:
+    """Make the training rows and the shipped recipe's files, and tune the adapter on them."""
+    out, scored = cache.folder, _make_rows(cache, corpus, base, stage)
+    for name, text in _shipped().items():
+        if name == "recipe.yaml" and recipe is not None:
+            text = recipe
+        (out / name).write_text(text, encoding="utf-8")
+    return cache.make(
+        "adapter",
+        {
+            "recipe": (out / "recipe.yaml").read_text(encoding="utf-8"),
+            "base": content_hash(base),
+            "rows": content_hash(scored),
+            "sources": _sources(*_TUNING),
+            "versions": _versions(),
+        },
+        lambda folder: _training_step("make_adapter")(out / "recipe.yaml", folder, stage),
+    )
+
+
+def _make_rows(cache: OutputCache, corpus: Corpus, base: Path, stage: Stage) -> Path:
     """Make the training rows: written, checked, mined and scored."""
-    key = {"corpus": content_hash(kept.folder / "corpus.json"), "rows": MAX_ROWS}
-    rows = kept.make("rows.jsonl", key, partial(_write_pairs, corpus.train))
-    heldout = kept.make("heldout.jsonl", key, partial(_write_pairs, corpus.heldout))
+    key = {"corpus": content_hash(cache.folder / "corpus.json"), "rows": MAX_ROWS}
+    rows = cache.make("rows.jsonl", key, partial(_write_pairs, corpus.train))
+    heldout = cache.make("heldout.jsonl", key, partial(_write_pairs, corpus.heldout))
     made_from = {"rows": content_hash(rows), "versions": _versions()}
-    kept.make(
+    cache.make(
         "check.json",
         {**made_from, "heldout": content_hash(heldout), "sources": _sources("train:check/*")},
-        lambda path: _making("check_rows")(rows, heldout, base, path, stage),
+        lambda path: _training_step("check_rows")(rows, heldout, base, path, stage),
     )
-    mined = kept.make(
+    mined = cache.make(
         "mined.jsonl",
         {**made_from, "sources": _sources("train:mining/*")},
-        lambda path: _making("mine_rows")(rows, path, stage),
+        lambda path: _training_step("mine_rows")(rows, path, stage),
     )
-    return kept.make(
+    return cache.make(
         "scored.jsonl",
         {"rows": content_hash(mined), "sources": _sources("train:mining/*")},
-        lambda path: _making("score_rows")(mined, path, stage),
+        lambda path: _training_step("score_rows")(mined, path, stage),
     )
 
 
@@ -158,9 +166,9 @@ def _write_pairs(pairs: tuple[Pair, ...], path: Path) -> None:
     write_rows(path, (Row(pair.query, (pair.document,)) for pair in chosen))
 
 
-def _load_corpus(kept: Kept) -> Corpus:
+def _load_corpus(cache: OutputCache) -> Corpus:
     """Read this machine's docstring pairs, or reuse those kept in corpus.json."""
-    path = kept.make(
+    path = cache.make(
         "corpus.json",
         {"read": sources_version(), "sources": _sources("corpus")},
         lambda path: _write_json(path, [[pair.query, pair.document] for pair in read_corpus()]),
@@ -179,7 +187,7 @@ def heldout_texts(out: Path, count: int) -> list[str]:
     Raises:
         InputError: If fewer were held out.
     """
-    pairs = sorted(_load_corpus(Kept(out)).heldout, key=lambda pair: pair.digest)
+    pairs = sorted(_load_corpus(OutputCache(out)).heldout, key=lambda pair: pair.digest)
     texts = [text for pair in pairs for text in (pair.query, pair.document)]
     if not 0 < count <= len(texts):
         raise InputError(
@@ -190,10 +198,10 @@ def heldout_texts(out: Path, count: int) -> list[str]:
 
 def training_pairs(out: Path) -> tuple[Pair, ...]:
     """Return what base and adapter were trained on; `out` is as for heldout_texts."""
-    return _load_corpus(Kept(out)).train
+    return _load_corpus(OutputCache(out)).train
 
 
-def _making(name: str) -> Callable[..., None]:
+def _training_step(name: str) -> Callable[..., None]:
     """Return what makes something; its imports take seconds, which a run that reuses all saves."""
     from demo import training_steps
 

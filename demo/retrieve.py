@@ -18,9 +18,9 @@ def ndcg_at_10(
         queries: N texts.
         documents: N texts; each is the only answer to the query in its place.
     """
-    found = {}
+    scores = {}
     for name, folder in artifacts.items():
         encoder = open_encoder(folder)
         vectors = encoder.encode(queries, "query"), encoder.encode(documents, "document")
-        found[name] = retrieval(*vectors).ndcg_at_10
-    return found
+        scores[name] = retrieval(*vectors).ndcg_at_10
+    return scores

@@ -46,30 +46,14 @@ def result(
     out: Path,
 ) -> None:
     """Print what was made, and a line for each precision."""
-    manifest, figures = artifacts[Precision.FP32].manifest, models.figures
-    parities = {precision: _parity(one)["vectors"] for precision, one in artifacts.items()}
-    proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
-    pytorch = speed["pytorch"]["texts_per_second"]
+    parities = {
+        precision: _parity(artifact)["vectors"] for precision, artifact in artifacts.items()
+    }
     print()
     _tasks(models)
     print()
-    print_rows(
-        {
-            "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
-            f"trained on {figures.train_pairs:,} docstrings",
-            "adapter": f"{models.adapter}  LoRA on all linear layers; nDCG@10 of held-out "
-            f"prompted queries {figures.base_prompted.ndcg_at_10:.3f} -> {tuned:.3f}",
-            "artifacts": f"{out}/  {', '.join(one.folder.name for one in artifacts.values())}",
-            "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
-            "adapter in PyTorch; alone: against itself in a batch",
-            "verified": "scores by mteb's evaluators, and each artifact's difference; ? is for too "
-            "few texts to tell",
-            "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
-            "adapter in PyTorch: a few percent are chance",
-            "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
-            "for GPUs, here it runs in fp32",
-        }
-    )
+    _facts(models, artifacts, parities, speed, out)
+    tuned = models.figures.tuned.ndcg_at_10
     lines = [
         {
             "precision": precision,
@@ -89,6 +73,37 @@ def result(
     print_table(list(lines[0]), [list(line.values()) for line in lines])
 
 
+def _facts(
+    models: DemoModels,
+    artifacts: Mapping[str, Artifact],
+    parities: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, Mapping[str, float]],
+    out: Path,
+) -> None:
+    """Print what was made, and how it was compared."""
+    manifest, figures = artifacts[Precision.FP32].manifest, models.figures
+    proof, tuned = parities[Precision.FP32], figures.tuned.ndcg_at_10
+    pytorch = speed["pytorch"]["texts_per_second"]
+    folders = [artifact.folder.name for artifact in artifacts.values()]
+    print_rows(
+        {
+            "base": f"{models.base}  {manifest.spec.parameters / 1e6:.1f} M parameters, "
+            f"trained on {figures.train_pairs:,} docstrings",
+            "adapter": f"{models.adapter}  LoRA on all linear layers; nDCG@10 of held-out "
+            f"prompted queries {figures.base_prompted.ndcg_at_10:.3f} -> {tuned:.3f}",
+            "artifacts": f"{out}/  {', '.join(folders)}",
+            "proof": f"{proof['texts']} texts x {1 + len(proof['prompts'])} prompts against base + "
+            "adapter in PyTorch; alone: against itself in a batch",
+            "verified": "scores by mteb's evaluators, and each artifact's difference; ? is for too "
+            "few texts to tell",
+            "nDCG@10": f"{figures.evaluated_pairs} held-out pairs; its change against base + "
+            "adapter in PyTorch: a few percent are chance",
+            "speed": f"over PyTorch fp32, merged: {pytorch:,.0f} texts/s on {hardware()}; fp8 is "
+            "for GPUs, here it runs in fp32",
+        }
+    )
+
+
 def _tasks(models: DemoModels) -> None:
     """Print how well base and adapter do, without and with examples in the prompt."""
     scores = models.figures.tasks
@@ -100,38 +115,38 @@ def _tasks(models: DemoModels) -> None:
                 *(
                     "-" if value is None else f"{value:.3f}"
                     for value in (
-                        one.tf_idf,
-                        one.base,
-                        one.base_few_shot,
-                        one.tuned,
-                        one.tuned_few_shot,
+                        task.tf_idf,
+                        task.base,
+                        task.base_few_shot,
+                        task.tuned,
+                        task.tuned_few_shot,
                     )
                 ),
-                one.metric,
+                task.metric,
             )
-            for name, one in scores.items()
+            for name, task in scores.items()
         ],
     )
 
 
 def parity(artifacts: Mapping[str, Artifact]) -> None:
     """Print each artifact's scores on the tasks, and its verdicts."""
-    tasks = {precision: _parity(one)["tasks"] for precision, one in artifacts.items()}
-    told = next(found for found in tasks.values() if found)
+    tasks = {precision: _parity(artifact)["tasks"] for precision, artifact in artifacts.items()}
+    verified = next(tasks_of for tasks_of in tasks.values() if tasks_of)
     rows = [
         (
-            one["name"],
-            f"{one['difference']['reference']:.4f}",
-            *(_change(found and found["tasks"][place]) for found in tasks.values()),
-            one["metric"],
+            task["name"],
+            f"{task['difference']['reference']:.4f}",
+            *(_change(tasks_of and tasks_of["tasks"][index]) for tasks_of in tasks.values()),
+            task["metric"],
         )
-        for place, one in enumerate(told["tasks"])
+        for index, task in enumerate(verified["tasks"])
     ]
     means = [
-        found and {"difference": found["mean"], "verdict": found["verdict"]}
-        for found in tasks.values()
+        tasks_of and {"difference": tasks_of["mean"], "verdict": tasks_of["verdict"]}
+        for tasks_of in tasks.values()
     ]
-    reference = f"{told['mean']['reference']:.4f}"
+    reference = f"{verified['mean']['reference']:.4f}"
     rows.append(("mean over tasks", reference, *map(_change, means), ""))
     print()
     print_table(("verified task", "pytorch", *tasks, "metric"), rows)
@@ -160,10 +175,10 @@ def times(
         [
             (
                 name,
-                f"{seconds[made]:.1f}" if made in seconds else "reused",
-                ", ".join(f"{part} {spent:.1f}" for part, spent in stages.get(made, {}).items()),
+                f"{seconds[output]:.1f}" if output in seconds else "reused",
+                ", ".join(f"{part} {spent:.1f}" for part, spent in stages.get(output, {}).items()),
             )
-            for made, name in STAGES.items()
+            for output, name in STAGES.items()
         ]
         + [("in all", f"{total:.1f}", "")],
     )

@@ -45,8 +45,11 @@ def measure(
         ]
     return {
         name: {
-            "texts_per_second": len(texts) / statistics.median(one[name] for one in rounds),
-            "ratio": statistics.median(one[PYTORCH] / one[name] for one in rounds),
+            "texts_per_second": len(texts)
+            / statistics.median(round_speeds[name] for round_speeds in rounds),
+            "ratio": statistics.median(
+                round_speeds[PYTORCH] / round_speeds[name] for round_speeds in rounds
+            ),
         }
         for name in encoders
     }

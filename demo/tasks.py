@@ -48,26 +48,30 @@ def write_tasks(docstrings: Sequence[Docstring], folder: Path) -> None:
 
 def read_docstrings(trained: Sequence[Pair]) -> list[Docstring]:
     """Return docstrings that no model was trained on, in an order that mixes their sources."""
-    seen = {text for pair in trained for text in (pair.query, pair.document)}
-    found = []
+    used = {text for pair in trained for text in (pair.query, pair.document)}
+    docstrings = []
     for folder in source_folders():
         for path in source_files([folder]):
             first = path.relative_to(folder).parts[0].removesuffix(".py")
             for pair in pairs_of_source(path.read_bytes()):
                 if len(pair.document) not in DOCUMENT_CHARACTERS:
                     continue
-                if pair.query in seen or pair.document in seen:
+                if pair.query in used or pair.document in used:
                     continue
-                seen |= {pair.query, pair.document}
-                found.append(Docstring(pair, folder.name, f"{folder.name}.{first}"))
-    return sorted(found, key=lambda one: one.pair.digest)
+                used |= {pair.query, pair.document}
+                docstrings.append(Docstring(pair, folder.name, f"{folder.name}.{first}"))
+    return sorted(docstrings, key=lambda docstring: docstring.pair.digest)
 
 
 def _retrieval(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
     documents = docstrings[:DOCUMENTS]
-    queries = [(f"q{place}", one.pair.query) for place, one in enumerate(documents[:QUERIES])]
-    corpus = [(f"d{place}", "", one.pair.document) for place, one in enumerate(documents)]
-    answers = [(f"q{place}", f"d{place}", 1) for place in range(len(queries))]
+    queries = [
+        (f"q{index}", docstring.pair.query) for index, docstring in enumerate(documents[:QUERIES])
+    ]
+    corpus = [
+        (f"d{index}", "", docstring.pair.document) for index, docstring in enumerate(documents)
+    ]
+    answers = [(f"q{index}", f"d{index}", 1) for index in range(len(queries))]
     revision = write_data(
         folder,
         {
@@ -80,22 +84,29 @@ def _retrieval(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
 
 
 def _classification(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
-    by_module = _by(docstrings, lambda one: one.module)
+    by_module = _by(docstrings, lambda docstring: docstring.module)
     names = sorted(by_module, key=lambda name: (-len(by_module[name]), name))[:CLASSES]
     rows: dict[str, list[tuple[str, int, str]]] = {"train": [], "test": []}
     for label, name in enumerate(names):
-        for place, one in enumerate(by_module[name][: TRAIN_TEXTS + TEST_TEXTS]):
-            split = "train" if place < TRAIN_TEXTS else "test"
-            rows[split].append((one.pair.document, label, name))
-    told = {split: _table(("text", "label", "label_text"), found) for split, found in rows.items()}
-    revision = write_data(folder, {"default": told})
+        for index, docstring in enumerate(by_module[name][: TRAIN_TEXTS + TEST_TEXTS]):
+            split = "train" if index < TRAIN_TEXTS else "test"
+            rows[split].append((docstring.pair.document, label, name))
+    splits = {
+        split: _table(("text", "label", "label_text"), split_rows)
+        for split, split_rows in rows.items()
+    }
+    revision = write_data(folder, {"default": splits})
     return _entry("Banking77Classification", revision, "the module of a docstring", folder.name)
 
 
 def _clustering(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
-    by_package = _by(docstrings, lambda one: one.package)
+    by_package = _by(docstrings, lambda docstring: docstring.package)
     each = 2 * CLUSTERED // len(by_package)
-    rows = [(one.pair.query, name) for name, found in by_package.items() for one in found[:each]]
+    rows = [
+        (docstring.pair.query, name)
+        for name, members in by_package.items()
+        for docstring in members[:each]
+    ]
     random.Random(0).shuffle(rows)
     rows = rows[:CLUSTERED]
     revision = write_data(folder, {"default": {"test": _table(("sentences", "labels"), rows)}})
@@ -106,13 +117,13 @@ def _clustering(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]
 
 def _pairs(docstrings: Sequence[Docstring], folder: Path) -> dict[str, Any]:
     chosen = docstrings[-PAIRS:]
-    by_module = _by(chosen, lambda one: one.module)
+    by_module = _by(chosen, lambda docstring: docstring.module)
     rows = []
-    for place, one in enumerate(chosen):
-        siblings = by_module[one.module]
-        other = siblings[(siblings.index(one) + 1) % len(siblings)]
-        same = place % 2 == 0 or other is one
-        rows.append((one.pair.query, (one if same else other).pair.document, int(same)))
+    for index, docstring in enumerate(chosen):
+        siblings = by_module[docstring.module]
+        other = siblings[(siblings.index(docstring) + 1) % len(siblings)]
+        same = index % 2 == 0 or other is docstring
+        rows.append((docstring.pair.query, (docstring if same else other).pair.document, int(same)))
     left, right, labels = zip(*rows, strict=True)
     table = pa.table({"sent1": [left], "sent2": [right], "labels": [labels]})
     revision = write_data(folder, {"default": {"test": table}})
@@ -135,10 +146,10 @@ def _entry(base: str, revision: str, description: str, name: str) -> dict[str, A
 def _by(
     docstrings: Sequence[Docstring], key: Callable[[Docstring], str]
 ) -> dict[str, list[Docstring]]:
-    found: dict[str, list[Docstring]] = {}
-    for one in docstrings:
-        found.setdefault(key(one), []).append(one)
-    return found
+    groups: dict[str, list[Docstring]] = {}
+    for docstring in docstrings:
+        groups.setdefault(key(docstring), []).append(docstring)
+    return groups
 
 
 def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pa.Table:

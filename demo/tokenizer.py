@@ -51,6 +51,23 @@ def build_tokenizer(pieces: SentencePieceProcessor, max_tokens: int) -> PreTrain
     Returns:
         A tokenizer that puts `<s>` first and `</s>` last and pads on the right.
     """
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_fallback_bpe(pieces),
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        add_bos_token=True,
+        add_eos_token=True,
+        padding_side="right",
+        truncation_side="right",
+        model_max_length=max_tokens,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_fallback_bpe(pieces: SentencePieceProcessor) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab={pieces.id_to_piece(index): index for index in range(len(pieces))},
@@ -79,20 +96,7 @@ def build_tokenizer(pieces: SentencePieceProcessor, max_tokens: int) -> PreTrain
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        add_bos_token=True,
-        add_eos_token=True,
-        padding_side="right",
-        truncation_side="right",
-        model_max_length=max_tokens,
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -113,9 +117,9 @@ def check_exact(
     Raises:
         InputError: If a text's ids differ, framed by `<s>` and `</s>`.
     """
-    found = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    converted = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
     expected = pieces.encode(list(texts), add_bos=True, add_eos=True)
-    for text, ids, wanted in zip(texts, found, expected, strict=True):
+    for text, ids, wanted in zip(texts, converted, expected, strict=True):
         if ids != wanted:
             raise InputError(
                 f"expected sentencepiece's token ids {wanted[:16]}, found {ids[:16]} for "
@@ -129,11 +133,11 @@ def _merges(pieces: SentencePieceProcessor) -> list[tuple[str, str]]:
     Runs of spaces share one score; of equal scores sentencepiece takes the leftmost, which in such
     a run is the join with the longest left side.
     """
-    known = {pieces.id_to_piece(index): pieces.get_score(index) for index in range(len(pieces))}
+    scores = {pieces.id_to_piece(index): pieces.get_score(index) for index in range(len(pieces))}
     ranked = [
         (-score, -cut, (joined[:cut], joined[cut:]))
-        for joined, score in known.items()
+        for joined, score in scores.items()
         for cut in range(1, len(joined))
-        if joined[:cut] in known and joined[cut:] in known
+        if joined[:cut] in scores and joined[cut:] in scores
     ]
     return [merge for _, _, merge in sorted(ranked)]

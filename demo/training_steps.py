@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from anna_train.check.doctor import Request, check
+from anna_train.check.doctor import CheckRequest, check
 from anna_train.mining.mine import mine
 from anna_train.mining.score import score
 from anna_train.recipe import read_tune_recipe
@@ -38,7 +38,7 @@ def check_rows(rows: Path, heldout: Path, base: Path, path: Path, stage: Stage) 
         InputError: If there are errors.
     """
     with stage("check", "rows") as progress:
-        report = check(Request((rows,), base, None, (heldout,)), progress=progress)
+        report = check(CheckRequest((rows,), base, None, (heldout,)), progress=progress)
     if report.errors:
         raise InputError(
             f"expected no errors in {rows}, found {report.errors}; anna-train check {rows} "

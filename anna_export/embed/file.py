@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,10 +14,10 @@ import pyarrow.parquet as pq
 
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError, UnsupportedError
-from anna_export.files.atomic import require_absent_file, staged_file, write_text
-from anna_export.files.disk import require_disk, room_for
-from anna_export.files.locks import sole_writer
+from anna_export.files.atomic import require_absent_file, staged_file
+from anna_export.files.disk import require_disk
 from anna_export.files.text_file import TextFile
+from anna_export.files.work_folder import work_folder
 from anna_export.progress import Progress
 from anna_export.text.prompts import Prompts
 
@@ -128,7 +126,7 @@ def embed_file(
         DamagedError: If a vector is not finite.
     """
     require_output(out, overwrite=overwrite)
-    state = {
+    request = {
         "artifact_id": artifact_id,
         "compute": embedder.compute_label,
         "source_sha256": source.sha256,
@@ -136,12 +134,12 @@ def embed_file(
         "field": source.field,
         "shard_texts": shard_texts,
     }
-    with room_for(out), _shards(out, state) as shards:
+    with work_folder(out, request, "shards") as work:
         size_bytes = len(source.ids) * embedder.dim * _ITEM_BYTES
         # the shards that are missing, and the file they are joined into
-        stored_bytes = sum(path.stat().st_size for path in shards.glob(f"*{_SHARD}"))
+        stored_bytes = sum(path.stat().st_size for path in work.path.glob(f"*{_SHARD}"))
         require_disk(out, 2 * size_bytes - stored_bytes)
-        run = _ShardRun(shards, source, embedder.dim, shard_texts, progress)
+        run = _ShardRun(work.path, source, embedder.dim, shard_texts, progress)
         paths, resumed = run.embed(embedder, prompt)
         if not source.is_unchanged():
             raise InputError(
@@ -150,7 +148,6 @@ def embed_file(
         with staged_file(out) as aside:
             join = _join_npy if out.suffix == ".npy" else _join_parquet
             join(paths, source.ids, embedder.dim, aside)
-        shutil.rmtree(shards)
     return Embedded(out, len(source.ids), resumed)
 
 
@@ -213,26 +210,6 @@ class _ShardRun:
         self._done += texts
         if self._progress is not None:
             self._progress(self._done, len(self._source.ids))
-
-
-@contextmanager
-def _shards(out: Path, state: Mapping[str, object]) -> Iterator[Path]:
-    """Give the folder of finished shards, emptied of another run's; it stays if there are some."""
-    shards = out.with_name(f".{out.name}.shards")
-    shards.mkdir(exist_ok=True)
-    with sole_writer(shards, out):
-        stored, text = shards / "state.json", json.dumps(state)
-        if not (stored.exists() and stored.read_bytes() == text.encode()):
-            for path in shards.iterdir():
-                path.unlink()
-        try:
-            if not stored.exists():
-                write_text(stored, text)
-            yield shards
-        except BaseException:
-            if not any(shards.glob(f"*{_SHARD}")):
-                shutil.rmtree(shards)
-            raise
 
 
 def _texts_hash(texts: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from anna_train.model.trained_model import load_model, lora_config
 from anna_train.plan.assemble import Group
 from anna_train.plan.batch_plan import PlannedStep
 from anna_train.recipe import TuneRecipe, read_tune_recipe
-from anna_train.run.gradient import Settings, compute_gradient, mini_batches
+from anna_train.run.gradient import GradientSettings, compute_gradient, mini_batches
 from anna_train.run.prepare import Prepared, prepare
 from anna_train.run.processes import Processes
 from anna_train.run.step import take_step
@@ -92,7 +92,7 @@ def _check(
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
         other.data.copy_(weight.data)
-    settings = Settings(recipe.run.mini_batch_tokens or 1)
+    settings = GradientSettings(recipe.run.mini_batch_tokens or 1)
 
     def loss_of(vectors: Tensor) -> Losses:
         count = batch.queries
@@ -147,7 +147,7 @@ def _time_ours(
 ) -> dict[str, Any]:
     model = load_model(prepared.base, recipe, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.weights().values(), lr=recipe.optimizer.learning_rate)
-    settings, processes = Settings(prepared.forecast.mini_batch_tokens), Processes()
+    settings, processes = GradientSettings(prepared.forecast.mini_batch_tokens), Processes()
 
     def take(step: int) -> None:
         take_step(recipe, prepared, model, optimizer, step, settings, processes)

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from demo.base_model import contrastive_loss, train_base
 from demo.base_recipe import BaseRecipe
 from demo.corpus import Corpus, Pair
-from demo.kept import content_hash
+from demo.output_cache import content_hash
 
 TEXTS = ["Short.", "A text that is a good deal longer than the others, twice over.", "", "é漢🙂"]
 

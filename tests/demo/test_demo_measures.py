@@ -36,8 +36,8 @@ class Finding:
 def test_retrieval_is_measured_with_prompts_by_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieve, "open_encoder", Finding)
     queries, documents = [f"q{n}" for n in range(13)], [f"d{n}" for n in range(13)]
-    found = retrieve.ndcg_at_10({"a": Path("good"), "b": Path("poor")}, queries, documents)
-    assert found == {"a": 1.0, "b": 0.0}
+    scores = retrieve.ndcg_at_10({"a": Path("good"), "b": Path("poor")}, queries, documents)
+    assert scores == {"a": 1.0, "b": 0.0}
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     timed: list[str] = []
     slowness: Iterator[float] = iter((1.0, 9.0, 1.0, 5.0, 2.0))
     # by PyTorch, which comes first in a round, and artifacts that are 2 and 4 times as fast
-    costs, now = {"pytorch": 8.0, "a": 4.0, "b": 2.0}, 1.0
+    costs, slowness_of_round = {"pytorch": 8.0, "a": 4.0, "b": 2.0}, 1.0
 
     def seconds(encoder: Named, texts: list[str]) -> float:
-        nonlocal now
+        nonlocal slowness_of_round
         assert len(texts) == 16
         timed.append(encoder.name)
         if encoder.name == "pytorch":
-            now = next(slowness)
+            slowness_of_round = next(slowness)
         # something else disturbed "a" in the last round
-        disturbed = 10 if encoder.name == "a" and now == 2.0 else 1
-        return costs[encoder.name] * now * disturbed
+        disturbed = 10 if encoder.name == "a" and slowness_of_round == 2.0 else 1
+        return costs[encoder.name] * slowness_of_round * disturbed
 
     monkeypatch.setattr(speed, "write_merged", lambda base, adapter, out: None)
     monkeypatch.setattr(speed, "open_reference", lambda folder: Named("pytorch"))

@@ -63,9 +63,14 @@ class Run:
         path = Path(command[2]) / PARITY_FILE
         change, parity = DIFFERENCES[self.exported[-1]], json.loads(path.read_text())
         if change is not None:
-            told = {"reference": 0.5, "difference": change}
-            task = {"name": "Docstrings", "metric": "recall", "difference": told, "verdict": "fail"}
-            parity["tasks"] = {"tasks": [task], "mean": told, "verdict": "inconclusive"}
+            difference = {"reference": 0.5, "difference": change}
+            task = {
+                "name": "Docstrings",
+                "metric": "recall",
+                "difference": difference,
+                "verdict": "fail",
+            }
+            parity["tasks"] = {"tasks": [task], "mean": difference, "verdict": "inconclusive"}
         path.write_text(json.dumps(parity))
         return subprocess.CompletedProcess(command, self.verdict, json.dumps(parity).encode())
 
@@ -81,7 +86,7 @@ class Run:
         return SPEED
 
     @property
-    def made(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int]:
         return len(self.exported), len(self.retrieved), self.measures
 
 
@@ -89,12 +94,12 @@ class Run:
 def run(
     artifact: Artifact, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    run, found = Run(artifact), Retrieval(PYTORCH_NDCG, 0.5)
+    run, retrieval = Run(artifact), Retrieval(PYTORCH_NDCG, 0.5)
     tasks = {
         "docstrings": Scores("nDCG@10", 0.7, 0.1, 0.05, 0.2, 0.15),
         "STS-B": Scores("Spearman", 0.6, 0.3, None, 0.4, None),
     }
-    figures = Figures(7, 2, found, found, found, 0.9, 0.8, tasks)
+    figures = Figures(7, 2, retrieval, retrieval, retrieval, 0.9, 0.8, tasks)
     models = DemoModels(base, adapter, figures, {"base": 34.5})
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
     monkeypatch.setattr(demo, "make_models", lambda out, **_: models)
@@ -116,23 +121,23 @@ def table(printed: str, head: str) -> list[list[str]]:
 
 
 def times(printed: str) -> dict[str, list[str]]:
-    return {name: rest for name, *rest in table(printed, "stage")}
+    return {name: cells for name, *cells in table(printed, "stage")}
 
 
 def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert demo.main() == 0
-    found = times(capsys.readouterr().out)
+    cells_of = times(capsys.readouterr().out)
     for name in PRECISIONS:
-        seconds, parts = found.pop(f"export, verify, time {name}")
+        seconds, parts = cells_of.pop(f"export, verify, time {name}")
         assert float(seconds) >= 0
         assert parts.startswith("merge and write 1.2, prove 20.5, verify ")
         assert ", bench " in parts
     for name in ("write tasks", "evaluate artifacts", "measure speed", "report", "in all"):
-        (seconds,) = found.pop(name)
+        (seconds,) = cells_of.pop(name)
         assert float(seconds) >= 0
-    assert found == {
+    assert cells_of == {
         "read docstrings": ["reused"],
         "base model": ["34.5"],
         "check rows": ["reused"],
@@ -146,29 +151,29 @@ def test_each_stage_shows_its_own_seconds_or_that_it_was_reused(
 def test_every_precision_is_exported_by_its_option(run: Run, tmp_path: Path) -> None:
     demo.main()
     assert run.exported == PRECISIONS
-    made = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert made == {"tasks", "artifact", "artifact-fp8", "artifact-int8", "artifact-int4"}
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {"tasks", "artifact", "artifact-fp8", "artifact-int8", "artifact-int4"}
 
 
 def test_one_line_a_precision_shows_its_change_against_pytorch_and_its_speed(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo.main()
-    found = {name: cells for name, *cells in table(capsys.readouterr().out, "precision")}
-    assert {name: cells[4:8] for name, cells in found.items()} == {
+    lines = {name: cells for name, *cells in table(capsys.readouterr().out, "precision")}
+    assert {name: cells[4:8] for name, cells in lines.items()} == {
         "fp32": ["0.5000", "+0.00 %", "9", "3.0 x"],
         "fp8": ["0.4900", "-2.00 %", "6", "2.0 x"],
         "int8": ["0.5050", "+1.00 %", "21", "7.0 x"],
         "int4": ["0.4000", "-20.00 %", "15", "5.0 x"],
     }
-    assert {cells[8] for cells in found.values()} == {"pass: worst >= 0.999999"}
+    assert {cells[8] for cells in lines.values()} == {"pass: worst >= 0.999999"}
 
 
 def test_tables_are_at_most_120_columns_wide(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     demo.main()
     lines = capsys.readouterr().out.splitlines()
     # the rows above the tables name folders, whose length is the user's
-    start = next(place for place, line in enumerate(lines) if line.startswith("precision "))
+    start = next(index for index, line in enumerate(lines) if line.startswith("precision "))
     assert max(map(len, lines[start:])) <= 120
 
 
@@ -181,11 +186,11 @@ def test_second_run_makes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) 
     demo.main()
     capsys.readouterr()
     demo.main()
-    found = times(capsys.readouterr().out)
-    assert run.made == (4, 1, 1)
+    cells_of = times(capsys.readouterr().out)
+    assert run.counts == (4, 1, 1)
     exports = [f"export, verify, time {name}" for name in PRECISIONS]
     for name in (*exports, "evaluate artifacts", "measure speed", "report"):
-        assert found[name] == ["reused"]
+        assert cells_of[name] == ["reused"]
 
 
 def test_it_ends_with_the_page_over_three_precisions(
@@ -210,26 +215,28 @@ def test_other_libraries_make_artifacts_and_measurements_anew(
     demo.main()
     monkeypatch.setattr(demo, "installed", lambda: {"onnxruntime": "0"})
     demo.main()
-    assert run.made == (8, 2, 2)
+    assert run.counts == (8, 2, 2)
 
 
 def test_another_processor_measures_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.main()
     monkeypatch.setattr(demo, "hardware", lambda: "another x3")
     demo.main()
-    assert run.made == (4, 2, 2)
+    assert run.counts == (4, 2, 2)
 
 
-@pytest.mark.parametrize(("source", "made"), [("speed.py", (4, 1, 2)), ("retrieve.py", (4, 2, 1))])
+@pytest.mark.parametrize(
+    ("source", "counts"), [("speed.py", (4, 1, 2)), ("retrieve.py", (4, 2, 1))]
+)
 def test_another_way_to_measure_measures_that_anew(
-    source: str, made: tuple[int, int, int], run: Run, tmp_path: Path, monkeypatch: Any
+    source: str, counts: tuple[int, int, int], run: Run, tmp_path: Path, monkeypatch: Any
 ) -> None:
     folder = Path(shutil.copytree(Path(demo.__file__).parent, tmp_path / "demo"))
     monkeypatch.setattr(demo, "__file__", str(folder / "__main__.py"))
     demo.main()
     (folder / source).write_text("ROUNDS = 3")
     demo.main()
-    assert run.made == made
+    assert run.counts == counts
 
 
 def test_failed_export_ends_the_run_and_shows_no_result(

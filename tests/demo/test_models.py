@@ -35,14 +35,14 @@ def small_corpus(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> None:
 @pytest.mark.slow
 def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Path) -> None:
     first = demo.make_models(out, BASE, LORA)
-    made = {path: path.stat().st_mtime_ns for path in out.glob("*/*.safetensors")}
-    assert {path.parent.name for path in made} == {"base", "adapter"}
+    times_of = {path: path.stat().st_mtime_ns for path in out.glob("*/*.safetensors")}
+    assert {path.parent.name for path in times_of} == {"base", "adapter"}
 
     assert demo.make_models(out, BASE, LORA) == first
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert {path: path.stat().st_mtime_ns for path in times_of} == times_of
 
     demo.make_models(out, BASE, OTHER)
-    changed = [path.parent.name for path in made if path.stat().st_mtime_ns != made[path]]
+    changed = [path.parent.name for path in times_of if path.stat().st_mtime_ns != times_of[path]]
     assert changed == ["adapter"]
 
 
@@ -50,8 +50,8 @@ def test_models_are_made_once_and_the_adapter_alone_when_only_it_changes(out: Pa
 def test_other_libraries_make_everything_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.make_models(out, BASE, LORA)
     monkeypatch.setattr(demo, "_versions", lambda: {"torch": "0"})
-    made = set(demo.make_models(out, BASE, LORA).seconds)
-    assert made == {"base", "check.json", "mined.jsonl", "adapter", "figures.json"}
+    remade = set(demo.make_models(out, BASE, LORA).seconds)
+    assert remade == {"base", "check.json", "mined.jsonl", "adapter", "figures.json"}
 
 
 @pytest.mark.slow
@@ -60,8 +60,8 @@ def test_figures_are_of_the_heldout_pairs(out: Path, tiny_corpus: Corpus) -> Non
     assert figures.evaluated_pairs == len(tiny_corpus.heldout)
     assert figures.train_pairs == len(tiny_corpus.train)
     assert 0.5 < figures.query_cosine < 1
-    for found in (figures.base, figures.base_prompted, figures.tuned):
-        assert 0 <= found.recall_at_1 <= found.ndcg_at_10 <= 1
+    for retrieval in (figures.base, figures.base_prompted, figures.tuned):
+        assert 0 <= retrieval.recall_at_1 <= retrieval.ndcg_at_10 <= 1
 
 
 def test_heldout_texts_are_heldout_in_a_fixed_order(out: Path, tiny_corpus: Corpus) -> None:

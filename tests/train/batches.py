@@ -63,11 +63,11 @@ def groups() -> list[Group]:
 
 def targets() -> Targets:
     """Own documents, one query with a negative less, in-batch negatives for all but one."""
-    own = torch.tensor([[0, 5, 6], [1, 5, -1], [2, 6, 0], [3, 0, 1], [4, 5, 2]])
+    own_documents = torch.tensor([[0, 5, 6], [1, 5, -1], [2, 6, 0], [3, 0, 1], [4, 5, 2]])
     others = torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)
-    others[torch.arange(QUERIES), own[:, 0]] = False
+    others[torch.arange(QUERIES), own_documents[:, 0]] = False
     others[3] = False
     teacher = torch.tensor(
         [[3.0, 1, 0], [2, 2, 0], [1, 2, 3], [5, 0, 1], [0.5, 0.2, 0.1]], dtype=torch.float32
     )
-    return Targets(own, others, teacher)
+    return Targets(own_documents, others, teacher)

@@ -223,10 +223,10 @@ def read_tune_recipe(path: Path) -> TuneRecipe:
     except UnicodeDecodeError:
         raise InputError(f"expected YAML in UTF-8 in {path}, found other bytes") from None
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = "" if place is None else f", in line {place.line + 1}"
-        what = getattr(error, "problem", None) or "something else"
-        raise InputError(f"expected YAML in {path}, found{line}: {what}") from None
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", in line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or "something else"
+        raise InputError(f"expected YAML in {path}, found{line}: {problem}") from None
     recipe = validated(TuneRecipe, content, path)
     return _from(path.parent, recipe)
 
@@ -235,7 +235,10 @@ def _from(folder: Path, recipe: TuneRecipe) -> TuneRecipe:
     """Return the recipe with its paths, which are relative to a folder, made usable."""
 
     def placed(data: tuple[DataRecipe, ...]) -> tuple[DataRecipe, ...]:
-        return tuple(one.model_copy(update={"path": folder / one.path}) for one in data)
+        return tuple(
+            data_recipe.model_copy(update={"path": folder / data_recipe.path})
+            for data_recipe in data
+        )
 
     base = folder / recipe.base
     return recipe.model_copy(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anna_train.check import duplicates, overlap, scores, texts
-from anna_train.check.doctor import MALFORMED, Report, Request, check
+from anna_train.check.doctor import MALFORMED, CheckRequest, Report, check
 from anna_train.check.findings import Finding, Severity
 from anna_train.check.scores import relative_entropy
 from anna_train.check.words import grams, words
@@ -49,50 +49,50 @@ def clean(tmp_path: Path) -> Path:
 
 def seeded(rule: str) -> tuple[list[Fields | str], str, Severity]:
     """Rows with one mistake, where it is found (line and field), and how bad it is."""
-    own, other = row(f"{rule} 1"), row(f"{rule} 2")
+    first, other = row(f"{rule} 1"), row(f"{rule} 2")
     error, warning = Severity.ERROR, Severity.WARNING
     match rule:
         case "malformed row":
-            return [own, {**other, "pos": [3]}], "2 pos[0]", error
+            return [first, {**other, "pos": [3]}], "2 pos[0]", error
         case "empty text":
-            return [{**own, "neg": [own["neg"][0], " \n"]}], "1 neg[1]", error
+            return [{**first, "neg": [first["neg"][0], " \n"]}], "1 neg[1]", error
         case "repeated row":
-            return [own, {**own, "neg": other["neg"]}], "2 query", warning
+            return [first, {**first, "neg": other["neg"]}], "2 query", warning
         case "repeated query":
-            return [own, {**other, "query": own["query"]}], "2 query", warning
+            return [first, {**other, "query": first["query"]}], "2 query", warning
         case "near-duplicate query":
             long = text(rule, 40)
             again = {**other, "query": f"{long[:-1]}x."}
-            return [{**own, "query": long}, again], "2 query", warning
+            return [{**first, "query": long}, again], "2 query", warning
         case "near-duplicate document":
             long = text(rule, 40)
             again = {**other, "neg": [other["neg"][0], long.upper()]}
-            return [{**own, "pos": [long]}, again], "2 neg[1]", warning
+            return [{**first, "pos": [long]}, again], "2 neg[1]", warning
         case "positive among negatives":
-            return [{**own, "neg": [own["neg"][0], f" {own['pos'][0]}"]}], "1 neg[1]", error
+            return [{**first, "neg": [first["neg"][0], f" {first['pos'][0]}"]}], "1 neg[1]", error
         case "repeated negative":
-            return [{**own, "neg": [own["neg"][0]] * 2}], "1 neg[1]", warning
+            return [{**first, "neg": [first["neg"][0]] * 2}], "1 neg[1]", warning
         case "query is its positive":
-            return [{**own, "pos": [f"{own['query']} "]}], "1 pos[0]", warning
+            return [{**first, "pos": [f"{first['query']} "]}], "1 pos[0]", warning
         case "special token":
-            return [{**own, "pos": [f"{own['pos'][0]}</s> a</s>"]}], "1 pos[0]", warning
+            return [{**first, "pos": [f"{first['pos'][0]}</s> a</s>"]}], "1 pos[0]", warning
         case "negative above positive":
-            return [{**own, "neg_scores": [1.0, 2.6]}], "1 neg_scores[1]", warning
+            return [{**first, "neg_scores": [1.0, 2.6]}], "1 neg_scores[1]", warning
         case "no negatives":
-            bare = {**own, "neg": [], "neg_scores": [], "type": "sts"}
+            bare = {**first, "neg": [], "neg_scores": [], "type": "sts"}
             return [other, bare], "2 neg", error
         case "partly scored":
             bare = {**other, "pos_scores": None, "neg_scores": None}
-            return [own, bare], "2 pos_scores", warning
+            return [first, bare], "2 pos_scores", warning
         case "teacher's entropy":
-            return [{**own, "neg_scores": [2.4, 2.4]}, other | FLAT], "1 pos_scores", warning
+            return [{**first, "neg_scores": [2.4, 2.4]}, other | FLAT], "1 pos_scores", warning
         case "truncated":
-            return [own, {**other, "pos": [text(rule, 200)]}], "2 pos[0]", warning
+            return [first, {**other, "pos": [text(rule, 200)]}], "2 pos[0]", warning
         case "evaluation text":
-            return [own, {**other, "neg": [text(rule), EVALUATED]}], "2 neg[1]", error
+            return [first, {**other, "neg": [text(rule), EVALUATED]}], "2 neg[1]", error
         case "evaluation overlap":
-            shared = f"{text(rule, 5)} {' '.join(EVALUATED.split()[2:15])} {text(own, 5)}"
-            return [{**own, "pos": [shared]}], "1 pos[0]", warning
+            shared = f"{text(rule, 5)} {' '.join(EVALUATED.split()[2:15])} {text(first, 5)}"
+            return [{**first, "pos": [shared]}], "1 pos[0]", warning
     raise AssertionError(rule)
 
 
@@ -114,7 +114,7 @@ RULES = (
     duplicates.REPEATED_QUERY,
     duplicates.NEAR_QUERY,
     duplicates.NEAR_DOCUMENT,
-    overlap.SEEN,
+    overlap.EVALUATION_TEXT,
     overlap.OVERLAP,
 )
 
@@ -126,19 +126,19 @@ def evaluation(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def request_of(base: Path, evaluation: Path) -> Callable[..., Request]:
+def request_of(base: Path, evaluation: Path) -> Callable[..., CheckRequest]:
     """Everything that can be asked for; a text of 16 made-up words is of fewer than 128 tokens."""
-    return lambda *paths: Request(paths, base, 128, (evaluation,))
+    return lambda *paths: CheckRequest(paths, base, 128, (evaluation,))
 
 
-def found(report: Report) -> list[tuple[str, str, str, Severity]]:
+def findings_of(report: Report) -> list[tuple[str, str, str, Severity]]:
     return [
         (finding.rule, finding.path.name, f"{finding.line} {finding.field}", finding.severity)
         for finding in report.findings
     ]
 
 
-def test_clean_rows_give_nothing(clean: Path, request_of: Callable[..., Request]) -> None:
+def test_clean_rows_give_nothing(clean: Path, request_of: Callable[..., CheckRequest]) -> None:
     report = check(request_of(clean), keeps_all=True)
     assert not report.findings and report.rows == 40
     figures = report.files[clean]
@@ -149,16 +149,16 @@ def test_clean_rows_give_nothing(clean: Path, request_of: Callable[..., Request]
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_finds_its_mistake_and_no_other_rule_does(
-    rule: str, clean: Path, request_of: Callable[..., Request], tmp_path: Path
+    rule: str, clean: Path, request_of: Callable[..., CheckRequest], tmp_path: Path
 ) -> None:
     rows, where, severity = seeded(rule)
     report = check(request_of(clean, write(tmp_path / "bad.jsonl", *rows)), keeps_all=True)
-    assert found(report) == [(rule, "bad.jsonl", where, severity)]
+    assert findings_of(report) == [(rule, "bad.jsonl", where, severity)]
     assert (report.errors, report.warnings) == ((1, 0) if severity is Severity.ERROR else (0, 1))
 
 
 def test_all_mistakes_together_are_found_once_each(
-    clean: Path, request_of: Callable[..., Request], tmp_path: Path
+    clean: Path, request_of: Callable[..., CheckRequest], tmp_path: Path
 ) -> None:
     # each in its own file: what is judged of a file as a whole would change beside others' rows
     files = [
@@ -170,7 +170,7 @@ def test_all_mistakes_together_are_found_once_each(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_message_says_what_was_expected_found_and_to_do(
-    rule: str, request_of: Callable[..., Request], tmp_path: Path
+    rule: str, request_of: Callable[..., CheckRequest], tmp_path: Path
 ) -> None:
     report = check(request_of(write(tmp_path / "bad.jsonl", *seeded(rule)[0])))
     message = report.first(rule)[0].message
@@ -180,8 +180,8 @@ def test_a_message_says_what_was_expected_found_and_to_do(
 
 def test_every_malformed_row_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.jsonl", "{", row(1), "3", {**row(2), "type": "x"}, "{}")
-    report = check(Request((path,)), keeps_all=True)
-    assert [finding.place for finding in report.findings] == [
+    report = check(CheckRequest((path,)), keeps_all=True)
+    assert [finding.location for finding in report.findings] == [
         f"{path}:1",
         f"{path}:3",
         f"{path}:4 type",
@@ -192,7 +192,7 @@ def test_every_malformed_row_is_reported(tmp_path: Path) -> None:
 def test_one_hot_scores_are_told_from_flat_ones(tmp_path: Path) -> None:
     sharp = row(1, pos_scores=[40.0], neg_scores=[1.0, -1.0])
     reports = [
-        check(Request((write(tmp_path / f"{number}.jsonl", fields),)))
+        check(CheckRequest((write(tmp_path / f"{number}.jsonl", fields),)))
         for number, fields in enumerate([sharp, row(1) | FLAT])
     ]
     (one_hot,), (flat,) = (report.first(scores.TEACHER) for report in reports)
@@ -212,7 +212,7 @@ def test_a_negative_is_held_to_the_lowest_positive(tmp_path: Path) -> None:
     several = {"pos": [text("a"), text("b")], "neg_scores": [1.0, 2.0]}
     rows = [row(1, **several, pos_scores=[3.0, low]) for low in (2.0, 1.9)]
     reports = [
-        check(Request((write(tmp_path / f"{number}.jsonl", fields),)))
+        check(CheckRequest((write(tmp_path / f"{number}.jsonl", fields),)))
         for number, fields in enumerate(rows)
     ]
     assert [report.counts for report in reports] == [{}, {scores.NEGATIVE_ABOVE: 1}]
@@ -222,42 +222,42 @@ def test_five_percent_of_texts_may_be_cut(base: Path, tmp_path: Path) -> None:
     rows = [row(number) for number in range(5)]  # of 20 texts
     rows[3]["pos"] = [text("long", 200)]
     path = write(tmp_path / "rows.jsonl", *rows)
-    report = check(Request((path,), base, 128))
+    report = check(CheckRequest((path,), base, 128))
     assert not report.counts and report.files[path]["truncated_share"] == 0.05
 
 
 def test_a_text_as_long_as_the_limit_is_not_cut(base: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", row(1))
-    longest = int(check(Request((path,), base)).files[path]["longest_tokens"])
-    assert not check(Request((path,), base, longest)).counts
-    assert check(Request((path,), base, longest - 1)).counts == {texts.TRUNCATED: 1}
+    longest = int(check(CheckRequest((path,), base)).files[path]["longest_tokens"])
+    assert not check(CheckRequest((path,), base, longest)).counts
+    assert check(CheckRequest((path,), base, longest - 1)).counts == {texts.TRUNCATED: 1}
 
 
 def test_special_tokens_are_the_models_own(base: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", row(1, query=f"{text(1, 8)} <instruct> <unk>"))
-    (alone,), (own,) = (
-        check(Request((path,), model)).first(texts.SPECIAL_TOKEN) for model in (None, base)
+    (by_default,), (by_model,) = (
+        check(CheckRequest((path,), model)).first(texts.SPECIAL_TOKEN) for model in (None, base)
     )
-    assert "<instruct>, <unk>" in alone.message and "taken as plain text" in alone.message
-    assert own.field == "query"
+    assert "<instruct>, <unk>" in by_default.message and "taken as plain text" in by_default.message
+    assert by_model.field == "query"
 
 
 def test_a_query_under_another_prompt_is_another_query(tmp_path: Path) -> None:
     rows = [row(1), row(1, prompt="a"), row(1, prompt="a", type="clustering")]
-    report = check(Request((write(tmp_path / "rows.jsonl", *rows),)))
+    report = check(CheckRequest((write(tmp_path / "rows.jsonl", *rows),)))
     assert not report.counts
 
 
 def test_duplicates_are_found_across_files(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, row(1)) for name in ("a.jsonl", "b.jsonl"))
-    report = check(Request((first, second)))
+    report = check(CheckRequest((first, second)))
     assert report.counts == {duplicates.REPEATED_ROW: 1}
     assert f"line 1 of {first}" in report.findings[0].message
 
 
 def test_a_document_of_several_queries_is_no_duplicate(tmp_path: Path) -> None:
     rows = [row(1), row(2, pos=row(1)["pos"])]
-    assert not check(Request((write(tmp_path / "rows.jsonl", *rows),))).counts
+    assert not check(CheckRequest((write(tmp_path / "rows.jsonl", *rows),))).counts
 
 
 def test_similarity_is_exact_at_its_limit(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_similarity_is_exact_at_its_limit(tmp_path: Path) -> None:
     def report(runs: int) -> Report:
         long = [f"word{number}" for number in range(runs + 2)]
         rows = [row(1, pos=[" ".join(long)]), row(2, pos=[" ".join([*long[:-1], "other"])])]
-        return check(Request((write(tmp_path / f"{runs}.jsonl", *rows),)))
+        return check(CheckRequest((write(tmp_path / f"{runs}.jsonl", *rows),)))
 
     assert not report(18).counts  # 17 of 19: 0.895
     assert report(19).counts == {duplicates.NEAR_DOCUMENT: 1}  # 18 of 20: 0.9
@@ -277,8 +277,8 @@ def test_near_duplicates_are_found_across_files_and_among_look_alikes(tmp_path: 
     other = [row(n, pos=[f"{template} {text(n, 12)}"]) for n in range(30)]
     first = write(tmp_path / "a.jsonl", *other[:20], row("a", neg=["short", EVALUATED * 2]))
     second = write(tmp_path / "b.jsonl", *other[20:], row("b", neg=[f"{EVALUATED * 2}!", "brief"]))
-    (finding,) = check(Request((first, second))).findings
-    assert finding.place == f"{second}:11 neg[0]"
+    (finding,) = check(CheckRequest((first, second))).findings
+    assert finding.location == f"{second}:11 neg[0]"
     assert f"found neg[1] of line 21 of {first} almost again (similarity 1.00)" in finding.message
 
 
@@ -290,7 +290,7 @@ def test_near_duplicates_are_seldom_missed(tmp_path: Path) -> None:
         changed = [*long[:-2], "other", long[-1]]
         rows += [row(f"{number} a", pos=[" ".join(long)])]
         rows += [row(f"{number} b", pos=[" ".join(changed[:-1])])]
-    report = check(Request((write(tmp_path / "rows.jsonl", *rows),)), keeps_all=True)
+    report = check(CheckRequest((write(tmp_path / "rows.jsonl", *rows),)), keeps_all=True)
     assert set(report.counts) == {duplicates.NEAR_DOCUMENT}
     assert report.counts[duplicates.NEAR_DOCUMENT] >= 57
 
@@ -310,7 +310,9 @@ def test_evaluation_texts_are_read_from_rows_json_and_lines(content: str, tmp_pa
     evaluation = tmp_path / "evaluation"
     evaluation.write_bytes(content.encode())
     path = write(tmp_path / "rows.jsonl", row(1, query=EVALUATED))
-    assert check(Request((path,), against=(evaluation,))).counts == {overlap.SEEN: 1}
+    assert check(CheckRequest((path,), against=(evaluation,))).counts == {
+        overlap.EVALUATION_TEXT: 1
+    }
 
 
 def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(tmp_path: Pat
     def counts(shared: int) -> dict[str, int]:
         both = f"{text(1, 9)} {' '.join(EVALUATED.split()[:shared])} {text(2, 9)}"
         path = write(tmp_path / f"{shared}.jsonl", row(1, pos=[both]))
-        return check(Request((path,), against=(evaluation,))).counts
+        return check(CheckRequest((path,), against=(evaluation,))).counts
 
     assert counts(12) == {} and counts(13) == {overlap.OVERLAP: 1}
 
@@ -327,7 +329,7 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not(tmp_path: Pat
 def test_labels_and_ids_are_no_evaluation_texts(tmp_path: Path) -> None:
     evaluation = write(tmp_path / "evaluation", {"text": EVALUATED, "label": "very good"})
     path = write(tmp_path / "rows.jsonl", row(1, pos=["very good"]))
-    assert not check(Request((path,), against=(evaluation,))).counts
+    assert not check(CheckRequest((path,), against=(evaluation,))).counts
 
 
 @pytest.mark.parametrize(
@@ -344,12 +346,12 @@ def test_unusable_evaluation_files_are_refused(
 ) -> None:
     (tmp_path / "evaluation").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        check(Request((clean,), against=(tmp_path / "evaluation",)))
+        check(CheckRequest((clean,), against=(tmp_path / "evaluation",)))
 
 
 def test_missing_evaluation_file_is_refused(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="expected a file of evaluation texts"):
-        check(Request((clean,), against=(tmp_path / "none",)))
+        check(CheckRequest((clean,), against=(tmp_path / "none",)))
 
 
 @pytest.mark.parametrize(
@@ -371,15 +373,15 @@ def test_grams_of_a_short_text_are_the_text() -> None:
 
 def test_only_a_rules_first_places_are_kept_unless_all_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *["{"] * 9)
-    short, full = (check(Request((path,)), keeps_all=all_of) for all_of in (False, True))
+    short, full = (check(CheckRequest((path,)), keeps_all=all_of) for all_of in (False, True))
     assert (len(short.findings), len(full.findings)) == (3, 9)
     assert short.errors == full.errors == 9
 
 
 def test_progress_ends_with_all_rows(clean: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    check(Request((clean,)), progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (40, 40)
+    reports: list[tuple[int, int]] = []
+    check(CheckRequest((clean,)), progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (40, 40)
 
 
 def test_command_prints_a_table_and_fails_for_errors_alone(
@@ -433,4 +435,4 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 
 def test_a_place_is_file_line_and_field() -> None:
     finding = Finding("rule", Severity.ERROR, Path("a.jsonl"), 3, "pos[1]", "message")
-    assert finding.place == "a.jsonl:3 pos[1]"
+    assert finding.location == "a.jsonl:3 pos[1]"

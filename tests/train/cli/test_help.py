@@ -18,8 +18,8 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
         f"assert run([*{verb.split()!r}, '--help']) == 0\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.stderr == "[]\n"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.stderr == "[]\n"
 
 
 @pytest.mark.parametrize("verb", list(cli.commands))
@@ -29,9 +29,9 @@ def test_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[st
 
 
 def test_the_installed_tool_runs() -> None:
-    found = subprocess.run([TOOL, "none"], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr.startswith("anna-train: expected a command of ")
+    process = subprocess.run([TOOL, "none"], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr.startswith("anna-train: expected a command of ")
 
 
 def test_a_missing_extra_is_named(

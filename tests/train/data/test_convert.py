@@ -122,9 +122,9 @@ def test_scored_pairs_are_positives_from_the_asked_score_on(
 
 def test_scored_pairs_without_a_limit_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in", {"sentence1": "a", "sentence2": "b", "score": 0.5})
-    with pytest.raises(InputError, match="expected --positive-score beside pairs with a score"):
+    with pytest.raises(InputError, match="expected `positive_score` beside pairs with a score"):
         rows_of(path)
-    with pytest.raises(InputError, match="give a lower --positive-score"):
+    with pytest.raises(InputError, match="give a lower `positive_score`"):
         rows_of(path, positive_score=0.6)
 
 
@@ -350,7 +350,7 @@ def test_fields_of_nobody_are_named(content: str, tmp_path: Path) -> None:
         UnsupportedError, match=r"found (text, id|one, two|some words), in"
     ) as caught:
         rows_of(tmp_path / "rows.jsonl")
-    assert all(str(known) in str(caught.value) for known in Format)
+    assert all(str(name) in str(caught.value) for name in Format)
 
 
 def test_one_array_is_refused(tmp_path: Path) -> None:
@@ -367,18 +367,19 @@ def test_an_output_is_replaced_only_if_asked_and_never_the_source(tmp_path: Path
     assert out.read_text() == "old"
     convert(Conversion(path, out), overwrite=True)
     assert len(RowFile(out)) == 1
-    with pytest.raises(InputError, match="expected --out beside"):
+    with pytest.raises(InputError, match="expected `out` beside"):
         convert(Conversion(path, path), overwrite=True)
 
 
 @pytest.mark.parametrize("write", [jsonl, delimited, parquet])
 def test_progress_ends_with_all_bytes(write: Callable[..., Path], tmp_path: Path) -> None:
-    path, seen = write(tmp_path / "in", PAIR, PAIR), []
+    path, reports = write(tmp_path / "in", PAIR, PAIR), []
     convert(
-        Conversion(path, tmp_path / "out"), progress=lambda done, total: seen.append((done, total))
+        Conversion(path, tmp_path / "out"),
+        progress=lambda done, total: reports.append((done, total)),
     )
     size = path.stat().st_size
-    assert seen[-1] == (size, size) and len(seen) == 2
+    assert reports[-1] == (size, size) and len(reports) == 2
 
 
 def test_command_says_what_was_read_and_written(
@@ -399,4 +400,4 @@ def test_command_says_what_was_read_and_written(
 def test_commands_formats_are_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", "in", "--out", "out", "--from", "none"]) == 2
     message = capsys.readouterr().err
-    assert all(str(known) in message for known in Format)
+    assert all(str(name) in message for name in Format)

@@ -89,7 +89,7 @@ def test_unknown_fields_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "field", "found"),
+    ("value", "field", "problem"),
     [
         ([], "", "expected an object, found list"),
         ("text", "", "expected an object, found str"),
@@ -120,19 +120,19 @@ def test_unknown_fields_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_row_is_one_line_with_its_place(
-    value: object, field: str, found: str, tmp_path: Path
+    value: object, field: str, problem: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "rows.jsonl", GOOD, value)
     with pytest.raises(RowError) as caught:
         list(RowFile(path))
     message = str(caught.value)
-    assert found in message and message.endswith(f", in line 2 of {path}")
+    assert problem in message and message.endswith(f", in line 2 of {path}")
     assert caught.value.field == field
     assert "\n" not in message and len(message.removesuffix(str(path))) < 250
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "problem"),
     [
         (b'{"query": ', "expected JSON, found expecting value at character 11"),
         (b'{"query": "\xff", "pos": ["p"]}', "expected UTF-8, found other bytes"),
@@ -141,19 +141,19 @@ def test_a_malformed_row_is_one_line_with_its_place(
     ],
     ids=["cut off", "latin 1", "deep", "long number"],
 )
-def test_what_is_no_json_is_one_line_with_its_place(line: bytes, found: str) -> None:
+def test_what_is_no_json_is_one_line_with_its_place(line: bytes, problem: str) -> None:
     with pytest.raises(RowError, match=r"in line 7 of rows\.jsonl$") as caught:
         parse_row(line, Path("rows.jsonl"), 7)
-    assert str(caught.value).startswith(found) and caught.value.field == ""
+    assert str(caught.value).startswith(problem) and caught.value.field == ""
 
 
 def test_blank_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     line = json.dumps(GOOD)
     path.write_text(f"\n  \n{line}\n\t\n{line}\n\n")
-    found = RowFile(path)
-    assert len(found) == 2 and [found.line(0), found.line(1)] == [3, 5]
-    assert found[-1] == found[0] == Row("q", ("p",), ("n",))
+    rows = RowFile(path)
+    assert len(rows) == 2 and [rows.line(0), rows.line(1)] == [3, 5]
+    assert rows[-1] == rows[0] == Row("q", ("p",), ("n",))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -178,7 +178,7 @@ def test_windows_line_ends_mark_and_missing_last_end_are_no_text(tmp_path: Path)
 
 def test_rows_are_read_by_place_and_by_slice(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *({**GOOD, "query": str(n)} for n in range(5)))
-    found = RowFile(path)
-    assert [row.query for row in found[1:4:2]] == ["1", "3"]
+    rows = RowFile(path)
+    assert [row.query for row in rows[1:4:2]] == ["1", "3"]
     with pytest.raises(IndexError):
-        found[5]
+        rows[5]

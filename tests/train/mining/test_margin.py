@@ -65,7 +65,7 @@ def test_a_query_without_candidates_keeps_none() -> None:
 
 @pytest.mark.parametrize("terms", [(-0.1, 0, 0), (0, float("nan"), 0), (0, 0, float("inf"))])
 def test_a_term_below_zero_or_not_finite_is_refused(terms: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected --(margin|relative|spread) to be 0 or more"):
+    with pytest.raises(InputError, match=r"expected `(absolute|relative|spread)` to be 0 or more"):
         AdaptiveMargin(*terms)
 
 
@@ -108,6 +108,6 @@ def test_one_term_alone_mines_what_sentence_transformers_does(
     settings = MiningSettings(teacher, margin, negatives=5, from_rank=from_rank)
     out = rows.with_name("mined.jsonl")
     mine(rows, out, settings)
-    found = {row["query"]: row["neg"] for row in map(json.loads, out.open())}
+    negatives = {row["query"]: row["neg"] for row in map(json.loads, out.open())}
     assert any(wanted.values()) and not all(len(texts) == 5 for texts in wanted.values())
-    assert found == wanted
+    assert negatives == wanted

@@ -40,10 +40,10 @@ def read(path: Path) -> Rows:
 
 @pytest.mark.parametrize("reranker", ["learned", "none"])
 def test_negatives_are_other_queries_positives_the_best_first(reranker: Any, rows: Path) -> None:
-    found = mined(rows, MiningSettings(TeacherSettings(reranker=reranker)))
-    documents = {row["pos"][0] for row in found}
-    assert sum(len(row["neg"]) for row in found) > 2 * len(found)
-    for row in found:
+    mined_rows = mined(rows, MiningSettings(TeacherSettings(reranker=reranker)))
+    documents = {row["pos"][0] for row in mined_rows}
+    assert sum(len(row["neg"]) for row in mined_rows) > 2 * len(mined_rows)
+    for row in mined_rows:
         assert set(row["neg"]) <= documents - set(row["pos"])
         assert len(set(row["neg"])) == len(row["neg"]) <= 7
         scores = [origin["score"] for origin in row["mined"]]
@@ -80,10 +80,10 @@ def test_what_is_barred_is_every_text_equal_to_an_answer_a_negative_or_the_query
     ]
     source = RowFile(write(rows))
     collection = collect(source)
-    barred = {collection.texts[place] for place in collection.question(source[0]).barred}
+    barred = {collection.texts[index] for index in collection.question(source[0]).barred}
     assert barred == {"A cat.", "A tiger.", "WHAT is it?", "a  dog."}
     barred = {
-        collection.texts[place] for place in collection.question(source[0], replace=True).barred
+        collection.texts[index] for index in collection.question(source[0], replace=True).barred
     }
     assert barred == {"A cat.", "A tiger.", "WHAT is it?"}
 
@@ -102,9 +102,9 @@ def test_no_two_negatives_of_a_row_are_equal_but_for_case_or_space(
 
 
 def test_a_negative_keeps_where_it_came_from(rows: Path) -> None:
-    found = mined(rows)
-    assert {origin["rule"] for row in found for origin in row["mined"]} >= {"margin", "spread"}
-    for row in found:
+    mined_rows = mined(rows)
+    assert {origin["rule"] for row in mined_rows for origin in row["mined"]} >= {"margin", "spread"}
+    for row in mined_rows:
         assert len(row["mined"]) == len(row["neg"]) == len(row["neg_scores"])
         for origin, logit in zip(row["mined"], row["neg_scores"], strict=True):
             assert origin["score"] <= origin["threshold"] < row["mining"]["positive_score"]
@@ -214,16 +214,16 @@ def test_a_cross_encoder_gives_logits_and_its_sigmoids_decide(
     pairs: list[Pair], rows: Path, reranker_folder: Path
 ) -> None:
     teacher = TeacherSettings(reranker=reranker_folder, depth=20)
-    found = mined(rows, MiningSettings(teacher, NO_MARGIN))
+    mined_rows = mined(rows, MiningSettings(teacher, NO_MARGIN))
     model = CrossEncoder(str(reranker_folder))
-    for row in found[:10]:
+    for row in mined_rows[:10]:
         pairs_ = [(row["query"], text) for text in (*row["pos"], *row["neg"])]
         logits = model.predict(pairs_, activation_fn=Identity(), show_progress_bar=False)
         # padding in another batch changes the last bits of a float32
         assert [*row["pos_scores"], *row["neg_scores"]] == pytest.approx(logits.tolist(), abs=1e-4)
         for origin in row["mined"]:
             assert origin["score"] == pytest.approx(1 / (1 + math.exp(-origin["logit"])), abs=2e-6)
-    assert any(row["neg"] for row in found[:10])
+    assert any(row["neg"] for row in mined_rows[:10])
 
 
 def test_an_artifact_is_the_dense_retriever(rows: Path, artifact: Artifact) -> None:
@@ -237,13 +237,13 @@ def test_an_artifact_is_the_dense_retriever(rows: Path, artifact: Artifact) -> N
 
 def test_what_is_counted_adds_up(rows: Path) -> None:
     report: MiningReport = mine(rows, rows.with_name("out"), MiningSettings())
-    found, counts = read(report.out), report.counts
-    assert counts.rows == report.texts == len(found)
-    assert counts.mined == counts.negatives == sum(len(row["neg"]) for row in found)
-    assert counts.short == sum(len(row["neg"]) < 7 for row in found)
-    assert counts.candidates == sum(row["mining"]["candidates"] for row in found)
-    kept = sum(row["mining"]["kept"] for row in found)
-    assert sum(report.dropped.values()) == pytest.approx(1 - kept / counts.candidates)
+    mined_rows, counts = read(report.out), report.counts
+    assert counts.rows == report.texts == len(mined_rows)
+    assert counts.mined == counts.negatives == sum(len(row["neg"]) for row in mined_rows)
+    assert counts.short == sum(len(row["neg"]) < 7 for row in mined_rows)
+    assert counts.candidates == sum(row["mining"]["candidates"] for row in mined_rows)
+    candidates_left = sum(row["mining"]["kept"] for row in mined_rows)
+    assert sum(report.dropped.values()) == pytest.approx(1 - candidates_left / counts.candidates)
     # half of a docstring finds the other half far more often than by chance, which is 1 in 90
     assert min(report.first["bm25"], report.first["reranker"]) > 0.2
     assert 0 < report.first["dense"] < 1
@@ -266,8 +266,8 @@ def test_the_command_prints_a_summary_or_one_object(
 ) -> None:
     out = str(rows.with_name("out.jsonl"))
     assert run(["mine", str(rows), "--out", out, "--negatives", "3"]) == 0
-    shown = capsys.readouterr().out
-    assert "corpus          90 texts" in shown and "rows have fewer than 3" in shown
+    printed = capsys.readouterr().out
+    assert "corpus          90 texts" in printed and "rows have fewer than 3" in printed
     assert run(["mine", str(rows), "--out", out, "--overwrite", "--json", "--negatives", "3"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["rows"] == 90 and set(value["dropped"]) == {"margin", "relative", "spread"}

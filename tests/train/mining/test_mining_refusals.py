@@ -11,7 +11,7 @@ ROW = json.dumps({"query": "q", "pos": ["p"]})
 
 @pytest.mark.parametrize("verb", ["mine", "score"])
 @pytest.mark.parametrize(
-    ("content", "arguments", "said"),
+    ("content", "arguments", "message"),
     [
         (None, [], "expected a file of training rows at {rows}, found none"),
         ("", [], "expected training rows in {rows}, found none"),
@@ -33,15 +33,15 @@ def test_wrong_input_is_one_line(
     verb: str,
     content: str | None,
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _refused(verb, content, arguments, said, tmp_path, capsys)
+    _refused(verb, content, arguments, message, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "said"),
+    ("content", "arguments", "message"),
     [
         (ROW, ["--negatives", "0"], "expected --negatives of 1 or more, found 0"),
         (ROW, ["--from-rank", "0"], "expected --from-rank of 1 or more, found 0"),
@@ -70,11 +70,11 @@ def test_wrong_input_is_one_line(
 def test_wrong_input_to_mine_is_one_line(
     content: str,
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _refused("mine", content, arguments, said, tmp_path, capsys)
+    _refused("mine", content, arguments, message, tmp_path, capsys)
 
 
 SCORED = json.dumps(
@@ -83,7 +83,7 @@ SCORED = json.dumps(
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "said"),
+    ("content", "arguments", "message"),
     [
         (ROW, [], "expected rows with negatives, found none in {rows}; anna-train mine"),
         (SCORED, ["--entropy-low", "0.7"], "expected 0 < --entropy-low <= --entropy-high < 1"),
@@ -104,33 +104,33 @@ SCORED = json.dumps(
 def test_wrong_input_to_score_is_one_line(
     content: str,
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _refused("score", content, arguments, said, tmp_path, capsys)
+    _refused("score", content, arguments, message, tmp_path, capsys)
 
 
 def _refused(
     verb: str,
     content: str | None,
     arguments: list[str],
-    said: str,
-    here: Path,
+    message: str,
+    folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = here / "rows.jsonl"
+    rows = folder / "rows.jsonl"
     if content is not None:
         rows.write_text(content)
-    (here / "there").write_text("kept")
-    (here / "bad.jsonl").write_text('{"text": "t"}\n{"t": 1}\n')
-    (here / "latin.txt").write_bytes(b"caf\xe9\n")
-    given = [argument.format(here=here, rows=rows) for argument in arguments]
-    out = [] if "--out" in given else ["--out", str(here / "out.jsonl")]
-    before = sorted(here.iterdir())
-    assert run([verb, str(rows), *out, *given]) == 2
+    (folder / "there").write_text("kept")
+    (folder / "bad.jsonl").write_text('{"text": "t"}\n{"t": 1}\n')
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    filled = [argument.format(here=folder, rows=rows) for argument in arguments]
+    out = [] if "--out" in filled else ["--out", str(folder / "out.jsonl")]
+    before = sorted(folder.iterdir())
+    assert run([verb, str(rows), *out, *filled]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert said.format(here=here, rows=rows) in printed.err
-    assert sorted(here.iterdir()) == before
-    assert (here / "there").read_text() == "kept"
+    assert message.format(here=folder, rows=rows) in printed.err
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "there").read_text() == "kept"

@@ -24,10 +24,10 @@ def test_bm25_of_many_queries_is_that_of_bm25s_one_by_one(pairs: list[Pair]) -> 
     index.index(bm25s.tokenize(documents, **words), show_progress=False)
     tokens = bm25s.tokenize([*queries, "zzzzz"], return_ids=False, **words)
     expected = np.stack([index.get_scores(row) for row in tokens])
-    found = Words(documents).bm25([*queries, "zzzzz"])
+    scores = Words(documents).bm25([*queries, "zzzzz"])
     # float32 sums of a few dozen words, in another order
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert not found[-1].any()
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    assert not scores[-1].any()
 
 
 @pytest.mark.slow
@@ -35,14 +35,14 @@ def test_vectors_have_unit_length_and_find_their_own_text(pairs: list[Pair]) -> 
     documents = [pair.document for pair in pairs]
     words, grams = Words(documents), CharacterGrams(documents)
     lsa = Lsa(words, seed=0)
-    for own, again in (
+    for stored, again in (
         (lsa.vectors, lsa.embed(documents)),
         (words.vectors.toarray(), words.weigh(documents).toarray()),
         (grams.weigh(documents).toarray(), grams.weigh(documents[::-1]).toarray()[::-1]),
     ):
-        np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1, rtol=1e-5)
-        np.testing.assert_allclose(own, again, atol=1e-6)
-        assert ((own @ own.T).argmax(axis=1) == np.arange(len(own))).all()
+        np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(stored, again, atol=1e-6)
+        assert ((stored @ stored.T).argmax(axis=1) == np.arange(len(stored))).all()
 
 
 def test_grams_see_a_word_within_another_and_no_case() -> None:
@@ -77,9 +77,9 @@ def test_ranks_are_the_places_of_scores_and_the_union_holds_both(rows: Path) -> 
             in_order = scores[ranked[np.argsort(ranks[ranked])]]
             # faiss adds up a product in another order
             assert (np.diff(in_order) <= 1e-6).all()
-        places = pool.places[number][pool.filled[number]]
-        assert set(question.answers) <= set(places)
-        assert len(set(places)) == len(places) <= 10 + 10 + len(question.answers)
+        text_indices = pool.texts[number][pool.filled[number]]
+        assert set(question.answers) <= set(text_indices)
+        assert len(set(text_indices)) == len(text_indices) <= 10 + 10 + len(question.answers)
         assert not (pool.candidate[number] & pool.answer[number]).any()
 
 
@@ -96,7 +96,7 @@ def synthetic(queries: int, signs: dict[str, float], unfound: bool = False) -> A
     everywhere = np.tile(np.arange(4), (queries, 1))
     answer = np.tile([True, False, False, unfound], (queries, 1))
     pool = Pool(
-        places=everywhere,
+        texts=everywhere,
         bm25=rank.astype(np.float32),
         dense=rank.astype(np.float32),
         bm25_rank=rank,

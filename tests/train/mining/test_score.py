@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from anna_train.cli import run
-from anna_train.mining import work
+from anna_train.mining import parts
 from anna_train.mining.mine import mine
 from anna_train.mining.score import ScoreReport, score
 from anna_train.mining.settings import ScoreSettings, TeacherSettings
@@ -43,7 +43,7 @@ def logits(scale: float, shift: float = 0.0) -> Rows:
             {
                 "query": f"query {number}",
                 "pos": ["answer"],
-                "neg": [f"text {place}" for place in range(len(scores) - 1)],
+                "neg": [f"text {index}" for index in range(len(scores) - 1)],
                 "pos_scores": scores[:1],
                 "neg_scores": scores[1:],
                 "source": "kept",
@@ -72,9 +72,9 @@ def test_mean_entropy_is_that_of_each_row_s_softmax(temperature: float) -> None:
 def test_a_temperature_brings_the_entropy_to_the_nearer_end(
     scale: float, end: float, write: WriteRows
 ) -> None:
-    report, found = scored(write(logits(scale, shift=95)))
+    report, scored_rows = scored(write(logits(scale, shift=95)))
     assert (report.temperature > 1) == (scale > 1)
-    assert expected_entropy(found) == pytest.approx(report.entropy_after, abs=1e-6)
+    assert expected_entropy(scored_rows) == pytest.approx(report.entropy_after, abs=1e-6)
     assert report.entropy_after == pytest.approx(end, abs=1e-3)
     assert report.entropy_before == pytest.approx(expected_entropy(logits(scale, 95)), abs=1e-6)
 
@@ -82,10 +82,10 @@ def test_a_temperature_brings_the_entropy_to_the_nearer_end(
 def test_an_entropy_inside_keeps_the_temperature_at_one(write: WriteRows) -> None:
     rows = logits(4.0)
     assert 0.2 < expected_entropy(rows) < 0.6
-    report, found = scored(write(rows))
+    report, scored_rows = scored(write(rows))
     assert report.temperature == 1 and report.entropy_before == report.entropy_after
-    assert [row["neg_scores"] for row in found] == [row["neg_scores"] for row in rows]
-    assert all(row["temperature"] == 1 for row in found)
+    assert [row["neg_scores"] for row in scored_rows] == [row["neg_scores"] for row in rows]
+    assert all(row["temperature"] == 1 for row in scored_rows)
 
 
 @pytest.mark.parametrize("scale", [30.0, 4.0, 0.05])
@@ -107,9 +107,9 @@ def test_scoring_what_is_scored_changes_no_byte(scale: float, write: WriteRows) 
 
 
 def test_a_temperature_that_is_right_but_for_rounding_is_kept(write: WriteRows) -> None:
-    first, found = scored(write(logits(30.0)))
+    first, scored_rows = scored(write(logits(30.0)))
     near = float(np.float64(first.temperature) * 1.0004)
-    rows = write([row | {"temperature": near} for row in found], "near.jsonl")
+    rows = write([row | {"temperature": near} for row in scored_rows], "near.jsonl")
     # its logits are 1.0004 times as large, and so is what is right for them
     exact = score(rows, rows.with_name("exact.jsonl"))
     assert exact.temperature == near and exact.out.read_text() == rows.read_text()
@@ -136,14 +136,14 @@ def test_what_mine_scored_is_used_as_it_is(rows: Path, monkeypatch: pytest.Monke
         raise AssertionError("scored again")
 
     monkeypatch.setattr(Teacher, "judge", refuse)
-    report, found = scored(mined)
-    for before, after in zip(read(mined), found, strict=True):
+    report, scored_rows = scored(mined)
+    for before, after in zip(read(mined), scored_rows, strict=True):
         if before["neg"]:
             back = np.array(after["neg_scores"]) * report.temperature
             assert back == pytest.approx(before["neg_scores"], rel=1e-7)
             assert after["mined"] == before["mined"]
-    assert report.reused == sum(bool(row["neg"]) for row in found)
-    assert report.without_negatives == len(found) - report.reused
+    assert report.reused == sum(bool(row["neg"]) for row in scored_rows)
+    assert report.without_negatives == len(scored_rows) - report.reused
 
 
 def unscored(pairs: list[Pair]) -> Rows:
@@ -161,18 +161,18 @@ def unscored(pairs: list[Pair]) -> Rows:
 def test_rows_without_negatives_are_kept_unlabelled_and_counted(
     pairs: list[Pair], write: WriteRows
 ) -> None:
-    report, found = scored(write(unscored(pairs)))
-    assert report.rows == len(found) == 90 and report.without_negatives == 9
-    for number, row in enumerate(found):
+    report, scored_rows = scored(write(unscored(pairs)))
+    assert report.rows == len(scored_rows) == 90 and report.without_negatives == 9
+    for number, row in enumerate(scored_rows):
         assert ("pos_scores" in row) == ("temperature" in row) == (number % 10 != 0)
-    assert 0.2 - 1e-3 <= expected_entropy(found) <= 0.6 + 1e-3
+    assert 0.2 - 1e-3 <= expected_entropy(scored_rows) <= 0.6 + 1e-3
 
 
 def test_a_teacher_scores_the_answer_above_another_s_in_most_rows(
     pairs: list[Pair], write: WriteRows
 ) -> None:
-    report, found = scored(write(unscored(pairs)))
-    above = [max(row["neg_scores"]) > min(row["pos_scores"]) for row in found if row["neg"]]
+    report, scored_rows = scored(write(unscored(pairs)))
+    above = [max(row["neg_scores"]) > min(row["pos_scores"]) for row in scored_rows if row["neg"]]
     assert report.outranked == pytest.approx(np.mean(above))
     # by chance one of two negatives is above in 2 rows of 3
     assert report.outranked < 0.45
@@ -180,8 +180,10 @@ def test_a_teacher_scores_the_answer_above_another_s_in_most_rows(
 
 def test_cosines_are_the_logits_without_a_reranker(pairs: list[Pair], write: WriteRows) -> None:
     settings = ScoreSettings(TeacherSettings(reranker="none"))
-    report, found = scored(write(unscored(pairs)), settings)
-    values = [value * report.temperature for row in found for value in row.get("neg_scores", [])]
+    report, scored_rows = scored(write(unscored(pairs)), settings)
+    values = [
+        value * report.temperature for row in scored_rows for value in row.get("neg_scores", [])
+    ]
     assert max(map(abs, values)) <= 1 + 1e-6
 
 
@@ -190,8 +192,10 @@ def test_weights_add_up_standardised_components(pairs: list[Pair], write: WriteR
 
     def component(*weights: float) -> np.ndarray:
         settings = ScoreSettings(TeacherSettings(reranker="learned"), weights=weights)  # type: ignore[arg-type]
-        report, found = scored(rows, settings)
-        values = [v for row in found if row["neg"] for v in row["pos_scores"] + row["neg_scores"]]
+        report, scored_rows = scored(rows, settings)
+        values = [
+            v for row in scored_rows if row["neg"] for v in row["pos_scores"] + row["neg_scores"]
+        ]
         return np.array(values) * report.temperature
 
     alone = [component(0, 1, 0), component(0, 0, 1)]
@@ -208,17 +212,17 @@ def test_again_scores_what_is_scored(pairs: list[Pair], write: WriteRows) -> Non
     ]
     path = write(wrong)
     assert scored(path)[0].outranked == 1
-    report, found = scored(path, ScoreSettings(again=True))
+    report, scored_rows = scored(path, ScoreSettings(again=True))
     assert report.reused == 0 and report.outranked < 0.45
-    assert found == scored(write(unscored(pairs), "fresh.jsonl"))[1]
+    assert scored_rows == scored(write(unscored(pairs), "fresh.jsonl"))[1]
 
 
 def test_an_interrupted_run_goes_on(
     pairs: list[Pair], write: WriteRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "PART_ROWS", 30)
+    monkeypatch.setattr(parts, "PART_ROWS", 30)
     rows = write(unscored(pairs))
-    whole, judge, calls = scored(rows)[0].out.read_bytes(), Teacher.judge, []
+    uninterrupted, judge, calls = scored(rows)[0].out.read_bytes(), Teacher.judge, []
 
     def stopped(self: Teacher, part: Sequence[Any]) -> Any:
         calls.append(1)
@@ -232,7 +236,7 @@ def test_an_interrupted_run_goes_on(
         score(rows, out)
     assert not out.exists()
     report = score(rows, out)
-    assert report.resumed == 60 and out.read_bytes() == whole
+    assert report.resumed == 60 and out.read_bytes() == uninterrupted
     assert not [name for name in os.listdir(out.parent) if name.startswith(".")]
 
 
@@ -248,8 +252,8 @@ def test_the_command_prints_a_summary_or_one_object(
     rows = write(logits(30.0))
     out = str(rows.with_name("out.jsonl"))
     assert run(["score", str(rows), "--out", out]) == 0
-    shown = capsys.readouterr().out
-    assert "temperature" in shown and "0.200 after" in shown
+    printed = capsys.readouterr().out
+    assert "temperature" in printed and "0.200 after" in printed
     assert run(["score", str(rows), "--out", out, "--overwrite", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["out"] == out and value["reused"] == 40

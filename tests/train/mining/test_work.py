@@ -12,25 +12,27 @@ import numpy as np
 import pytest
 from anna_train.cli import run
 from anna_train.mining import mine as mining
-from anna_train.mining import vector_cache, work
+from anna_train.mining import parts, vector_cache
 from anna_train.mining.mine import mine
 from anna_train.mining.settings import MiningSettings, TeacherSettings
 from anna_train.mining.teacher import Teacher
 
 from anna_export.errors import DamagedError, ExistsError
+from anna_export.files.work_folder import work_folder
 
 PART_ROWS = 20
 # Kills its process at a call of a function, before or after it is done.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from anna_train.mining import mine, teacher, vector_cache, work
+from anna_export.files import work_folder
+from anna_train.mining import mine, parts, teacher, vector_cache
 from anna_train.mining.settings import MiningSettings, TeacherSettings
 
-work.PART_ROWS = mine.PART_ROWS = {part_rows}
+parts.PART_ROWS = mine.PART_ROWS = {part_rows}
 vector_cache.SHARD_TEXTS = 50
 owner, name, call, late = {moment!r}
-module = {{"os": os, "work": work, "mine": mine, "vector_cache": vector_cache}}[owner]
+module = {{"os": os, "work_folder": work_folder, "mine": mine, "vector_cache": vector_cache}}[owner]
 function, calls = getattr(module, name), [0]
 
 def killing(*arguments, **options):
@@ -52,7 +54,7 @@ raise SystemExit("it was not killed")
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (work, mining):
+    for module in (parts, mining):
         monkeypatch.setattr(module, "PART_ROWS", PART_ROWS)
     monkeypatch.setattr(vector_cache, "SHARD_TEXTS", 50)
 
@@ -65,7 +67,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         # (what is called, which time, whether after it was done); rows that are found done
         (("mine", "_part", 3, False), 40),
         (("mine", "_part", 3, True), 40),
-        (("work", "staged_file", 4, False), 40),  # the first writes the learned reranker
+        (("work_folder", "staged_file", 4, False), 40),  # the first writes the learned reranker
         (("vector_cache", "_write", 2, False), 0),
         (("mine", "staged_file", 1, False), 90),
     ],
@@ -82,14 +84,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         text=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    out, whole = rows.with_name("killed.jsonl"), rows.with_name("whole.jsonl")
+    out, uninterrupted = rows.with_name("killed.jsonl"), rows.with_name("whole.jsonl")
     assert not out.exists()
     encoder = encoder_folder if with_encoder else None
     settings = MiningSettings(TeacherSettings(encoder=encoder, depth=20))
     report = mine(rows, out, settings)
     assert (report.resumed, report.restarted) == (resumed, False)
-    assert mine(rows, whole, settings).counts == report.counts
-    assert out.read_bytes() == whole.read_bytes()
+    assert mine(rows, uninterrupted, settings).counts == report.counts
+    assert out.read_bytes() == uninterrupted.read_bytes()
     assert sorted(path.name for path in rows.parent.iterdir()) == [
         "killed.jsonl",
         "rows.jsonl",
@@ -116,12 +118,12 @@ def interrupted(rows: Path, out: Path, settings: MiningSettings | None = None) -
 def test_other_settings_start_afresh_and_say_so(
     rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, whole = rows.with_name("out.jsonl"), rows.with_name("whole.jsonl")
+    out, uninterrupted = rows.with_name("out.jsonl"), rows.with_name("whole.jsonl")
     interrupted(rows, out)
     assert run(["mine", str(rows), "--out", str(out), "--negatives", "3"]) == 0
     assert "restarted" in capsys.readouterr().out
-    report = mine(rows, whole, MiningSettings(negatives=3))
-    assert out.read_bytes() == whole.read_bytes() and not report.restarted
+    report = mine(rows, uninterrupted, MiningSettings(negatives=3))
+    assert out.read_bytes() == uninterrupted.read_bytes() and not report.restarted
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_the_same_settings_after_an_interrupt_say_what_was_done(
 
 def test_two_processes_do_not_share_an_output(rows: Path) -> None:
     out = rows.with_name("out.jsonl")
-    with work.work_beside(out, {}) as held, pytest.raises(ExistsError, match="the only process"):
-        held.text("part", lambda: "done")
+    with work_folder(out, {}) as folder, pytest.raises(ExistsError, match="the only process"):
+        folder.text("part", lambda: "done")
         mine(rows, out)
     assert not out.exists()
 
@@ -166,19 +168,19 @@ class Spy:
     """Embeds a text as its length and its letters, and remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.texts: list[str] = []
 
     def __call__(self, texts: Any) -> np.ndarray:
-        self.asked += texts
+        self.texts += texts
         return np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32)
 
 
 def test_only_texts_that_are_new_are_embedded(tmp_path: Path) -> None:
     cache, spy = vector_cache.VectorCache(tmp_path, "encoder"), Spy()
     first = cache.embed(["a", "bb", "a"], "", spy)
-    assert spy.asked == ["a", "bb"] and first.tolist() == [[1, 1], [2, 0], [1, 1]]
+    assert spy.texts == ["a", "bb"] and first.tolist() == [[1, 1], [2, 0], [1, 1]]
     grown = cache.embed(["ccc", "bb", "a"], "", spy)
-    assert spy.asked == ["a", "bb", "ccc"] and grown.tolist() == [[3, 0], [2, 0], [1, 1]]
+    assert spy.texts == ["a", "bb", "ccc"] and grown.tolist() == [[3, 0], [2, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(("identity", "prompt"), [("another", ""), ("encoder", "query: ")])
@@ -186,7 +188,7 @@ def test_another_encoder_or_prompt_embeds_anew(identity: str, prompt: str, tmp_p
     spy = Spy()
     vector_cache.VectorCache(tmp_path, "encoder").embed(["a"], "", spy)
     vector_cache.VectorCache(tmp_path, identity).embed(["a"], prompt, spy)
-    assert spy.asked == ["a", "a"]
+    assert spy.texts == ["a", "a"]
 
 
 def test_an_interrupt_loses_at_most_the_shard_it_was_at(
@@ -203,7 +205,7 @@ def test_an_interrupt_loses_at_most_the_shard_it_was_at(
     with pytest.raises(KeyboardInterrupt):
         cache.embed(["a", "bb", "ccc", "dddd"], "", stopped)
     cache.embed(["a", "bb", "ccc", "dddd"], "", spy)
-    assert spy.asked == ["a", "bb", "ccc", "dddd"]
+    assert spy.texts == ["a", "bb", "ccc", "dddd"]
 
 
 def test_a_damaged_shard_and_a_vector_that_is_not_finite_are_refused(tmp_path: Path) -> None:

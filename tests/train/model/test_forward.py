@@ -11,14 +11,14 @@ from tests.train import batches
 
 def stock(model: MistralModel, rows: list[list[int]]) -> Tensor:
     """Return unit vectors by transformers' own forward pass, one text at a time."""
-    found = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+    last_states = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+    return torch.nn.functional.normalize(torch.stack(last_states), dim=-1)
 
 
 def gradients(vectors: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     target = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(3)).to(vectors)
-    found = torch.autograd.grad((vectors * target).sum(), list(weights.values()))
-    return dict(zip(weights, found, strict=True))
+    values = torch.autograd.grad((vectors * target).sum(), list(weights.values()))
+    return dict(zip(weights, values, strict=True))
 
 
 # the sliding window is of 64 tokens: within it, at its edge, and beyond it
@@ -28,11 +28,11 @@ def test_vectors_and_gradients_are_those_of_whole_strings(prefix: int, recompute
     model = batches.model(dtype=torch.float64)
     front = batches.ids(prefix, 1)
     texts = [batches.ids(length, length) for length in (1, 13, 70, 7)]
-    found = embed(model.inner, texts, front, recompute=recompute)
+    vectors = embed(model.inner, texts, front, recompute=recompute)
     wanted = stock(model.inner, [front + text for text in texts])
     # vectors are fp32; everything before them is in float64
-    torch.testing.assert_close(found.double(), wanted, atol=3e-7, rtol=0)
-    ours, theirs = gradients(found, model.weights()), gradients(wanted, model.weights())
+    torch.testing.assert_close(vectors.double(), wanted, atol=3e-7, rtol=0)
+    ours, theirs = gradients(vectors, model.weights()), gradients(wanted, model.weights())
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() / gradient.norm() < 1e-6, name
 

@@ -11,7 +11,7 @@ import torch
 from anna_train.model.loss import Losses
 from anna_train.model.trained_model import load_model
 from anna_train.recipe import read_tune_recipe
-from anna_train.run.gradient import Settings, compute_gradient
+from anna_train.run.gradient import GradientSettings, compute_gradient
 from anna_train.run.prepare import prepare
 from anna_train.run.processes import Processes
 from anna_train.run.step import take_step
@@ -60,7 +60,7 @@ def _warm_up(bf16: bool) -> None:
         model.inner,
         batches.groups(),
         lambda vectors: Losses(vectors.sum(), 0.0, 0.0, 0.0),
-        Settings(40, recompute=True, bf16=bf16),
+        GradientSettings(40, recompute=True, bf16=bf16),
         Processes(),
     )
     optimizer.step()
@@ -75,17 +75,17 @@ def main() -> None:
     before = resident("VmRSS")
     model = load_model(prepared.base, recipe, processes.device)
     optimizer = torch.optim.AdamW(model.weights().values())
-    settings = Settings(
+    settings = GradientSettings(
         prepared.forecast.mini_batch_tokens, recipe.run.recompute, recipe.run.precision == "bf16"
     )
     Path("/proc/self/clear_refs").write_text("5")
     take_step(recipe, prepared, model, optimizer, 0, settings, processes)
-    found = prepared.forecast
+    forecast = prepared.forecast
     json.dump(
         {
             "peak": resident("VmHWM") - before,
-            "forecast": found.total - found.libraries,
-            "mini_batch_tokens": found.mini_batch_tokens,
+            "forecast": forecast.total - forecast.libraries,
+            "mini_batch_tokens": forecast.mini_batch_tokens,
         },
         sys.stdout,
     )

@@ -42,7 +42,7 @@ def base(tiny_base: Path) -> Base:
 
 def opened(folder: Path, task: str = "find", **fields: object) -> DataSet:
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(one | fields) + "\n" for one in ROWS))
+    path.write_text("".join(json.dumps(row | fields) + "\n" for row in ROWS))
     recipe = TuneRecipe.model_validate(
         {
             "base": "base",
@@ -66,12 +66,12 @@ def assembled(base: Base, data: DataSet, limits: LimitsRecipe | None = None) -> 
     )
 
 
-def whole(batch: Batch) -> dict[int, list[int]]:
+def ids_by_position(batch: Batch) -> dict[int, list[int]]:
     """Return every text's ids with its prefix, by its place."""
     return {
-        place: [*group.prefix, *ids]
+        position: [*group.prefix, *ids]
         for group in batch.groups
-        for place, ids in zip(group.places, group.texts, strict=True)
+        for position, ids in zip(group.positions, group.texts, strict=True)
     }
 
 
@@ -87,25 +87,25 @@ DOCUMENTS = [
 
 
 def test_ids_are_those_of_serving(base: Base, tmp_path: Path) -> None:
-    found = whole(assembled(base, opened(tmp_path)))
-    shown = FORMATS["e5"].prompt("Find it.", [Example("shown query", "shown answer")])
+    ids_of = ids_by_position(assembled(base, opened(tmp_path)))
+    with_example = FORMATS["e5"].prompt("Find it.", [Example("shown query", "shown answer")])
     alone = FORMATS["e5"].prompt("Find it.")
     passage = TASKS.tasks["passage"].prompt()
     wanted = [
-        *base.tokeniser.ids(["first query", "second query"], shown),
+        *base.tokeniser.ids(["first query", "second query"], with_example),
         *base.tokeniser.ids(["third query"], alone),
         *base.tokeniser.ids(DOCUMENTS, passage),
     ]
-    assert [found[place] for place in range(10)] == wanted
+    assert [ids_of[position] for position in range(10)] == wanted
 
 
 def test_examples_are_a_shared_prefix(base: Base, tmp_path: Path) -> None:
     first, second, documents = assembled(base, opened(tmp_path)).groups
-    shown = FORMATS["e5"].prompt("Find it.", [Example("shown query", "shown answer")])
-    assert first.prefix == base.tokeniser.prefix_ids(shown)[: len(first.prefix)]
+    prompt = FORMATS["e5"].prompt("Find it.", [Example("shown query", "shown answer")])
+    assert first.prefix == base.tokeniser.prefix_ids(prompt)[: len(first.prefix)]
     assert len(first.prefix) > 25 and all(len(ids) < 6 for ids in first.texts)
     assert second.prefix == []  # one query shares with nobody
-    assert len(documents.prefix) > 10 and documents.places == list(range(3, 10))
+    assert len(documents.prefix) > 10 and documents.positions == list(range(3, 10))
 
 
 def test_documents_are_distinct(base: Base, tmp_path: Path) -> None:
@@ -118,10 +118,14 @@ def test_documents_are_distinct(base: Base, tmp_path: Path) -> None:
 
 def test_a_passage_seen_in_an_example_is_no_negative(base: Base, tmp_path: Path) -> None:
     targets = assembled(base, opened(tmp_path)).targets
-    shown = DOCUMENTS.index("shown answer")
-    assert targets.own.tolist() == [[0, -1, 2], [3, 4, -1], [5, 6, -1]]  # 0's own first negative
-    assert not targets.others[0, shown] and not targets.others[1, shown]
-    assert targets.others[2, shown]  # the third query does not see it
+    example_answer = DOCUMENTS.index("shown answer")
+    assert targets.own_documents.tolist() == [
+        [0, -1, 2],
+        [3, 4, -1],
+        [5, 6, -1],
+    ]  # 0's own first negative
+    assert not targets.others[0, example_answer] and not targets.others[1, example_answer]
+    assert targets.others[2, example_answer]  # the third query does not see it
 
 
 def test_what_answers_a_query_is_no_negative_of_it(base: Base, tmp_path: Path) -> None:
@@ -145,8 +149,8 @@ def test_teachers_scores_are_those_of_the_drawn_texts(base: Base, tmp_path: Path
         {"pos_scores": [9.0], "neg_scores": [0.0, 1.0]},
         {"pos_scores": [7.0, 8.0], "neg_scores": [2.0]},
     ]
-    scored = [row | own for row, own in zip(ROWS, scores, strict=False)]
-    data.rows.path.write_text("".join(json.dumps(one) + "\n" for one in scored))
+    scored = [row | row_scores for row, row_scores in zip(ROWS, scores, strict=False)]
+    data.rows.path.write_text("".join(json.dumps(row) + "\n" for row in scored))
     data = replace(data, rows=RowFile(data.rows.path))
     step = PlannedStep(0, "rows", (PlannedRow(0, 0, 0, (1, 0), ()), PlannedRow(0, 1, 1, (0,), ())))
     teacher = Assembler(base.tokeniser, LimitsRecipe()).batch(step, data).targets.teacher
@@ -156,13 +160,13 @@ def test_teachers_scores_are_those_of_the_drawn_texts(base: Base, tmp_path: Path
 
 def test_texts_are_cut_to_their_limits(base: Base, tmp_path: Path) -> None:
     limits = LimitsRecipe(query=1, document=1, example_query=1, example_response=1)
-    found = whole(assembled(base, opened(tmp_path, task="alike"), limits))
+    ids_of = ids_by_position(assembled(base, opened(tmp_path, task="alike"), limits))
     cut = base.tokeniser.truncate(["first query"], 1)
     example = Example(*base.tokeniser.truncate(["shown query", "shown answer"], 1))
     prompt = FORMATS["bge-en-icl"].prompt("Find texts alike.", [example])
-    assert found[0] == base.tokeniser.ids(cut, prompt)[0]
+    assert ids_of[0] == base.tokeniser.ids(cut, prompt)[0]
     assert cut != ["first query"]
-    assert found[3] == base.tokeniser.ids(base.tokeniser.truncate(["first answer"], 1))[0]
+    assert ids_of[3] == base.tokeniser.ids(base.tokeniser.truncate(["first answer"], 1))[0]
 
 
 def test_cut_texts_are_counted(base: Base, tmp_path: Path) -> None:

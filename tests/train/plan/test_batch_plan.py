@@ -37,7 +37,7 @@ def row(index: int, **fields: object) -> dict[str, object]:
     return {
         "query": f"query {index}",
         "pos": [f"answer {index}", f"other answer {index}"],
-        "neg": [f"wrong {index} {place}" for place in range(5)],
+        "neg": [f"wrong {index} {number}" for number in range(5)],
     } | fields
 
 
@@ -45,14 +45,14 @@ def row(index: int, **fields: object) -> dict[str, object]:
 def data(tmp_path: Path) -> MakeData:
     def make(rows: list[dict[str, object]], name: str = "a") -> DataSet:
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        path.write_text("".join(json.dumps(record) + "\n" for record in rows))
         return DataSet.open(DataRecipe(path=path, task="find"), TASKS, recipe())
 
     return make
 
 
-def compiled(asked: TuneRecipe, *sets: DataSet) -> BatchPlan:
-    return compile_plan(asked, sets, lambda *_: 0)
+def compiled(tune_recipe: TuneRecipe, *sets: DataSet) -> BatchPlan:
+    return compile_plan(tune_recipe, sets, lambda *_: 0)
 
 
 def test_an_epoch_takes_every_row_once_in_full_steps(data: MakeData) -> None:
@@ -81,13 +81,13 @@ def test_no_query_and_no_positive_is_twice_in_a_step(data: MakeData) -> None:
     rows = [row(index) for index in range(12)]
     rows += [row(index, query=f"Query  {index}") for index in range(12)]  # equal but for spaces
     rows += [row(index + 50, pos=[f"ANSWER {index}"]) for index in range(12)]
-    made = data(rows)
-    plan = compiled(recipe(epochs=3), made)
+    data_set = data(rows)
+    plan = compiled(recipe(epochs=3), data_set)
     assert len(plan) >= 9
     for step in range(len(plan)):
-        taken = [made.rows[one.row] for one in plan[step].rows]
-        assert len({text_hash(one.query) for one in taken}) == len(taken)
-        assert len({text_hash(one.pos[0]) for one in taken}) == len(taken)
+        taken = [data_set.rows[planned.row] for planned in plan[step].rows]
+        assert len({text_hash(drawn_row.query) for drawn_row in taken}) == len(taken)
+        assert len({text_hash(drawn_row.pos[0]) for drawn_row in taken}) == len(taken)
 
 
 def test_classes_may_share_their_positive_in_a_step(data: MakeData) -> None:
@@ -98,54 +98,63 @@ def test_classes_may_share_their_positive_in_a_step(data: MakeData) -> None:
 def test_examples_are_of_the_data_set_and_share_no_text_with_their_group(data: MakeData) -> None:
     rows = [row(index) for index in range(10)]
     rows += [row(index + 20, pos=["x", f"Answer {index}"]) for index in range(4)]
-    made = data(rows)
-    plan = compiled(recipe(steps=40, examples={"least": 2, "most": 2}), made)
+    data_set = data(rows)
+    plan = compiled(recipe(steps=40, examples={"least": 2, "most": 2}), data_set)
     counts = set()
     for step in range(len(plan)):
         for group in (0, 1):
-            members = [one for one in plan[step].rows if one.group == group]
-            assert len({one.examples for one in members}) == 1
+            members = [planned for planned in plan[step].rows if planned.group == group]
+            assert len({planned.examples for planned in members}) == 1
             counts.add(len(members[0].examples))
-            shown = [made.rows[index] for index in members[0].examples]
-            own = [made.rows[one.row] for one in members]
-            texts = {text_hash(text) for one in own for text in (one.query, *one.pos)}
-            assert not texts & {text_hash(text) for one in shown for text in (one.query, *one.pos)}
+            examples = [data_set.rows[index] for index in members[0].examples]
+            member_rows = [data_set.rows[planned.row] for planned in members]
+            texts = {
+                text_hash(text) for member in member_rows for text in (member.query, *member.pos)
+            }
+            assert not texts & {
+                text_hash(text) for member in examples for text in (member.query, *member.pos)
+            }
     assert counts <= {0, 1, 2} and 2 in counts
 
 
 def test_number_of_examples_is_drawn_from_the_whole_range(data: MakeData) -> None:
     plan = compiled(recipe(steps=60), data([row(index) for index in range(40)]))
-    assert {len(one.examples) for step in range(60) for one in plan[step].rows} == {0, 1, 2, 3}
+    assert {len(planned.examples) for step in range(60) for planned in plan[step].rows} == {
+        0,
+        1,
+        2,
+        3,
+    }
 
 
 def test_negatives_and_positives_are_drawn_from_the_rows_own(data: MakeData) -> None:
     plan = compiled(recipe(steps=30), data([row(index) for index in range(16)]))
-    drawn = [one for step in range(30) for one in plan[step].rows]
-    assert {one.positive for one in drawn} == {0, 1}
-    assert {place for one in drawn for place in one.negatives} == set(range(5))
-    assert all(len(set(one.negatives)) == 2 for one in drawn)
+    drawn = [planned for step in range(30) for planned in plan[step].rows]
+    assert {planned.positive for planned in drawn} == {0, 1}
+    assert {number for planned in drawn for number in planned.negatives} == set(range(5))
+    assert all(len(set(planned.negatives)) == 2 for planned in drawn)
 
 
 def test_fewer_negatives_are_taken_whole(data: MakeData) -> None:
     plan = compiled(recipe(), data([row(index, neg=["only"]) for index in range(8)]))
-    assert {one.negatives for one in plan[0].rows} == {(0,)}
+    assert {planned.negatives for planned in plan[0].rows} == {(0,)}
 
 
 def test_same_recipe_same_plan_other_seed_other_plan(data: MakeData, tmp_path: Path) -> None:
-    made = data([row(index) for index in range(40)])
-    plan, again = compiled(recipe(), made), compiled(recipe(), made)
+    data_set = data([row(index) for index in range(40)])
+    plan, again = compiled(recipe(), data_set), compiled(recipe(), data_set)
     plan.write(tmp_path / "one.parquet")
     again.write(tmp_path / "two.parquet")
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     assert first_difference(plan, BatchPlan.read(tmp_path / "two.parquet")) is None
-    difference = first_difference(plan, compiled(recipe(seed=1), made))
+    difference = first_difference(plan, compiled(recipe(seed=1), data_set))
     assert difference is not None and difference.startswith("step 0, row 0: ")
-    assert first_difference(plan, compiled(recipe(steps=2), made)) == "5 and 2 steps"
+    assert first_difference(plan, compiled(recipe(steps=2), data_set)) == "5 and 2 steps"
 
 
 def test_any_parquet_reader_reads_it(data: MakeData, tmp_path: Path) -> None:
-    made = data([{**row(0), "note": 1}, *[row(index) for index in range(1, 9)]])
-    compiled(recipe(), made).write(tmp_path / "plan.parquet")
+    data_set = data([{**row(0), "note": 1}, *[row(index) for index in range(1, 9)]])
+    compiled(recipe(), data_set).write(tmp_path / "plan.parquet")
     table = pq.read_table(tmp_path / "plan.parquet").to_pandas()
     assert list(table.columns[:4]) == ["step", "epoch", "group", "data"]
     assert (table["line"] == table["row"] + 1).all()
@@ -172,7 +181,7 @@ def test_lines_are_those_of_the_file(data: MakeData, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps(row(index)) for index in range(9)]
     path.write_text("\n\n".join(lines) + "\n")
-    made = DataSet.open(DataRecipe(path=path, task="find"), TASKS, recipe())
-    table = compiled(recipe(), made).table
+    data_set = DataSet.open(DataRecipe(path=path, task="find"), TASKS, recipe())
+    table = compiled(recipe(), data_set).table
     rows = np.array(table.column("row"))
     assert (np.array(table.column("line")) == 2 * rows + 1).all()

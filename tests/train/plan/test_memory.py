@@ -87,12 +87,12 @@ def kept_bytes(
     base = MistralModel(config).to(torch.bfloat16 if bf16 else torch.float32)
     adapted = get_peft_model(base, lora_config(LoraRecipe(rank=rank)))
     weights = {weight.untyped_storage().data_ptr() for weight in adapted.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
     texts = torch.randint(3, 97, (BATCH, tokens)).tolist()
@@ -102,7 +102,7 @@ def kept_bytes(
     ):
         vectors = embed(adapted.base_model.model, texts, [5] * prefix, recompute=recompute)
     assert vectors.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def of_a_layer(widths: tuple[int, ...], *state: Any) -> int:
@@ -117,10 +117,10 @@ def test_a_token_of_a_layer_takes_what_autograd_keeps(
 ) -> None:
     state = (0, recompute, precision == "bf16")
     # the adapter's copies in bf16 are kept once, whatever the number of tokens
-    found = (of_a_layer(widths, 50, *state) - of_a_layer(widths, 20, *state)) / (30 * BATCH)
+    measured = (of_a_layer(widths, 50, *state) - of_a_layer(widths, 20, *state)) / (30 * BATCH)
     recipe = recipe_of(widths[-1], precision=precision, recompute=recompute)
     more, less = (memory.token_bytes(spec_of(widths, layers), recipe) for layers in (4, 3))
-    assert more - less == pytest.approx(found, rel=0.03)
+    assert more - less == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -151,47 +151,47 @@ def test_keys_and_values_of_a_prefix_are_kept_for_every_query(
         batch=BatchRecipe(group=BATCH),
         precision=precision,
     )
-    found = of_a_layer(widths, 20, 120, *state) - of_a_layer(widths, 20, 0, *state)
+    measured = of_a_layer(widths, 20, 120, *state) - of_a_layer(widths, 20, 0, *state)
     more, less = (spec_of(widths, layers) for layers in (4, 3))
     token = memory.token_bytes(more, recipe) - memory.token_bytes(less, recipe)
     front = memory.front_bytes(more, recipe) - memory.front_bytes(less, recipe)
-    assert 120 * token + front == pytest.approx(found, rel=0.1)
+    assert 120 * token + front == pytest.approx(measured, rel=0.1)
 
 
 def test_a_prefix_of_a_large_model_matters() -> None:
     limits = LimitsRecipe(example_query=256, example_response=256)
-    kept, recomputed = (
+    saved, recomputed = (
         memory.front_bytes(MISTRAL, recipe_of(most=5, limits=limits, recompute=recompute))
         for recompute in (False, True)
     )
-    assert kept > 20e9
+    assert saved > 20e9
     assert 1e9 < recomputed < 3e9
     assert memory.front_bytes(MISTRAL, recipe_of(most=0)) == 0
 
 
 def test_mistral_in_bf16_is_as_known() -> None:
     recipe = recipe_of(precision="bf16", recompute=True, mini_batch_tokens=4096)
-    found = memory.forecast(MISTRAL, recipe, torch.device("cuda"), 514)
-    assert found.weights == pytest.approx(14.2e9, rel=0.01)
+    forecast = memory.forecast(MISTRAL, recipe, torch.device("cuda"), 514)
+    assert forecast.weights == pytest.approx(14.2e9, rel=0.01)
     # 168 million weights, at 16 bytes and a copy of 2
-    assert found.adapter == pytest.approx(167.8e6 * 18, rel=0.001)
+    assert forecast.adapter == pytest.approx(167.8e6 * 18, rel=0.001)
     more, less = (
         memory.token_bytes(spec_of((4096, 14336, 32, 8, 128, 64), layers), recipe)
         for layers in (33, 1)
     )
     assert more - less == pytest.approx(0.26e6, rel=0.02)
-    assert 18e9 < found.total < 24e9
+    assert 18e9 < forecast.total < 24e9
 
 
 def test_nf4_holds_linear_weights_in_half_a_byte_and_others_in_two() -> None:
     recipe = recipe_of(precision="bf16", quantise="nf4", mini_batch_tokens=1)
-    found = memory.forecast(MISTRAL, recipe, torch.device("cuda"), 514).weights
+    weights = memory.forecast(MISTRAL, recipe, torch.device("cuda"), 514).weights
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     # 64 weights share a scale of 8 bits, and 256 of these share one of 32
     quantised = linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8
     others = (MISTRAL.parameters - linear) * 2
-    assert found == pytest.approx(quantised + others, rel=0.001)
-    assert 3.5e9 < found < 4.5e9
+    assert weights == pytest.approx(quantised + others, rel=0.001)
+    assert 3.5e9 < weights < 4.5e9
 
 
 def test_a_mini_batch_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +208,8 @@ def test_a_mini_batch_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) 
 def test_a_mini_batch_holds_the_longest_text_behind_its_examples() -> None:
     limits = LimitsRecipe(example_query=100, example_response=50)
     recipe = recipe_of(8, most=3, limits=limits, mini_batch_tokens=10)
-    found = memory.forecast(spec_of(WIDTHS[0], 4), recipe, CPU, 514)
-    assert found.mini_batch_tokens == 3 * 150 + 514
+    forecast = memory.forecast(spec_of(WIDTHS[0], 4), recipe, CPU, 514)
+    assert forecast.mini_batch_tokens == 3 * 150 + 514
 
 
 def test_less_than_one_text_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +226,8 @@ def test_less_than_one_text_is_refused_with_what_it_needs(monkeypatch: pytest.Mo
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return where a base, rows that fill all limits, and prompts are."""
-    found = tmp_path_factory.mktemp("memory")
-    memory_worker.write_base(found / "base")
+    root = tmp_path_factory.mktemp("memory")
+    memory_worker.write_base(root / "base")
     drawn = random.Random(0)
     words = ["".join(drawn.choices("abcdefgh", k=4)) for _ in range(200)]
 
@@ -237,10 +237,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {"query": text(60), "pos": [text(100)], "neg": [text(100), text(100)]} for _ in range(64)
     ]
-    (found / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {"query": {"format": "e5", "instruction": "Find the words"}}
-    (found / "prompts.json").write_text(json.dumps({"default": "query", "tasks": tasks}))
-    return found
+    (root / "prompts.json").write_text(json.dumps({"default": "query", "tasks": tasks}))
+    return root
 
 
 # with examples, documents are few, so that a mini-batch of queries is the largest
@@ -277,5 +277,5 @@ def test_a_step_holds_what_was_forecast(
     }
     command = [sys.executable, "-m", "tests.train.plan.memory_worker", str(path)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
-    found = json.loads(ran.stdout)
-    assert found["forecast"] == pytest.approx(found["peak"], rel=0.2), found
+    measured = json.loads(ran.stdout)
+    assert measured["forecast"] == pytest.approx(measured["peak"], rel=0.2), measured

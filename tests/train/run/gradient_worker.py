@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from anna_train.model.loss import Losses, compute_loss
 from anna_train.recipe import LossRecipe
-from anna_train.run.gradient import Settings, compute_gradient
+from anna_train.run.gradient import GradientSettings, compute_gradient
 from anna_train.run.processes import Processes, joined
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +25,7 @@ def loss_of(vectors: Tensor, recipe: LossRecipe) -> Losses:
 
 def cached(processes: Processes, name: str, recompute: bool, dropout: float) -> dict[str, Tensor]:
     model = batches.model(dropout=dropout)
-    settings = Settings(BUDGET, recompute=recompute, seed=7)
+    settings = GradientSettings(BUDGET, recompute=recompute, seed=7)
     losses = compute_gradient(
         model.inner,
         batches.groups(),
@@ -34,20 +34,20 @@ def cached(processes: Processes, name: str, recompute: bool, dropout: float) -> 
         processes,
     )
     case = f"{name}/{recompute}/{dropout}"
-    found = {f"{case}/loss": losses.total.detach()}
+    tensors = {f"{case}/loss": losses.total.detach()}
     for weight_name, weight in model.weights().items():
         assert weight.grad is not None
-        found[f"{case}/{weight_name}"] = weight.grad
-    return found
+        tensors[f"{case}/{weight_name}"] = weight.grad
+    return tensors
 
 
 def main() -> None:
     torch.set_num_threads(1)
     with joined() as processes:
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for case in CASES:
-            found |= cached(processes, *case)
-        save_file(found, Path(sys.argv[1]) / f"{processes.rank}.safetensors")
+            tensors |= cached(processes, *case)
+        save_file(tensors, Path(sys.argv[1]) / f"{processes.rank}.safetensors")
 
 
 if __name__ == "__main__":

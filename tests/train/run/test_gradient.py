@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from anna_train.run.gradient import Settings, compute_gradient, mini_batches
+from anna_train.run.gradient import GradientSettings, compute_gradient, mini_batches
 from anna_train.run.gradient import _embed as embed_unit
 from anna_train.run.processes import Processes
 from safetensors.torch import load_file
@@ -23,25 +23,27 @@ ROOT = Path(__file__).parents[3]
 def plain(name: str, recompute: bool, dropout: float) -> dict[str, Tensor]:
     """Return the gradient of one graph through all mini-batches at once."""
     model = batches.model(dropout=dropout)
-    settings = Settings(worker.BUDGET, recompute=recompute, seed=7)
+    settings = GradientSettings(worker.BUDGET, recompute=recompute, seed=7)
     units = mini_batches(batches.groups(), worker.BUDGET)
-    places = [place for unit in units for place in unit.places]
+    positions = [position for unit in units for position in unit.positions]
     parts = [embed_unit(model.inner, unit, index, settings) for index, unit in enumerate(units)]
-    vectors = torch.cat(parts)[torch.tensor(places).argsort()]
+    vectors = torch.cat(parts)[torch.tensor(positions).argsort()]
     loss = worker.loss_of(vectors, batches.LOSSES[name]).total
     loss.backward()
     case = f"{name}/{recompute}/{dropout}"
-    found = {f"{case}/loss": loss.detach()}
+    tensors = {f"{case}/loss": loss.detach()}
     for key, weight in model.weights().items():
         assert weight.grad is not None
-        found[f"{case}/{key}"] = weight.grad
-    return found
+        tensors[f"{case}/{key}"] = weight.grad
+    return tensors
 
 
-def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+def worst(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Return the largest difference of a tensor, relative to its length."""
-    assert found.keys() == wanted.keys()
-    return max(float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted)
+    assert tensors.keys() == wanted.keys()
+    return max(
+        float((tensors[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize(("name", "recompute", "dropout"), worker.CASES)
 def test_cached_gradient_is_the_plain_one(name: str, recompute: bool, dropout: float) -> None:
-    found = worker.cached(Processes(), name, recompute, dropout)
-    assert worst(found, plain(name, recompute, dropout)) <= 1e-6
+    cached = worker.cached(Processes(), name, recompute, dropout)
+    assert worst(cached, plain(name, recompute, dropout)) <= 1e-6
 
 
 @pytest.mark.slow
@@ -76,8 +78,8 @@ def test_gradient_of_two_processes_is_that_of_one(
     name: str, recompute: bool, dropout: float, of_two: list[dict[str, Tensor]]
 ) -> None:
     wanted = plain(name, recompute, dropout)
-    for found in of_two:
-        assert worst({key: found[key] for key in wanted}, wanted) <= 1e-6
+    for cached in of_two:
+        assert worst({key: cached[key] for key in wanted}, wanted) <= 1e-6
 
 
 def test_budgets_differ_in_memory_alone() -> None:
@@ -87,7 +89,7 @@ def test_budgets_differ_in_memory_alone() -> None:
             model.inner,
             batches.groups(),
             lambda vectors: worker.loss_of(vectors, batches.LOSSES["all"]),
-            Settings(budget),
+            GradientSettings(budget),
             Processes(),
         )
         return {
@@ -100,13 +102,15 @@ def test_budgets_differ_in_memory_alone() -> None:
 
 def test_mini_batches_hold_every_text_once_within_the_budget() -> None:
     groups = batches.groups()
-    found = mini_batches(groups, 40)
-    assert sorted(place for unit in found for place in unit.places) == list(range(12))
+    units = mini_batches(groups, 40)
+    assert sorted(position for unit in units for position in unit.positions) == list(range(12))
     texts = {
-        place: ids for group in groups for place, ids in zip(group.places, group.texts, strict=True)
+        position: ids
+        for group in groups
+        for position, ids in zip(group.positions, group.texts, strict=True)
     }
-    for unit in found:
-        assert [texts[place] for place in unit.places] == unit.texts
+    for unit in units:
+        assert [texts[position] for position in unit.positions] == unit.texts
         cost = len(unit.prefix) + len(unit.texts) * max(map(len, unit.texts))
         assert cost <= 40 or len(unit.texts) == 1
 

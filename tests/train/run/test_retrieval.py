@@ -12,9 +12,9 @@ from anna_export.errors import ShapeError
 def test_ranks_1_2_and_3_give_their_discounts() -> None:
     # query i scores document j as scores[i, j]: its own (the diagonal) is 1st, 2nd and 3rd
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.5, 0.2], [0.7, 0.6, 0.3]])
-    found = retrieval(scores, np.eye(3))
-    assert found.ndcg_at_10 == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / 3)
-    assert found.recall_at_1 == pytest.approx(1 / 3)
+    figures = retrieval(scores, np.eye(3))
+    assert figures.ndcg_at_10 == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / 3)
+    assert figures.recall_at_1 == pytest.approx(1 / 3)
 
 
 def test_a_rank_past_10_scores_nothing() -> None:

@@ -44,17 +44,17 @@ def make_recipe(tiny_base: Path, tiny_corpus: Corpus, tmp_path: Path) -> MakeRec
             {
                 "query": pair.query,
                 "pos": [pair.document],
-                "neg": [pairs[place - 7].document, pairs[place - 30].document],
+                "neg": [pairs[index - 7].document, pairs[index - 30].document],
                 "pos_scores": [2.0],
                 "neg_scores": [0.0, 1.0],
             }
-            for place, pair in enumerate(pairs)
+            for index, pair in enumerate(pairs)
         ]
         write(tmp_path / "rows.jsonl", rows)
-        held: list[dict[str, object]] = [
+        heldout_rows: list[dict[str, object]] = [
             {"query": pair.query, "pos": [pair.document]} for pair in tiny_corpus.heldout
         ]
-        write(tmp_path / "held.jsonl", held)
+        write(tmp_path / "held.jsonl", heldout_rows)
         instruction = "Given a summary, retrieve the documentation it belongs to"
         tasks = {
             "query": {"format": "e5", "instruction": instruction, "documents": "document"},
@@ -85,8 +85,8 @@ def make_recipe(tiny_base: Path, tiny_corpus: Corpus, tmp_path: Path) -> MakeRec
             },
         }
         for name, value in fields.items():
-            found = recipe.get(name)
-            recipe[name] = found | value if isinstance(found, dict) else value  # type: ignore[operator]
+            defaults = recipe.get(name)
+            recipe[name] = defaults | value if isinstance(defaults, dict) else value  # type: ignore[operator]
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return tmp_path / "recipe.yaml"
 
@@ -159,11 +159,11 @@ def test_the_log_has_every_step_and_the_evaluations_theirs(make_recipe: MakeReci
 @pytest.mark.slow
 def test_two_runs_are_equal_and_another_seed_is_not(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
-    one, two = tuned(recipe, "one"), tuned(recipe, "two")
+    first, second = tuned(recipe, "one"), tuned(recipe, "two")
     other = tuned(make_recipe(seed=1), "other")
     name = "adapter_model.safetensors"
-    assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert (one / name).read_bytes() != (other / name).read_bytes()
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
 def start(recipe: Path, name: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -181,7 +181,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_never_stopped(
     make_recipe: MakeRecipe, seed: int
 ) -> None:
     recipe = make_recipe()
-    whole = tuned(recipe, "whole")
+    uninterrupted = tuned(recipe, "whole")
     log = recipe.parent / "killed.training" / "log.csv"
     until = random.Random(seed).randrange(1, STEPS)
     running = start(recipe, "killed")
@@ -195,20 +195,22 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_never_stopped(
 
     killed = tuned(recipe, "killed")
     name = "adapter_model.safetensors"
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes()
     for table in ("log.csv", "evaluations.csv"):
-        rows = [read_log(folder / "training" / table) for folder in (whole, killed)]
+        rows = [read_log(folder / "training" / table) for folder in (uninterrupted, killed)]
         for row in (*rows[0], *rows[1]):
             row.pop("seconds", None)
         assert rows[0] == rows[1]
-    plans = [(folder / "training" / "plan.parquet").read_bytes() for folder in (whole, killed)]
+    plans = [
+        (folder / "training" / "plan.parquet").read_bytes() for folder in (uninterrupted, killed)
+    ]
     assert plans[0] == plans[1]
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
-    one = tuned(recipe, "one")
+    single = tuned(recipe, "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -219,11 +221,11 @@ def test_two_processes_train_what_one_does(make_recipe: MakeRecipe) -> None:
         (recipe.parent / name / "training" / "plan.parquet").read_bytes() for name in ("one", "two")
     ]
     assert plans[0] == plans[1]
-    wanted = load_file(one / "adapter_model.safetensors")
-    found = load_file(recipe.parent / "two" / "adapter_model.safetensors")
+    wanted = load_file(single / "adapter_model.safetensors")
+    weights = load_file(recipe.parent / "two" / "adapter_model.safetensors")
     for name, weight in wanted.items():
         # AdamW divides by a gradient's own size, which enlarges the rounding of small ones
-        assert (found[name] - weight).norm() / weight.norm() < 1e-3, name
+        assert (weights[name] - weight).norm() / weight.norm() < 1e-3, name
 
 
 @pytest.mark.slow
@@ -231,7 +233,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = make_recipe()
-    whole = tuned(recipe, "whole")
+    uninterrupted = tuned(recipe, "whole")
     calls = iter(range(100))
 
     def interrupted(*args: object) -> object:
@@ -244,7 +246,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
     assert "interrupted" in capsys.readouterr().err
     monkeypatch.undo()
     name = "adapter_model.safetensors"
-    assert (tuned(recipe) / name).read_bytes() == (whole / name).read_bytes()
+    assert (tuned(recipe) / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def unfinished(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,20 +326,20 @@ def test_a_run_goes_on_with_the_mini_batch_it_began_with(
 ) -> None:
     recipe = make_recipe(run={"mini_batch_tokens": None})
     monkeypatch.setitem(memory._MOST_TOKENS, "cpu", 1000)
-    whole = tuned(recipe, "whole")
+    uninterrupted = tuned(recipe, "whole")
     unfinished(recipe, monkeypatch)
     monkeypatch.setitem(memory._MOST_TOKENS, "cpu", 1)  # as if less were free now
     weights = "adapter_model.safetensors"
-    assert (tuned(recipe) / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (tuned(recipe) / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
 def test_a_lora_b_without_a_gradient_is_refused(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def cut_off(model: torch.nn.Module, *args: object) -> object:
-        found = compute_gradient(model, *args)  # type: ignore[arg-type]
+        losses = compute_gradient(model, *args)  # type: ignore[arg-type]
         model.layers[1].mlp.up_proj.lora_B["default"].weight.grad.zero_()  # type: ignore
-        return found
+        return losses
 
     monkeypatch.setattr(step_module, "compute_gradient", cut_off)
     line = refused(capsys, *tune_arguments(make_recipe()))
@@ -346,7 +348,7 @@ def test_a_lora_b_without_a_gradient_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "found"),
+    ("field", "value", "problem"),
     [
         ("pos", "text", "expected a list of texts in pos, found 'text'"),
         ("neg_scores", [1.0], "expected 2 numbers in neg_scores, one for each text, found 1"),
@@ -361,7 +363,7 @@ def test_a_malformed_row_names_file_line_and_field(
     capsys: pytest.CaptureFixture[str],
     field: str,
     value: object,
-    found: str,
+    problem: str,
 ) -> None:
     recipe = make_recipe()
     rows = recipe.parent / "rows.jsonl"
@@ -369,7 +371,7 @@ def test_a_malformed_row_names_file_line_and_field(
     lines[4] = json.dumps(json.loads(lines[4]) | {field: value})
     rows.write_text("\n".join(lines))
     line = refused(capsys, *tune_arguments(recipe))
-    assert found in line and f"in line 5 of {rows}" in line
+    assert problem in line and f"in line 5 of {rows}" in line
 
 
 @pytest.mark.slow
@@ -388,7 +390,7 @@ def test_rows_without_scores_need_no_soft_labels(
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "problem"),
     [
         ("base: [", "expected YAML in"),
         ("base: x\nprompts: p\ndata: []\n", "expected another data in"),
@@ -400,10 +402,10 @@ def test_rows_without_scores_need_no_soft_labels(
     ],
 )
 def test_a_wrong_recipe_names_the_field(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, found: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, problem: str
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(content)
-    assert found in refused(capsys, *tune_arguments(tmp_path / "recipe.yaml"))
+    assert problem in refused(capsys, *tune_arguments(tmp_path / "recipe.yaml"))
 
 
 def test_missing_files_are_named(
@@ -436,9 +438,9 @@ def test_plan_tells_steps_and_memory_and_compares(
     recipe = make_recipe()
     plan = str(recipe.parent / "plan.parquet")
     assert run(["plan", "--config", str(recipe), "--out", plan, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["steps"], told["rows"], told["mini_batch_tokens"]) == (8, 64, 100)
-    assert told["bytes"]["total"] > told["bytes"]["activations"] > 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["steps"], printed["rows"], printed["mini_batch_tokens"]) == (8, 64, 100)
+    assert printed["bytes"]["total"] > printed["bytes"]["activations"] > 0
     assert run(["plan", "--config", str(recipe), "--against", plan]) == 0
     other = make_recipe(seed=3)
     assert run(["plan", "--config", str(other), "--against", plan, "--json"]) == 1

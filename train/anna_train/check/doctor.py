@@ -7,7 +7,7 @@ from typing import Any, Final
 from anna_export.errors import InputError
 from anna_export.progress import Progress
 from anna_train.check import duplicates, overlap, scores, texts
-from anna_train.check.findings import CorpusRule, FileRule, Finding, Place, Rule, Severity
+from anna_train.check.findings import CorpusRule, FileRule, Finding, RowLocation, Rule, Severity
 from anna_train.data.rows import RowError, RowFile
 
 MALFORMED: Final = "malformed row"
@@ -16,7 +16,7 @@ FIRST_PLACES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CheckRequest:
     """What to check, and against what.
 
     Args:
@@ -38,7 +38,7 @@ class Request:
         if len({path.resolve() for path in self.paths}) < len(self.paths):
             raise InputError("expected every file once, found one named twice")
         if self.max_tokens is not None and self.model is None:
-            raise InputError("expected --model with --max-tokens, found none: it has the tokenizer")
+            raise InputError("expected `model` with `max_tokens`, found none: it has the tokenizer")
 
 
 @dataclass(slots=True)
@@ -99,7 +99,9 @@ class Report:
         }
 
 
-def check(request: Request, *, keeps_all: bool = False, progress: Progress | None = None) -> Report:
+def check(
+    request: CheckRequest, *, keeps_all: bool = False, progress: Progress | None = None
+) -> Report:
     """Put every rule to every row; a malformed row is a finding and ends nothing.
 
     Args:
@@ -119,7 +121,7 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
     for file in files:
         malformed = 0
         for index in range(len(file)):
-            place = Place(file, index)
+            location = RowLocation(file, index)
             report.rows += 1
             if progress is not None:
                 progress(report.rows, total)
@@ -127,10 +129,10 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
                 row = file[index]
             except RowError as error:
                 malformed += 1
-                report.add(place.error(MALFORMED, error.field, f"{error}; correct or remove it"))
+                report.add(location.error(MALFORMED, error.field, f"{error}; correct or remove it"))
                 continue
             for rule in rules:
-                for finding in rule(place, row):
+                for finding in rule(location, row):
                     report.add(finding)
         report.files[file.path] = {"rows": len(file), "malformed_rows": malformed}
         for file_rule in file_rules:
@@ -143,7 +145,7 @@ def check(request: Request, *, keeps_all: bool = False, progress: Progress | Non
     return report
 
 
-def _row_rules(request: Request) -> list[Rule]:
+def _row_rules(request: CheckRequest) -> list[Rule]:
     rules: list[Rule] = [
         texts.empty_texts,
         texts.positives_among_negatives,
@@ -156,7 +158,7 @@ def _row_rules(request: Request) -> list[Rule]:
     return [*rules, overlap.EvaluationTexts(request.against)] if request.against else rules
 
 
-def _file_rules(request: Request) -> list[FileRule]:
+def _file_rules(request: CheckRequest) -> list[FileRule]:
     rules: list[FileRule] = [
         scores.NegativesAbove(),
         scores.PartlyScored(),

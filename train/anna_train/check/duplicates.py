@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from anna_export.errors import ExtraError
-from anna_train.check.findings import Finding, Place
+from anna_train.check.findings import Finding, RowLocation
 from anna_train.check.words import digest, grams, words
 from anna_train.data.rows import Row, RowFile
 
@@ -48,22 +48,22 @@ class RepeatedRows:
     """
 
     def __init__(self) -> None:
-        self._rows: dict[int, Place] = {}
-        self._queries: dict[int, Place] = {}
+        self._rows: dict[int, RowLocation] = {}
+        self._queries: dict[int, RowLocation] = {}
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Compare a row with all before it."""
         query = (row.prompt or "", str(row.type), row.query)
-        same = self._rows.setdefault(digest(*query, *sorted(row.pos)), place)
-        first = self._queries.setdefault(digest(*query), place)
-        if same != place:
-            yield place.warning(
+        same = self._rows.setdefault(digest(*query, *sorted(row.pos)), location)
+        first = self._queries.setdefault(digest(*query), location)
+        if same != location:
+            yield location.warning(
                 REPEATED_ROW,
                 "query",
                 f"expected every row once, found query and positives of {same} again; remove one",
             )
-        elif first != place:
-            yield place.warning(
+        elif first != location:
+            yield location.warning(
                 REPEATED_QUERY,
                 "query",
                 f"expected a query's positives in one row, found the query of {first} again: in "
@@ -83,39 +83,39 @@ class NearDuplicates:
 
     def __init__(self, rule: str) -> None:
         self._rule = rule
-        self._seen: set[int] = set()
+        self._hashed: set[int] = set()
         self._files: list[RowFile] = []
-        self._places = array("Q")
+        self._locations = array("Q")
         self._bands = array("Q")  # of each text in turn
         # crc32 takes a tenth of the default's time; candidates are compared exactly anyway
         self._empty = MinHash(_BANDS * _BAND_HASHES, hashfunc=zlib.crc32)
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Keep the hashes of a row's texts."""
-        if not self._files or place.file is not self._files[-1]:
-            self._files.append(place.file)
+        if not self._files or location.file is not self._files[-1]:
+            self._files.append(location.file)
         # no row has more texts than its place has room for
         for number, (field, text) in enumerate(islice(row.texts(), 2**_NUMBER_BITS)):
             if (field == "query") != (self._rule == NEAR_QUERY):
                 continue
-            if (own := digest(*text.split())) in self._seen:
+            if (text_digest := digest(*text.split())) in self._hashed:
                 continue
-            self._seen.add(own)
+            self._hashed.add(text_digest)
             if shingles := grams(words(text), _SHINGLE_WORDS):
                 self._bands.extend(self._hashes(shingles))
-                file_and_row = (len(self._files) - 1) << _ROW_BITS | place.index
-                self._places.append(file_and_row << _NUMBER_BITS | number)
+                file_and_row = (len(self._files) - 1) << _ROW_BITS | location.index
+                self._locations.append(file_and_row << _NUMBER_BITS | number)
         yield from ()
 
     def finish(self) -> Iterator[Finding]:
         """Compare texts that share a band with those before them, word by word."""
         for later, pairs in groupby(self._candidates(), key=lambda pair: pair[0]):
-            place, field, shingles = self._read(later)
+            location, field, shingles = self._read(later)
             for _, earlier in pairs:
                 other, its_field, its_shingles = self._read(earlier)
                 similarity = len(shingles & its_shingles) / len(shingles | its_shingles)
                 if similarity >= MIN_SIMILARITY:
-                    yield place.warning(
+                    yield location.warning(
                         self._rule,
                         field,
                         f"expected different texts, found {its_field} of {other} almost again "
@@ -132,21 +132,21 @@ class NearDuplicates:
     def _candidates(self) -> list[tuple[int, int]]:
         """Return pairs of texts that share a band, the later first, each pair once, in order."""
         bands = np.frombuffer(self._bands, np.uint64).reshape(-1, _BANDS)
-        found: set[tuple[int, int]] = set()
+        candidates: set[tuple[int, int]] = set()
         for band in bands.T:
             order = np.argsort(band, kind="stable")
             ordered = band[order]
             for back in range(1, _MAX_COMPARED + 1):
                 same = ordered[back:] == ordered[:-back]
-                found.update(
+                candidates.update(
                     zip(order[back:][same].tolist(), order[:-back][same].tolist(), strict=True)
                 )
-        return sorted(found)
+        return sorted(candidates)
 
-    def _read(self, text: int) -> tuple[Place, str, set[str]]:
+    def _read(self, text: int) -> tuple[RowLocation, str, set[str]]:
         """Return a text's place, field and shingles, read from disk."""
-        file_and_row, number = divmod(self._places[text], 2**_NUMBER_BITS)
+        file_and_row, number = divmod(self._locations[text], 2**_NUMBER_BITS)
         file, index = divmod(file_and_row, 2**_ROW_BITS)
-        place = Place(self._files[file], index)
-        field, content = next(islice(place.row.texts(), number, None))
-        return place, field, grams(words(content), _SHINGLE_WORDS)
+        location = RowLocation(self._files[file], index)
+        field, content = next(islice(location.row.texts(), number, None))
+        return location, field, grams(words(content), _SHINGLE_WORDS)

@@ -37,13 +37,13 @@ class Finding:
     message: str
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File, line and field, as a reader looks them up."""
         return f"{self.path}:{self.line}" + (f" {self.field}" if self.field else "")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowLocation:
     """A row's place in its file; small, since rules keep one for each text they have seen."""
 
     file: RowFile
@@ -72,13 +72,13 @@ class Place:
 
 
 # what a rule says of one row; it may remember those before it
-Rule = Callable[[Place, Row], Iterator[Finding]]
+Rule = Callable[[RowLocation, Row], Iterator[Finding]]
 
 
 class CorpusRule(Protocol):
     """A rule that judges all files together, once all rows were seen."""
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Take a row into account."""
         ...
 
@@ -90,7 +90,7 @@ class CorpusRule(Protocol):
 class FileRule(Protocol):
     """A rule that judges a file as a whole, once all its rows were seen."""
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Take a row into account, and say what is wrong with it alone."""
         ...
 

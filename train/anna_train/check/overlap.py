@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.errors import InputError, MissingError
-from anna_train.check.findings import Finding, Place
+from anna_train.check.findings import Finding, RowLocation
 from anna_train.check.words import digest, grams, words
 from anna_train.data.rows import Row
 
-SEEN: Final = "evaluation text"
+EVALUATION_TEXT: Final = "evaluation text"
 OVERLAP: Final = "evaluation overlap"
 # runs this long are hardly ever shared by chance; the length GPT-3's report took
 _GRAM_WORDS: Final = 13
@@ -39,43 +39,46 @@ class EvaluationTexts:
         for file, path in enumerate(paths):
             texts = 0
             for line, text in evaluation_texts(path):
-                found = words(text)
-                if len(found) < MIN_WORDS:
+                text_words = words(text)
+                if len(text_words) < MIN_WORDS:
                     continue
                 texts += 1
                 where = (file, line)
-                self._texts.setdefault(digest(*found), where)
-                if len(found) >= _GRAM_WORDS:
-                    for gram in grams(found, _GRAM_WORDS):
+                self._texts.setdefault(digest(*text_words), where)
+                if len(text_words) >= _GRAM_WORDS:
+                    for gram in grams(text_words, _GRAM_WORDS):
                         self._grams.setdefault(digest(gram), where)
             if not texts:
                 raise InputError(
                     f"expected evaluation texts of {MIN_WORDS} words or more in {path}, found none"
                 )
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Compare a row's texts with all evaluation texts."""
         for field, text in row.texts():
-            found = words(text)
-            if (where := self._texts.get(digest(*found))) is not None:
-                yield place.error(
-                    SEEN,
+            text_words = words(text)
+            if (where := self._texts.get(digest(*text_words))) is not None:
+                yield location.error(
+                    EVALUATION_TEXT,
                     field,
-                    f"expected no evaluation text, found that in {self._shown(where)}; remove it",
+                    f"expected no evaluation text, found that in {self._name_of(where)}; remove it",
                 )
-            elif len(found) >= _GRAM_WORDS and (where := self._shared(found)) is not None:
-                yield place.warning(
+            elif len(text_words) >= _GRAM_WORDS and (where := self._shared(text_words)) is not None:
+                yield location.warning(
                     OVERLAP,
                     field,
                     f"expected no evaluation text, found {_GRAM_WORDS} words in a row of "
-                    f"{self._shown(where)}; compare them, and remove it if it is the same",
+                    f"{self._name_of(where)}; compare them, and remove it if it is the same",
                 )
 
-    def _shared(self, found: list[str]) -> tuple[int, int] | None:
-        hashes = (digest(gram) for gram in grams(found, _GRAM_WORDS))
-        return min((self._grams[own] for own in hashes if own in self._grams), default=None)
+    def _shared(self, text_words: list[str]) -> tuple[int, int] | None:
+        hashes = (digest(gram) for gram in grams(text_words, _GRAM_WORDS))
+        return min(
+            (self._grams[key] for key in hashes if key in self._grams),
+            default=None,
+        )
 
-    def _shown(self, where: tuple[int, int]) -> str:
+    def _name_of(self, where: tuple[int, int]) -> str:
         return f"line {where[1]} of {self._paths[where[0]]}"
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from anna_train.check.findings import Finding, Place
+from anna_train.check.findings import Finding, RowLocation
 from anna_train.data.rows import Row
 
 NEGATIVE_ABOVE: Final = "negative above positive"
@@ -21,7 +21,7 @@ class NegativesAbove:
     def __init__(self) -> None:
         self._scored = self._wrong = 0
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Say how many of a row's negatives are."""
         if row.pos_scores is None or not row.neg_scores:
             return
@@ -30,7 +30,7 @@ class NegativesAbove:
         above = [number for number, score in enumerate(row.neg_scores) if score > lowest]
         if above:
             self._wrong += 1
-            yield place.warning(
+            yield location.warning(
                 NEGATIVE_ABOVE,
                 f"neg_scores[{above[0]}]",
                 f"expected negatives scored below every positive ({lowest:.4g}), found "
@@ -55,14 +55,14 @@ class PartlyScored:
 
     def __init__(self) -> None:
         self._scored = self._rows = 0
-        self._first: Place | None = None
+        self._first: RowLocation | None = None
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Count a row."""
         self._rows += 1
         self._scored += row.scored
         if not row.scored and self._first is None:
-            self._first = place
+            self._first = location
         yield from ()
 
     def end(self) -> Iterator[Finding]:
@@ -86,14 +86,14 @@ class TeacherEntropy:
 
     def __init__(self) -> None:
         self._sum, self._rows = 0.0, 0
-        self._first: Place | None = None
+        self._first: RowLocation | None = None
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Take a row's soft label into account, if it has one over two texts or more."""
         if row.pos_scores is not None and row.neg_scores:
             self._sum += relative_entropy([*row.pos_scores, *row.neg_scores])
             self._rows += 1
-            self._first = self._first or place
+            self._first = self._first or location
         yield from ()
 
     def end(self) -> Iterator[Finding]:

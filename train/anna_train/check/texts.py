@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from anna_train.check.findings import Finding, Place
+from anna_train.check.findings import Finding, RowLocation
 from anna_train.data.rows import Row, TaskType
 
 EMPTY: Final = "empty text"
@@ -22,32 +22,32 @@ SPECIAL_TOKENS: Final = ("<s>", "</s>", "<unk>", "<instruct>", "<query>", "<resp
 MAX_TRUNCATED_SHARE: Final = 0.05
 
 
-def empty_texts(place: Place, row: Row) -> Iterator[Finding]:
+def empty_texts(location: RowLocation, row: Row) -> Iterator[Finding]:
     """Find texts of nothing but whitespace: their embedding is that of the prompt."""
     for field, text in row.texts():
         if not text.strip():
-            found = "nothing" if not text else "whitespace alone"
-            yield place.error(EMPTY, field, f"expected a text, found {found}; remove it")
+            content = "nothing" if not text else "whitespace alone"
+            yield location.error(EMPTY, field, f"expected a text, found {content}; remove it")
 
 
-def positives_among_negatives(place: Place, row: Row) -> Iterator[Finding]:
+def positives_among_negatives(location: RowLocation, row: Row) -> Iterator[Finding]:
     """Find negatives that are positives of the same row, spaces aside."""
     positives = {_plain(text): number for number, text in enumerate(row.pos)}
     for number, text in enumerate(row.neg):
         if (same := positives.get(_plain(text))) is not None:
-            yield place.error(
+            yield location.error(
                 POSITIVE_IS_NEGATIVE,
                 f"neg[{number}]",
                 f"expected negatives that answer nothing, found pos[{same}] again; remove one",
             )
 
 
-def repeated_negatives(place: Place, row: Row) -> Iterator[Finding]:
+def repeated_negatives(location: RowLocation, row: Row) -> Iterator[Finding]:
     """Find negatives that stand in one row twice, spaces aside."""
     first: dict[str, int] = {}
     for number, text in enumerate(row.neg):
         if (same := first.setdefault(_plain(text), number)) != number:
-            yield place.warning(
+            yield location.warning(
                 REPEATED_NEGATIVE,
                 f"neg[{number}]",
                 f"expected every negative once, found neg[{same}] again, which counts twice in "
@@ -55,21 +55,21 @@ def repeated_negatives(place: Place, row: Row) -> Iterator[Finding]:
             )
 
 
-def query_as_positive(place: Place, row: Row) -> Iterator[Finding]:
+def query_as_positive(location: RowLocation, row: Row) -> Iterator[Finding]:
     """Find positives that are the query itself, from which nothing is learnt."""
     for number, text in enumerate(row.pos):
         if text.strip() and _plain(text) == _plain(row.query):
-            yield place.warning(
+            yield location.warning(
                 QUERY_IS_POSITIVE,
                 f"pos[{number}]",
                 "expected an answer, found the query again; remove it",
             )
 
 
-def missing_negatives(place: Place, row: Row) -> Iterator[Finding]:
+def missing_negatives(location: RowLocation, row: Row) -> Iterator[Finding]:
     """Find rows that no loss can be computed of: other rows' texts are negatives in retrieval."""
     if not row.neg and row.type is not TaskType.RETRIEVAL:
-        yield place.error(
+        yield location.error(
             NO_NEGATIVES,
             "neg",
             f"expected negatives in a row of type {row.type}, found none: other rows' texts are "
@@ -89,11 +89,11 @@ class SpecialTokens:
         # a pattern without names would be found everywhere
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Name each text's, once."""
         for field, text in row.texts():
             if names := dict.fromkeys(self._pattern.findall(text)):
-                yield place.warning(
+                yield location.warning(
                     SPECIAL_TOKEN,
                     field,
                     f"expected plain text, found {', '.join(names)}: taken as plain text, not as "
@@ -121,9 +121,9 @@ class Truncated:
         self.limit = framing.max_tokens
         self._tokeniser = Tokeniser.open(model, replace(framing, max_tokens=2**40))
         self._texts = self._long = self._longest = 0
-        self._first: tuple[Place, str] | None = None
+        self._first: tuple[RowLocation, str] | None = None
 
-    def __call__(self, place: Place, row: Row) -> Iterator[Finding]:
+    def __call__(self, location: RowLocation, row: Row) -> Iterator[Finding]:
         """Count a row's texts."""
         lengths = [len(ids) for ids in self._tokeniser.ids([text for _, text in row.texts()])]
         self._texts += len(lengths)
@@ -131,20 +131,20 @@ class Truncated:
         self._longest = max(self._longest, *lengths)
         if self._long and self._first is None:
             number = next(n for n, length in enumerate(lengths) if length > self.limit)
-            self._first = (place, [field for field, _ in row.texts()][number])
+            self._first = (location, [field for field, _ in row.texts()][number])
         yield from ()
 
     def end(self) -> Iterator[Finding]:
         """Judge the share, at the first text that is cut."""
         share = self._share
         if self._first is not None and share > MAX_TRUNCATED_SHARE:
-            place, field = self._first
-            yield place.warning(
+            location, field = self._first
+            yield location.warning(
                 TRUNCATED,
                 field,
                 f"expected at most {MAX_TRUNCATED_SHARE:.0%} of the texts longer than "
                 f"{self.limit} tokens, found {share:.1%}, the longest of {self._longest:,}, "
-                "prompts not counted; give a larger --max-tokens, or split them",
+                "prompts not counted; give a larger `max_tokens`, or split them",
             )
         self._texts = self._long = self._longest = 0
         self._first = None

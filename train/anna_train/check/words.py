@@ -14,12 +14,12 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def grams(found: list[str], length: int) -> set[str]:
+def grams(text_words: list[str], length: int) -> set[str]:
     """Return the runs of so many words; of fewer words, the one run of them all."""
-    if not found:
+    if not text_words:
         return set()
-    last = max(1, len(found) - length + 1)
-    return {" ".join(found[start : start + length]) for start in range(last)}
+    last = max(1, len(text_words) - length + 1)
+    return {" ".join(text_words[start : start + length]) for start in range(last)}
 
 
 def digest(*parts: str) -> int:

@@ -56,9 +56,9 @@ def command(
     rows and texts, special tokens, truncated texts, and scores that teach nothing or contradict
     the row. Exit code 1 if there are errors, 0 if there are warnings alone.
     """
-    from anna_train.check.doctor import Request, check
+    from anna_train.check.doctor import CheckRequest, check
 
-    request = Request(data, model, max_tokens, against)
+    request = CheckRequest(data, model, max_tokens, against)
     with output.stage("check", "rows") as progress:
         report = check(request, keeps_all=as_json, progress=progress)
     if as_json:
@@ -73,8 +73,8 @@ def _print(report: "Report") -> None:
         table, advice = [], {}
         for rule, count in report.counts.items():
             first = report.first(rule)
-            places = ", ".join(finding.place for finding in first)
-            table.append([rule, str(first[0].severity), f"{count:,}", places])
+            locations = ", ".join(finding.location for finding in first)
+            table.append([rule, str(first[0].severity), f"{count:,}", locations])
             advice[rule] = first[0].message
         output.print_table(["finding", "", "count", "first places"], table)
         output.print_line("")

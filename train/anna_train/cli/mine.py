@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--margin",
+    "absolute",
     default=0.02,
     show_default=True,
     help="Smallest distance of a negative's score below the lowest positive's, in units of the "
@@ -69,7 +70,7 @@ def command(
     corpus: Path | None,
     negatives: int,
     from_rank: int,
-    margin: float,
+    absolute: float,
     relative: float,
     spread: float,
     sampling: str,
@@ -90,7 +91,7 @@ def command(
 
     settings = MiningSettings(
         teacher=teacher_settings(**teacher),
-        margin=AdaptiveMargin(margin, relative, spread),
+        margin=AdaptiveMargin(absolute, relative, spread),
         negatives=negatives,
         from_rank=from_rank,
         sampling=Sampling(sampling),
@@ -112,10 +113,10 @@ def command(
             }
         )
         return
-    output.print_rows(_shown(report, negatives))
+    output.print_rows(_report_rows(report, negatives))
 
 
-def _shown(report: "MiningReport", negatives: int) -> dict[str, str]:
+def _report_rows(report: "MiningReport", negatives: int) -> dict[str, str]:
     counts = report.counts
     dropped = ", ".join(f"{name} {share:.1%}" for name, share in report.dropped.items())
     first = ", ".join(f"{name} {share:.1%}" for name, share in report.first.items())

@@ -98,10 +98,10 @@ def command(
     if as_json:
         output.print_json(asdict(report) | {"out": str(out)})
         return
-    output.print_rows(_shown(report))
+    output.print_rows(_report_rows(report))
 
 
-def _shown(report: "ScoreReport") -> dict[str, str]:
+def _report_rows(report: "ScoreReport") -> dict[str, str]:
     rows = {
         "rows": f"{report.out}, {report.rows:,}; {report.without_negatives:,} of them without "
         "negatives, and so without a label",

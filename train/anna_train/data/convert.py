@@ -117,7 +117,7 @@ def convert(
         if not done.rows:
             raise InputError(
                 f"expected a pair of texts with a score of {conversion.positive_score} or more "
-                f"in {source}, found none; give a lower --positive-score"
+                f"in {source}, found none; give a lower `positive_score`"
             )
     return done
 
@@ -145,10 +145,10 @@ def _records(row: Row, to: Format, done: Converted) -> Iterator[dict[str, Any]]:
             yield from sentence_transformers_records(row)
 
 
-def _require_columns(expected: tuple[str, ...], found: tuple[str, ...], row: Row) -> None:
-    if found != expected:
+def _require_columns(expected: tuple[str, ...], columns: tuple[str, ...], row: Row) -> None:
+    if columns != expected:
         raise InputError(
             f"expected the first row's columns ({', '.join(expected)}) in all, found "
-            f"{', '.join(found)} for the query {row.query!r:.60}; convert rows with and without "
+            f"{', '.join(columns)} for the query {row.query!r:.60}; convert rows with and without "
             "negatives apart"
         )

@@ -88,8 +88,8 @@ def tevatron_row(record: Record) -> Row:
                 f"{record.where}"
             )
         fields[texts] = [
-            _passage(passage, f"{name}[{place}], in {record.where}")
-            for place, passage in enumerate(passages)
+            _passage(passage, f"{name}[{index}], in {record.where}")
+            for index, passage in enumerate(passages)
         ]
         if texts == "pos" and not passages:
             raise InputError(
@@ -116,14 +116,14 @@ def joined_rows(
     Raises:
         InputError: If a record is malformed, naming its place and field.
     """
-    places: dict[bytes, list[int]] = {}
+    offsets_by_anchor: dict[bytes, list[int]] = {}
     for record in records:
         part = _part(record, positive_score)
         anchor = json.dumps([part["query"], *(part["other"].get(name) for name in _TASK)])
         key = hashlib.blake2b(anchor.encode(), digest_size=16).digest()
-        places.setdefault(key, []).append(spool.tell())
+        offsets_by_anchor.setdefault(key, []).append(spool.tell())
         spool.write(json.dumps(part).encode() + b"\n")
-    for offsets in places.values():
+    for offsets in offsets_by_anchor.values():
         parts = []
         for offset in offsets:
             spool.seek(offset)
@@ -134,50 +134,65 @@ def joined_rows(
 def _part(record: Record, positive_score: float | None) -> dict[str, Any]:
     """Take a record apart: its anchor, and each text with its number, if it has one."""
     fields = dict(record.fields)
+    anchor, texts = _take_texts(fields, record)
+    part: dict[str, Any] = {
+        "query": texts[0],
+        "pos": texts[1:2],
+        "neg": texts[2:],
+        "where": record.where,
+    }
+    kind = next((name for name in _SCORES if fields.get(name) is not None), None)
+    if kind is None:
+        return part | {"other": fields}
+    value, count = fields.pop(kind), len(texts) - 1
+    if isinstance(value, list) and len(value) == count:
+        part |= {"pos_scores": value[:1], "neg_scores": value[1:]}
+    elif count == 1 and not isinstance(value, list):
+        if anchor == PAIR[0]:
+            fields["type"] = str(TaskType.STS)
+        part |= _similar(texts[1:], _number(value, kind, record.where), kind, positive_score)
+    else:
+        raise InputError(
+            f"expected {count} numbers in {kind}, one for each text, found "
+            f"{len(value) if isinstance(value, list) else repr(value)[:60]}, in {record.where}"
+        )
+    return part | {"other": fields}
+
+
+def _take_texts(fields: dict[str, Any], record: Record) -> tuple[str, list[str]]:
+    """Take anchor, positive and negatives out of a record; return the anchor's column and texts."""
     anchor, positive = _named(fields, _ANCHORS), _named(fields, _POSITIVES)
     if anchor is None or positive is None:
         raise InputError(
             f"expected an anchor and a positive, found {', '.join(map(str, fields))[:200]}, in "
             f"{record.where}"
         )
-    numbered = [
+    numbered = sorted(
         (int(match[1] or 0), name) for name in fields if (match := _NEGATIVE.fullmatch(name))
-    ]
-    taken = [positive, *(name for _, name in sorted(numbered) if fields[name] is not None)]
-    query = _text(fields.pop(anchor), anchor, record.where)
-    texts = [_text(fields.pop(name), name, record.where) for name in taken]
+    )
+    names = [anchor, positive, *(name for _, name in numbered if fields[name] is not None)]
+    texts = [_text(fields.pop(name), name, record.where) for name in names]
     for _, name in numbered:
         fields.pop(name, None)
-    part: dict[str, Any] = {
-        "query": query,
-        "pos": texts[:1],
-        "neg": texts[1:],
-        "where": record.where,
-    }
-    kind = next((name for name in _SCORES if fields.get(name) is not None), None)
-    if kind is None:
-        return part | {"other": fields}
-    value = fields.pop(kind)
-    if isinstance(value, list) and len(value) == len(texts):
-        part["pos_scores"], part["neg_scores"] = value[:1], value[1:]
-    elif len(texts) == 1 and not isinstance(value, list):
-        score = _number(value, kind, record.where)
-        if positive_score is None:
-            raise InputError(
-                f"expected --positive-score beside pairs with a {kind}, found none: it says from "
-                "which number on a pair is a positive, say 4 of 0 to 5"
-            )
-        if anchor == PAIR[0]:
-            fields["type"] = str(TaskType.STS)
-        side, other_side = ("pos", "neg") if score >= positive_score else ("neg", "pos")
-        part |= {side: texts, f"{side}_similarity": [score]}
-        part |= {other_side: [], f"{other_side}_similarity": []}
-    else:
+    return anchor, texts
+
+
+def _similar(
+    texts: list[str], score: float, kind: str, positive_score: float | None
+) -> dict[str, Any]:
+    """Return a scored pair's text as a positive or a negative."""
+    if positive_score is None:
         raise InputError(
-            f"expected {len(texts)} numbers in {kind}, one for each text, found "
-            f"{len(value) if isinstance(value, list) else repr(value)[:60]}, in {record.where}"
+            f"expected `positive_score` beside pairs with a {kind}, found none: it says from "
+            "which number on a pair is a positive, say 4 of 0 to 5"
         )
-    return part | {"other": fields}
+    side, other_side = ("pos", "neg") if score >= positive_score else ("neg", "pos")
+    return {
+        side: texts,
+        f"{side}_similarity": [score],
+        other_side: [],
+        f"{other_side}_similarity": [],
+    }
 
 
 def _join(parts: list[dict[str, Any]]) -> Row | None:
@@ -185,8 +200,8 @@ def _join(parts: list[dict[str, Any]]) -> Row | None:
     fields: dict[str, Any] = dict(parts[0]["other"]) | {"query": parts[0]["query"]}
     for side in ("pos", "neg"):
         texts = [text for part in parts for text in part[side]]
-        kept = list(dict.fromkeys(texts))
-        fields[side] = kept
+        distinct = list(dict.fromkeys(texts))
+        fields[side] = distinct
         for name in (f"{side}_scores", f"{side}_similarity"):
             if not any(name in part for part in parts):
                 continue
@@ -197,7 +212,7 @@ def _join(parts: list[dict[str, Any]]) -> Row | None:
                     f"some, in that of {parts[0]['where']}"
                 )
             first = dict(reversed(list(zip(texts, numbers, strict=True))))
-            fields[name] = [first[text] for text in kept]
+            fields[name] = [first[text] for text in distinct]
     return _row(fields, parts[0]["where"]) if fields["pos"] else None
 
 
@@ -216,8 +231,8 @@ def _passage(passage: object, where: str) -> str:
 
 def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str):
-        found = "null" if value is None else type(value).__name__
-        raise InputError(f"expected a text in {name}, found {found}, in {where}")
+        kind = "null" if value is None else type(value).__name__
+        raise InputError(f"expected a text in {name}, found {kind}, in {where}")
     try:
         value.encode()
     except UnicodeEncodeError:

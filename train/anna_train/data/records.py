@@ -100,10 +100,10 @@ def _csv(path: Path, delimiter: str) -> Iterator[Record]:
             number += 1
             where = f"row {number} of {path}"
             if None in cells or None in cells.values():
-                found = len(reader.fieldnames or ())
+                columns = len(reader.fieldnames or ())
                 more = "more" if None in cells else "fewer"
                 raise InputError(
-                    f"expected {found} cells as in the first line, found {more}, in {where}"
+                    f"expected {columns} cells as in the first line, found {more}, in {where}"
                 )
             yield Record({name: cell or None for name, cell in cells.items()}, where, done_bytes)
     except csv.Error as error:

@@ -86,12 +86,12 @@ class Row:
         if not self.pos:
             raise RowError("expected one text or more in pos, found none", "pos")
         if self.neg and (self.pos_scores is None) != (self.neg_scores is None):
-            given, missing = (
+            present, missing = (
                 ("neg_scores", "pos_scores")
                 if self.pos_scores is None
                 else ("pos_scores", "neg_scores")
             )
-            raise RowError(f"expected {missing} beside {given}, found none", missing)
+            raise RowError(f"expected {missing} beside {present}, found none", missing)
         for name, scores, texts in (
             ("pos_scores", self.pos_scores, self.pos),
             ("neg_scores", self.neg_scores, self.neg),
@@ -112,7 +112,7 @@ class Row:
         """Yield every text with the name of its field: query, pos[0], neg[2]."""
         yield "query", self.query
         for name, texts in (("pos", self.pos), ("neg", self.neg)):
-            yield from ((f"{name}[{place}]", text) for place, text in enumerate(texts))
+            yield from ((f"{name}[{index}]", text) for index, text in enumerate(texts))
 
     @classmethod
     def of_json(cls, value: object) -> Self:
@@ -191,7 +191,7 @@ class RowFile(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         """Read one row, or some."""
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         start = self._starts[index]
         end = self._content.find(b"\n", start)
         line = self._content[start : end if end >= 0 else len(self._content)]
@@ -216,16 +216,16 @@ def parse_row(line: bytes, path: Path, number: int) -> Row:
         # some editors start a file with a byte order mark, which is no text
         return Row.of_json(json.loads(line.decode("utf-8-sig")))
     except RowError as error:
-        found, field = str(error), error.field
+        problem, field = str(error), error.field
     except json.JSONDecodeError as error:
-        found = f"expected JSON, found {error.msg.lower()} at character {error.pos + 1}"
+        problem = f"expected JSON, found {error.msg.lower()} at character {error.pos + 1}"
     except UnicodeDecodeError:
-        found = "expected UTF-8, found other bytes"
+        problem = "expected UTF-8, found other bytes"
     except RecursionError:
-        found = "expected a row, found JSON of too many levels"
+        problem = "expected a row, found JSON of too many levels"
     except ValueError:
-        found = "expected numbers of at most 4,300 digits, found a longer one"
-    raise RowError(f"{found}, in line {number} of {path}", field)
+        problem = "expected numbers of at most 4,300 digits, found a longer one"
+    raise RowError(f"{problem}, in line {number} of {path}", field)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -242,7 +242,7 @@ def text_key(text: str) -> str:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise RowError(f"expected a text in {name}, found {_shown(value)}", name)
+        raise RowError(f"expected a text in {name}, found {_describe(value)}", name)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -252,27 +252,27 @@ def _text(value: object, name: str) -> str:
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise RowError(f"expected a list of texts in {name}, found {_shown(value)}", name)
-    return tuple(_text(text, f"{name}[{place}]") for place, text in enumerate(value))
+        raise RowError(f"expected a list of texts in {name}, found {_describe(value)}", name)
+    return tuple(_text(text, f"{name}[{index}]") for index, text in enumerate(value))
 
 
 def _scores(value: object, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise RowError(f"expected a list of numbers in {name}, found {_shown(value)}", name)
-    return tuple(_score(score, f"{name}[{place}]") for place, score in enumerate(value))
+        raise RowError(f"expected a list of numbers in {name}, found {_describe(value)}", name)
+    return tuple(_score(score, f"{name}[{index}]") for index, score in enumerate(value))
 
 
 def _score(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"expected a number in {name}, found {_shown(value)}", name)
+        raise RowError(f"expected a number in {name}, found {_describe(value)}", name)
     try:
         score = float(value)
     except OverflowError:  # an integer past the largest float
         score = math.inf
     if not math.isfinite(score):
-        raise RowError(f"expected a finite number in {name}, found {_shown(value)}", name)
+        raise RowError(f"expected a finite number in {name}, found {_describe(value)}", name)
     return score
 
 
@@ -282,12 +282,12 @@ def _type(value: object) -> TaskType:
     if isinstance(value, str) and value in _OTHER_NAMES:
         return _OTHER_NAMES[value]
     if not isinstance(value, str) or value not in set(TaskType):
-        known = ", ".join([*TaskType, *_OTHER_NAMES])
-        raise RowError(f"expected a type of {known}, found {_shown(value)}", "type")
+        names = ", ".join([*TaskType, *_OTHER_NAMES])
+        raise RowError(f"expected a type of {names}, found {_describe(value)}", "type")
     return TaskType(value)
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, str | int | float):
         return _shortened(repr(value))
     return "null" if value is None else type(value).__name__

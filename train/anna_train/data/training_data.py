@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from anna_export.errors import InputError
+from anna_export.files.hashing import file_sha256
 from anna_export.progress import Progress
 from anna_export.text.prompt_file import Task, TaskFile
 from anna_train.data.rows import Row, RowFile, TaskType, text_key
@@ -57,17 +58,15 @@ class DataSet:
         hashes = np.empty((len(rows), 2), dtype=np.uint64)
         for index in range(len(rows)):
             row = rows[index]
-            if found := _lacking(row, task, recipe):
-                raise InputError(f"{found}, in line {rows.line(index)} of {data.path}")
+            if problem := _lacking(row, task, recipe):
+                raise InputError(f"{problem}, in line {rows.line(index)} of {data.path}")
             single = row.pos[0] if row.type is TaskType.RETRIEVAL else row.query
             hashes[index] = text_hash(row.query), text_hash(single)
             if progress is not None and (index + 1) % _REPORTED == 0:
                 progress(index + 1, len(rows))
         if progress is not None:
             progress(len(rows), len(rows))
-        with data.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(data.path.stem, rows, task, document_task, sha256, hashes)
+        return cls(data.path.stem, rows, task, document_task, file_sha256(data.path), hashes)
 
 
 def text_hash(text: str) -> int:
@@ -82,9 +81,9 @@ def require_names(sets: Sequence[DataRecipe]) -> None:
     Raises:
         InputError: If two files are named alike.
     """
-    seen: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for data in sets:
-        other = seen.setdefault(data.path.stem, data.path)
+        other = paths.setdefault(data.path.stem, data.path)
         if other is not data.path:
             raise InputError(
                 f"expected data sets of different names, found {other} and {data.path}; rename one"
@@ -106,7 +105,7 @@ def _lacking(row: Row, task: Task, recipe: TuneRecipe) -> str | None:
     if not row.query.strip():
         return "expected a text in query, found spaces alone"
     for name, texts in (("pos", row.pos), ("neg", row.neg)):
-        if empty := [place for place, text in enumerate(texts) if not text.strip()]:
+        if empty := [index for index, text in enumerate(texts) if not text.strip()]:
             return f"expected a text in {name}[{empty[0]}], found spaces alone"
     if row.prompt is not None and row.prompt != task.instruction:
         return (

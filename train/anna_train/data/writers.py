@@ -37,10 +37,10 @@ def sentence_transformers_records(row: Row) -> Iterator[dict[str, Any]]:
         for text, number in zip([*row.pos, *row.neg], numbers, strict=True):
             yield dict(zip((*PAIR, "score"), (row.query, text, number), strict=True))
         return
-    for place in range(max(len(row.pos), len(row.neg))):
-        record = {"anchor": row.query, "positive": row.pos[place % len(row.pos)]}
+    for index in range(max(len(row.pos), len(row.neg))):
+        record = {"anchor": row.query, "positive": row.pos[index % len(row.pos)]}
         if row.neg:
-            record["negative"] = row.neg[place % len(row.neg)]
+            record["negative"] = row.neg[index % len(row.neg)]
         yield record
 
 
@@ -65,10 +65,13 @@ def _similarities(row: Row) -> list[Any]:
 
 
 def _passages(texts: Sequence[str], ids: object) -> list[dict[str, Any]]:
-    own = ids if isinstance(ids, list) and len(ids) == len(texts) else [_id(text) for text in texts]
+    docids = (
+        ids if isinstance(ids, list) and len(ids) == len(texts) else [_id(text) for text in texts]
+    )
     # the title is in the text already, which an empty one leaves as it is
     return [
-        {"docid": docid, "title": "", "text": text} for docid, text in zip(own, texts, strict=True)
+        {"docid": docid, "title": "", "text": text}
+        for docid, text in zip(docids, texts, strict=True)
     ]
 
 

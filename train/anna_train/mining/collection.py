@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anna_export.errors import InputError, MissingError
+from anna_export.files.hashing import file_sha256
 from anna_train.data.rows import Row, RowFile, text_key
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A row's query, with places in its collection's texts."""
+    """A row's query, with indices into its collection's texts."""
 
     query: str
     pos: tuple[int, ...]  # of the row's own positives, in their order
@@ -29,15 +30,15 @@ class Collection:
         texts: The corpus, then what is only scored: kept negatives, and positives that differ
             from a text of the corpus in whitespace or case alone.
         corpus: How many of them are the corpus.
-        place: The place of each text.
-        place_of_key: The place in the corpus of each text's key.
-        answers: By a query's key, the places of its positives in all rows.
+        index_of: The index of each text.
+        index_of_key: The index in the corpus of each text's key.
+        answers: By a query's key, the indices of its positives in all rows.
     """
 
     texts: Sequence[str]
     corpus: int
-    place: Mapping[str, int]
-    place_of_key: Mapping[str, int]
+    index_of: Mapping[str, int]
+    index_of_key: Mapping[str, int]
     answers: Mapping[str, tuple[int, ...]]
 
     def question(self, row: Row, *, replace: bool = False) -> Question:
@@ -50,14 +51,14 @@ class Collection:
         key = text_key(row.query)
         negatives = () if replace else row.neg
         answers = self.answers[key]
-        keys = [key, *(text_key(self.texts[place]) for place in answers)]
+        keys = [key, *(text_key(self.texts[index]) for index in answers)]
         keys += [text_key(text) for text in negatives]
         return Question(
             query=row.query,
-            pos=tuple(self.place[text] for text in row.pos),
-            neg=tuple(self.place[text] for text in negatives),
+            pos=tuple(self.index_of[text] for text in row.pos),
+            neg=tuple(self.index_of[text] for text in negatives),
             answers=answers,
-            barred=frozenset(self.place_of_key[key] for key in keys if key in self.place_of_key),
+            barred=frozenset(self.index_of_key[key] for key in keys if key in self.index_of_key),
         )
 
 
@@ -81,27 +82,30 @@ def collect(
     positives: dict[str, dict[str, None]] = {}
     for row in rows:
         positives.setdefault(text_key(row.query), {}).update(dict.fromkeys(row.pos))
-        kept = () if replace else row.neg
-        for text in (*row.pos, *kept) if negatives else row.pos:
+        row_negatives = () if replace else row.neg
+        for text in (*row.pos, *row_negatives) if negatives else row.pos:
             first.setdefault(text_key(text), text)
-        others.update(dict.fromkeys((*row.pos, *kept)))
+        others.update(dict.fromkeys((*row.pos, *row_negatives)))
     for text in read_corpus_texts(corpus) if corpus is not None else ():
         first.setdefault(text_key(text), text)
     if len(first) < 2:
         raise InputError(
             f"expected two different texts or more to choose negatives from, found {len(first)} in "
-            f"{rows.path}; give more rows, or texts with --corpus"
+            f"{rows.path}; give more rows, or texts in `corpus`"
         )
     texts = list(first.values())
-    known = set(texts)
-    texts += [text for text in others if text not in known]
-    place = {text: index for index, text in enumerate(texts)}
+    corpus_texts = set(texts)
+    texts += [text for text in others if text not in corpus_texts]
+    index_of = {text: index for index, text in enumerate(texts)}
     return Collection(
         texts=texts,
         corpus=len(first),
-        place=place,
-        place_of_key={key: index for index, key in enumerate(first)},
-        answers={key: tuple(place[text] for text in found) for key, found in positives.items()},
+        index_of=index_of,
+        index_of_key={key: index for index, key in enumerate(first)},
+        answers={
+            key: tuple(index_of[text] for text in answer_texts)
+            for key, answer_texts in positives.items()
+        },
     )
 
 
@@ -145,12 +149,6 @@ def _field(line: str, number: int, path: Path) -> str:
     return text
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_sha256(folder: Path) -> str:
     """Hash a model folder's files and their names; what a copy or a new date leaves as it was."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -161,7 +159,7 @@ def folder_sha256(folder: Path) -> str:
 
 def texts_sha256(texts: Iterable[str]) -> str:
     """Hash texts in their order."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for text in texts:
-        found.update(hashlib.sha256(text.encode()).digest())
-    return found.hexdigest()
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()

@@ -60,8 +60,8 @@ class _SentenceTransformer:
         self._model = SentenceTransformer(str(folder), local_files_only=True)
         prompts = self._model.prompts
         if prompt and prompt not in prompts:
-            known = ", ".join(sorted(prompts)) or "none"
-            raise InputError(f"expected a known prompt ({known}), found {prompt!r}")
+            names = ", ".join(sorted(prompts)) or "none"
+            raise InputError(f"expected a known prompt ({names}), found {prompt!r}")
         self._prompt = prompt
         self.query_prompt = repr((prompt, prompts, self._model.default_prompt_name, "query"))
         self.document_prompt = repr((prompts, self._model.default_prompt_name, "document"))

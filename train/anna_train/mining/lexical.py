@@ -124,11 +124,11 @@ class CharacterGrams:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        found = np.zeros(_GRAM_BUCKETS)
+        document_counts = np.zeros(_GRAM_BUCKETS)
         for start in range(0, len(texts), _GRAM_TEXTS):
             counts = _gram_counts(texts[start : start + _GRAM_TEXTS])
-            found += np.bincount(counts.indices, minlength=_GRAM_BUCKETS)
-        self._idf = (np.log((1 + len(texts)) / (1 + found)) + 1).astype(np.float32)
+            document_counts += np.bincount(counts.indices, minlength=_GRAM_BUCKETS)
+        self._idf = (np.log((1 + len(texts)) / (1 + document_counts)) + 1).astype(np.float32)
 
     def weigh(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Return (B, buckets) TF-IDF rows of unit length."""
@@ -155,6 +155,6 @@ def _gram_counts(texts: Sequence[str]) -> sparse.csr_matrix:
         columns.append((hashed >> np.uint64(64 - 18)).astype(np.int32))
         rows.append(owner[starts])
     column, row = np.concatenate(columns), np.concatenate(rows)
-    ones = np.ones(len(column), dtype=np.float32)
+    increments = np.ones(len(column), dtype=np.float32)
     # adds up a text's equal grams
-    return sparse.coo_matrix((ones, (row, column)), shape=(len(cut), _GRAM_BUCKETS)).tocsr()
+    return sparse.coo_matrix((increments, (row, column)), shape=(len(cut), _GRAM_BUCKETS)).tocsr()

@@ -56,13 +56,13 @@ class AdaptiveMargin:
     spread: float = 0.25
 
     def __post_init__(self) -> None:
-        for option, value in (
-            ("--margin", self.absolute),
-            ("--relative", self.relative),
-            ("--spread", self.spread),
+        for name, value in (
+            ("absolute", self.absolute),
+            ("relative", self.relative),
+            ("spread", self.spread),
         ):
             if not math.isfinite(value) or value < 0:
-                raise InputError(f"expected {option} to be 0 or more, found {value}")
+                raise InputError(f"expected `{name}` to be 0 or more, found {value}")
 
     def decide(self, positives: np.ndarray, scores: np.ndarray, candidates: np.ndarray) -> Decision:
         """Say which candidates are far enough below their query's positive.

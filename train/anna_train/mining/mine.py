@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from anna_export.files.atomic import staged_file
+from anna_export.files.hashing import file_sha256
+from anna_export.files.work_folder import work_folder
 from anna_export.progress import Stage, no_stage
 from anna_train.data.rows import RowFile
-from anna_train.mining.collection import collect, file_sha256
+from anna_train.mining.collection import collect
 from anna_train.mining.margin import RULES
 from anna_train.mining.negatives import Counts, choose
+from anna_train.mining.parts import PART_ROWS, line_of, parts, require_output
 from anna_train.mining.settings import MiningSettings
 from anna_train.mining.teacher import Teacher, open_teacher, repeatable
-from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ class MiningReport:
     def first(self) -> dict[str, float]:
         """The share of rows whose positive each ranking puts first."""
         counts = self.counts
-        found = (counts.bm25_first, counts.dense_first, counts.reranker_first)
+        first_counts = (counts.bm25_first, counts.dense_first, counts.reranker_first)
         names = ("bm25", "dense", "reranker")
-        return {name: count / counts.rows for name, count in zip(names, found, strict=True)}
+        return {name: count / counts.rows for name, count in zip(names, first_counts, strict=True)}
 
 
 def mine(
@@ -84,7 +86,7 @@ def mine(
     source = RowFile(rows)
     collection = collect(source, corpus=settings.corpus, replace=settings.replace)
     counts, resumed = Counts(), 0
-    with work_beside(out, _state(rows, settings)) as work, repeatable(settings.teacher):
+    with work_folder(out, _state(rows, settings)) as work, repeatable(settings.teacher):
         teacher = open_teacher(
             settings.teacher, source, collection, work, stage, replace=settings.replace
         )
@@ -93,14 +95,14 @@ def mine(
             for start, end in parts(len(source)):
                 names.append(f"{start:012d}.jsonl")
                 make = partial(_part, teacher, source, start, end, settings)
-                text, held = work.text(names[-1], make)
+                text, resumed_part = work.text(names[-1], make)
                 counts += Counts(**json.loads(text[: text.index("\n")]))
-                resumed += (end - start) * held
+                resumed += (end - start) * resumed_part
                 if progress is not None:
                     progress(end, len(source))
         with staged_file(out) as aside, aside.open("wb") as file:
             for name in names:
-                part = (work.folder / name).read_bytes()
+                part = (work.path / name).read_bytes()
                 file.write(part[part.index(b"\n") + 1 :])
         restarted = work.restarted
     return MiningReport(out, counts, collection.corpus, resumed, restarted)

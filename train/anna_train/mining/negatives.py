@@ -92,8 +92,8 @@ def _mined(
     settings: MiningSettings,
 ) -> Row:
     row, question, pool = judged.rows[number], judged.questions[number], judged.pool
-    places = pool.places[number]
-    kept = () if settings.replace else row.neg
+    text_indices = pool.texts[number]
+    row_negatives = () if settings.replace else row.neg
     summary = {
         "positive_score": rounded(judged.scores[number, pool.answer[number]].min()),
         "sigma": rounded(decision.spread[number]),
@@ -103,25 +103,29 @@ def _mined(
     origins = [_origin(judged, decision, number, column) for column in chosen]
     pos_scores = neg_scores = None
     if settings.teacher.reranker != "none":
-        column_of = {place: column for column, place in enumerate(places.tolist())}
+        column_of = {text_index: column for column, text_index in enumerate(text_indices.tolist())}
         logits = judged.logits[number]
-        negatives = [*(column_of[place] for place in question.neg), *chosen]
-        pos_scores = tuple(rounded(logits[column_of[place]]) for place in question.pos)
+        negatives = [*(column_of[text_index] for text_index in question.neg), *chosen]
+        pos_scores = tuple(rounded(logits[column_of[text_index]]) for text_index in question.pos)
         neg_scores = tuple(rounded(logits[column]) for column in negatives)
     other = {name: value for name, value in row.other.items() if name not in _STALE}
     return dataclasses.replace(
         row,
-        neg=(*kept, *(texts[place] for place in places[chosen])),
+        neg=(*row_negatives, *(texts[text_index] for text_index in text_indices[chosen])),
         pos_scores=pos_scores,
         neg_scores=neg_scores,
-        other=other | {"mined": _known_origins(row, kept) + origins, "mining": summary},
+        other=other | {"mined": _stored_origins(row, row_negatives) + origins, "mining": summary},
     )
 
 
-def _known_origins(row: Row, kept: Sequence[str]) -> list[Any]:
+def _stored_origins(row: Row, row_negatives: Sequence[str]) -> list[Any]:
     """Return what stands of kept negatives; nothing of those that were not mined."""
-    known = row.other.get("mined")
-    return known if isinstance(known, list) and len(known) == len(kept) else [None] * len(kept)
+    origins = row.other.get("mined")
+    return (
+        origins
+        if isinstance(origins, list) and len(origins) == len(row_negatives)
+        else [None] * len(row_negatives)
+    )
 
 
 def _origin(judged: Judged, decision: Decision, number: int, column: int) -> dict[str, Any]:
@@ -139,10 +143,10 @@ def _origin(judged: Judged, decision: Decision, number: int, column: int) -> dic
 def _counted(judged: Judged, decision: Decision) -> Counts:
     pool = judged.pool
     dropped = (pool.candidate & ~decision.keep).sum(axis=1)
-    by_rule = [int(dropped[decision.rule == place].sum()) for place in range(len(RULES))]
-    rivals = np.where(pool.candidate, judged.scores, -np.inf).max(axis=1)
+    by_rule = [int(dropped[decision.rule == rule].sum()) for rule in range(len(RULES))]
+    best_other = np.where(pool.candidate, judged.scores, -np.inf).max(axis=1)
     # one that no retriever found is no answer that anybody would have seen
-    own = np.where(pool.answer & pool.found, judged.scores, -np.inf).max(axis=1)
+    best_answer = np.where(pool.answer & pool.retrieved, judged.scores, -np.inf).max(axis=1)
     return Counts(
         candidates=int(pool.candidate.sum()),
         by_margin=by_rule[0],
@@ -150,7 +154,7 @@ def _counted(judged: Judged, decision: Decision) -> Counts:
         by_spread=by_rule[2],
         bm25_first=int((pool.answer & (pool.bm25_rank == 1)).any(axis=1).sum()),
         dense_first=int((pool.answer & (pool.dense_rank == 1)).any(axis=1).sum()),
-        reranker_first=int((own > rivals).sum()),
+        reranker_first=int((best_answer > best_other).sum()),
     )
 
 

@@ -32,7 +32,7 @@ class Pool:
     A query's own answers and kept negatives are in it too, found or not.
     """
 
-    places: np.ndarray  # int64 in the collection's texts; -1: nothing there
+    texts: np.ndarray  # int64 in the collection's texts; -1: nothing there
     bm25: np.ndarray  # float32
     dense: np.ndarray  # float32 cosines
     bm25_rank: np.ndarray  # int64 from 1; 0: not that far up
@@ -44,10 +44,10 @@ class Pool:
     @property
     def filled(self) -> np.ndarray:
         """Where there is a text."""
-        return self.places >= 0
+        return self.texts >= 0
 
     @property
-    def found(self) -> np.ndarray:
+    def retrieved(self) -> np.ndarray:
         """Where there is a text that a retriever found."""
         return (self.bm25_rank > 0) | (self.dense_rank > 0)
 
@@ -85,22 +85,22 @@ class Retriever:
         bm25 = self._words.bm25(queries)
         lexical = _best(bm25[:, : self.collection.corpus], self._depth)
         _, dense = self._index.search(np.ascontiguousarray(vectors), self._depth)
-        places = _union(questions, lexical, dense)
-        filled, rows = places >= 0, np.arange(len(places))[:, None]
-        unique, inverse = np.unique(np.where(filled, places, 0), return_inverse=True)
-        inverse = inverse.reshape(places.shape)
-        bm25_of = bm25[rows, np.maximum(places, 0)]
+        texts = _union(questions, lexical, dense)
+        filled, rows = texts >= 0, np.arange(len(texts))[:, None]
+        unique, inverse = np.unique(np.where(filled, texts, 0), return_inverse=True)
+        inverse = inverse.reshape(texts.shape)
+        bm25_of = bm25[rows, np.maximum(texts, 0)]
         dense_of = (vectors @ self._vectors[unique].T)[rows, inverse]
-        grams = self._grams.weigh([self.collection.texts[place] for place in unique])
+        grams = self._grams.weigh([self.collection.texts[index] for index in unique])
         grams_of = _products(self._grams.weigh(queries), grams)[rows, inverse]
         words_of = _products(self._words.weigh(queries), self._words.vectors[unique])[rows, inverse]
-        bm25_rank, dense_rank = _ranks(places, lexical), _ranks(places, dense)
-        found = (bm25_rank > 0) | (dense_rank > 0)
+        bm25_rank, dense_rank = _ranks(texts, lexical), _ranks(texts, dense)
+        retrieved = (bm25_rank > 0) | (dense_rank > 0)
         lengths = np.array([[len(query)] for query in queries], dtype=np.float32)
-        others = self._lengths[np.maximum(places, 0)]
+        others = self._lengths[np.maximum(texts, 0)]
         features = np.stack(
             [
-                _standardised(bm25_of, found),
+                _standardised(bm25_of, retrieved),
                 dense_of,
                 grams_of,
                 words_of,
@@ -111,13 +111,13 @@ class Retriever:
             axis=2,
         ).astype(np.float32)
         return Pool(
-            places=places,
+            texts=texts,
             bm25=bm25_of,
             dense=dense_of,
             bm25_rank=bm25_rank,
             dense_rank=dense_rank,
-            answer=_holds(places, [question.answers for question in questions]),
-            candidate=found & ~_holds(places, [question.barred for question in questions]),
+            answer=_holds(texts, [question.answers for question in questions]),
+            candidate=retrieved & ~_holds(texts, [question.barred for question in questions]),
             features=features,
         )
 
@@ -137,40 +137,42 @@ def _best(scores: np.ndarray, depth: int) -> np.ndarray:
     return best
 
 
-def _union(questions: Sequence[Question], *found: np.ndarray) -> np.ndarray:
+def _union(questions: Sequence[Question], *retrieved: np.ndarray) -> np.ndarray:
     """Return (B, C) distinct places in ascending order, the questions' own among them."""
     rows = []
     for number, question in enumerate(questions):
-        own = np.array([*question.answers, *question.pos, *question.neg], dtype=np.int64)
-        row = np.unique(np.concatenate([own, *(places[number] for places in found)]))
+        question_texts = np.array([*question.answers, *question.pos, *question.neg], dtype=np.int64)
+        row = np.unique(np.concatenate([question_texts, *(texts[number] for texts in retrieved)]))
         rows.append(row[row >= 0])
-    places = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    texts = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
     for number, row in enumerate(rows):
-        places[number, : len(row)] = row
-    return places
+        texts[number, : len(row)] = row
+    return texts
 
 
-def _ranks(places: np.ndarray, found: np.ndarray) -> np.ndarray:
+def _ranks(texts: np.ndarray, retrieved: np.ndarray) -> np.ndarray:
     """Return (B, C) ranks from 1 of places in what was found, 0 where they are not in it."""
-    ranks = np.zeros(places.shape, dtype=np.int64)
-    for number, row in enumerate(found):
+    ranks = np.zeros(texts.shape, dtype=np.int64)
+    for number, row in enumerate(retrieved):
         row = row[row >= 0]
-        length = int((places[number] >= 0).sum())
-        ranks[number, np.searchsorted(places[number, :length], row)] = np.arange(1, len(row) + 1)
+        length = int((texts[number] >= 0).sum())
+        ranks[number, np.searchsorted(texts[number, :length], row)] = np.arange(1, len(row) + 1)
     return ranks
 
 
-def _holds(places: np.ndarray, members: Sequence[frozenset[int] | tuple[int, ...]]) -> np.ndarray:
+def _holds(texts: np.ndarray, members: Sequence[frozenset[int] | tuple[int, ...]]) -> np.ndarray:
     """Return (B, C) whether each row's places are among its members."""
-    return np.stack([np.isin(row, list(held)) for row, held in zip(places, members, strict=True)])
+    return np.stack(
+        [np.isin(row, list(row_members)) for row, row_members in zip(texts, members, strict=True)]
+    )
 
 
 def _products(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.ndarray:
     return np.asarray((left @ right.T).toarray(), dtype=np.float32)
 
 
-def _standardised(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
-    count = np.maximum(found.sum(axis=1, keepdims=True), 1)
-    mean = np.where(found, scores, 0).sum(axis=1, keepdims=True) / count
-    square = np.where(found, (scores - mean) ** 2, 0).sum(axis=1, keepdims=True) / count
+def _standardised(scores: np.ndarray, retrieved: np.ndarray) -> np.ndarray:
+    count = np.maximum(retrieved.sum(axis=1, keepdims=True), 1)
+    mean = np.where(retrieved, scores, 0).sum(axis=1, keepdims=True) / count
+    square = np.where(retrieved, (scores - mean) ** 2, 0).sum(axis=1, keepdims=True) / count
     return (scores - mean) / np.maximum(np.sqrt(square), 1e-6)

@@ -69,10 +69,10 @@ class CrossEncoderReranker:
 
         rows, columns = np.nonzero(pool.filled)
         pairs = [
-            (questions[row].query, texts[pool.places[row, column]])
+            (questions[row].query, texts[pool.texts[row, column]])
             for row, column in zip(rows, columns, strict=True)
         ]
-        logits = np.zeros(pool.places.shape)
+        logits = np.zeros(pool.texts.shape)
         logits[rows, columns] = self._model.predict(
             pairs, activation_fn=Identity(), show_progress_bar=False
         )
@@ -119,10 +119,10 @@ def folds_of(keys: Collection[str], seed: int) -> dict[str, int]:
     if len(keys) < MIN_QUERIES:
         raise InputError(
             f"expected {MIN_QUERIES} different queries or more to learn a reranker from, found "
-            f"{len(keys)}; give more, --reranker FOLDER, or --reranker none"
+            f"{len(keys)}; give more, or a folder or none as `reranker`"
         )
     shuffled = sorted(keys, key=lambda key: (number_of(seed, key), key))
-    return {key: place % FOLDS for place, key in enumerate(shuffled)}
+    return {key: rank % FOLDS for rank, key in enumerate(shuffled)}
 
 
 def fit_keys(fold: Mapping[str, int], seed: int) -> list[str]:
@@ -151,10 +151,10 @@ def fit(
             key = text_key(question.query)
             # what no retriever found could only be a positive: it would teach that nothing found
             # is the mark of one
-            found, positive = pool.found[number], pool.answer[number]
-            own = np.isin(pool.places[number], question.neg) & found & ~positive
-            positives = np.flatnonzero(positive & found)
-            candidates = np.flatnonzero(pool.candidate[number] | own)
+            retrieved, positive = pool.retrieved[number], pool.answer[number]
+            row_negative = np.isin(pool.texts[number], question.neg) & retrieved & ~positive
+            positives = np.flatnonzero(positive & retrieved)
+            candidates = np.flatnonzero(pool.candidate[number] | row_negative)
             drawn = np.random.default_rng(number_of(seed, key)).permutation(candidates)
             chosen = np.concatenate([positives, drawn[:FIT_NEGATIVES]])
             # what is scored in a half is what was fitted on the other
@@ -172,10 +172,12 @@ def fit(
 def _regression(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Return weights (7,) and bias over features as they are."""
     if labels.all() or not labels.any():
-        found = "no text that answers another query" if labels.all() else "no positive among them"
+        labelled = (
+            "no text that answers another query" if labels.all() else "no positive among them"
+        )
         raise InputError(
             f"expected positives and others among what is retrieved, to learn a reranker from, "
-            f"found {found}; give more rows, --reranker FOLDER, or --reranker none"
+            f"found {labelled}; give more rows, or a folder or none as `reranker`"
         )
     features = features.astype(np.float64)
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -204,7 +206,7 @@ def require_reranker(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise MissingError(
-            f"expected --reranker to be learned, none or a model folder, found nothing at {folder}"
+            f"expected `reranker` to be learned, none or a model folder, found nothing at {folder}"
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"expected a cross-encoder's config.json in {folder}, found none")

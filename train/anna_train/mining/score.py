@@ -13,13 +13,15 @@ import numpy as np
 
 from anna_export.errors import InputError
 from anna_export.files.atomic import staged_file
+from anna_export.files.hashing import file_sha256
+from anna_export.files.work_folder import work_folder
 from anna_export.progress import Stage, no_stage
 from anna_train.data.rows import Row, RowFile
-from anna_train.mining.collection import collect, file_sha256
+from anna_train.mining.collection import collect
+from anna_train.mining.parts import PART_ROWS, line_of, parts, require_output
 from anna_train.mining.settings import LOGIT_ALONE, ScoreSettings
 from anna_train.mining.soften import find_temperature, mean_entropy, padded
 from anna_train.mining.teacher import Teacher, open_teacher, repeatable
-from anna_train.mining.work import PART_ROWS, line_of, parts, require_output, work_beside
 
 TEMPERATURE: Final = "temperature"
 _DIGITS: Final = 9  # significant, of a score that is written
@@ -89,7 +91,7 @@ def score(
         raw = [_raw(row, source, number) for number, row in enumerate(source)]
         earlier = {row.other.get(TEMPERATURE) for row in source if row.neg}
         return _write(source, raw, earlier, out, settings)
-    with work_beside(out, _state(rows, settings)) as work, repeatable(settings.teacher):
+    with work_folder(out, _state(rows, settings)) as work, repeatable(settings.teacher):
         collection = collect(source, negatives=True)
         teacher = open_teacher(settings.teacher, source, collection, work, stage)
         components: list[tuple[np.ndarray, np.ndarray]] = []
@@ -97,9 +99,9 @@ def score(
         with stage("score", "rows") as progress:
             for start, end in parts(len(source)):
                 make = partial(_part, teacher, source, start, end)
-                text, held = work.text(f"{start:012d}.jsonl", make)
+                text, resumed_part = work.text(f"{start:012d}.jsonl", make)
                 components += [_components(line) for line in text.splitlines()]
-                resumed += (end - start) * held
+                resumed += (end - start) * resumed_part
                 if progress is not None:
                     progress(end, len(source))
         fused = _fuse(components, settings.weights)
@@ -122,11 +124,11 @@ def _are_scored(source: RowFile, settings: ScoreSettings) -> bool:
     if scored < labelled:
         raise InputError(
             f"expected scores in all rows or in none, found them in {scored:,} of {labelled:,} in "
-            f"{source.path}; --again scores all"
+            f"{source.path}; `again` scores all"
         )
     if settings.weights != LOGIT_ALONE:
         raise InputError(
-            f"expected --again beside --weights, found {scored:,} rows in {source.path} that are "
+            f"expected `again` beside `weights`, found {scored:,} rows in {source.path} that are "
             "scored already"
         )
     return True
@@ -164,8 +166,8 @@ def _state(rows: Path, settings: ScoreSettings) -> dict[str, Any]:
 def _part(teacher: Teacher, source: RowFile, start: int, end: int) -> str:
     """Return each row's (logit, cosine, BM25) of its positives and of its negatives, one a line."""
     return "".join(
-        json.dumps({"pos": found[0], "neg": found[1]}) + "\n"
-        for found in _judged(teacher, source[start:end])
+        json.dumps({"pos": components[0], "neg": components[1]}) + "\n"
+        for components in _judged(teacher, source[start:end])
     )
 
 
@@ -174,17 +176,21 @@ def _judged(teacher: Teacher, rows: Sequence[Row]) -> Iterator[tuple[list[Any], 
         pool = judged.pool
         values = np.stack([judged.logits, pool.dense, pool.bm25], axis=2)
         for number, question in enumerate(judged.questions):
-            column = {place: index for index, place in enumerate(pool.places[number].tolist())}
+            column = {
+                text_index: index for index, text_index in enumerate(pool.texts[number].tolist())
+            }
             positives, negatives = (
-                [values[number, column[place]].tolist() for place in places]
-                for places in (question.pos, question.neg)
+                [values[number, column[text_index]].tolist() for text_index in text_indices]
+                for text_indices in (question.pos, question.neg)
             )
             yield (positives, negatives) if negatives else ([], [])
 
 
 def _components(line: str) -> tuple[np.ndarray, np.ndarray]:
-    held = json.loads(line)
-    return tuple(np.array(held[side], dtype=np.float64).reshape(-1, 3) for side in ("pos", "neg"))  # type: ignore[return-value]
+    components = json.loads(line)
+    return tuple(
+        np.array(components[side], dtype=np.float64).reshape(-1, 3) for side in ("pos", "neg")
+    )  # type: ignore[return-value]
 
 
 def _fuse(
@@ -213,12 +219,16 @@ def _write(
     labelled = [(pos, neg) for pos, neg in raw if neg]
     scores = padded([pos + neg for pos, neg in labelled])
     temperature = find_temperature(scores, settings.entropy_low, settings.entropy_high)
-    (known,) = earlier if len(earlier) == 1 else (None,)
-    kept = known is not None and math.isclose(known, temperature, rel_tol=_SAME)
-    temperature = known if known is not None and kept else temperature
+    (earlier_temperature,) = earlier if len(earlier) == 1 else (None,)
+    unchanged = earlier_temperature is not None and math.isclose(
+        earlier_temperature, temperature, rel_tol=_SAME
+    )
+    temperature = (
+        earlier_temperature if earlier_temperature is not None and unchanged else temperature
+    )
     with staged_file(out) as aside, aside.open("w", encoding="utf-8") as file:
         for row, (pos, neg) in zip(source, raw, strict=True):
-            scored = row if kept else _scored(row, pos, neg, temperature)
+            scored = row if unchanged else _scored(row, pos, neg, temperature)
             file.write(line_of(scored) + "\n")
     return ScoreReport(
         out=out,

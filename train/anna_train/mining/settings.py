@@ -44,13 +44,13 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         if self.depth < 1:
-            raise InputError(f"expected --depth of 1 or more, found {self.depth}")
+            raise InputError(f"expected `depth` of 1 or more, found {self.depth}")
         if self.seed < 0:
-            raise InputError(f"expected --seed of 0 or more, found {self.seed}")
+            raise InputError(f"expected `seed` of 0 or more, found {self.seed}")
         if self.encoder is not None:
             require_encoder(self.encoder)
         elif self.query_prompt is not None:
-            raise InputError("expected --encoder beside --query-prompt, found none")
+            raise InputError("expected `encoder` beside `query_prompt`, found none")
         if isinstance(self.reranker, Path):
             require_reranker(self.reranker)
 
@@ -103,9 +103,9 @@ class MiningSettings:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        for option, value in (("--negatives", self.negatives), ("--from-rank", self.from_rank)):
+        for name, value in (("negatives", self.negatives), ("from_rank", self.from_rank)):
             if value < 1:
-                raise InputError(f"expected {option} of 1 or more, found {value}")
+                raise InputError(f"expected `{name}` of 1 or more, found {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,11 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if not 0 < self.entropy_low <= self.entropy_high < 1:
             raise InputError(
-                "expected 0 < --entropy-low <= --entropy-high < 1, found "
+                "expected 0 < `entropy_low` <= `entropy_high` < 1, found "
                 f"{self.entropy_low} and {self.entropy_high}"
             )
         if not all(0 <= weight < float("inf") for weight in self.weights) or not any(self.weights):
             raise InputError(
-                "expected --weights of 0 or more, one of them above, found "
+                "expected `weights` of 0 or more, one of them above, found "
                 f"{','.join(map(str, self.weights))}"
             )

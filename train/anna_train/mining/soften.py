@@ -72,6 +72,6 @@ def find_temperature(scores: np.ndarray, low: float, high: float) -> float:
         raise InputError(
             f"expected scores that tell texts apart, found so many equal ones that the mean "
             f"entropy of labels is {reached:.3f} at best, not {target}; use another reranker, or "
-            "other --entropy-low and --entropy-high"
+            "other `entropy_low` and `entropy_high`"
         )
     return temperature

@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from anna_export.errors import DamagedError
+from anna_export.files.work_folder import WorkFolder
 from anna_export.progress import Stage
 from anna_train.data.rows import Row, RowFile, text_key
 from anna_train.mining.collection import Collection, Question, folder_sha256
@@ -27,7 +28,6 @@ from anna_train.mining.rerank import (
 )
 from anna_train.mining.settings import TeacherSettings
 from anna_train.mining.vector_cache import VectorCache
-from anna_train.mining.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def open_teacher(
     settings: TeacherSettings,
     rows: RowFile,
     collection: Collection,
-    work: Work,
+    work: WorkFolder,
     stage: Stage,
     *,
     replace: bool = False,
@@ -130,7 +130,7 @@ def open_teacher(
     else:
         encoder = open_text_encoder(settings.encoder, settings.query_prompt)
         cache = VectorCache(
-            settings.cache or work.folder / "vectors", folder_sha256(settings.encoder)
+            settings.cache or work.path / "vectors", folder_sha256(settings.encoder)
         )
         with stage("embed", "texts") as progress:
             vectors = cache.embed(
@@ -151,7 +151,7 @@ def _queries_of(encoder: TextEncoder, cache: VectorCache) -> Callable[[Sequence[
 
 
 def _learned(
-    teacher: Teacher, seed: int, rows: RowFile, work: Work, stage: Stage
+    teacher: Teacher, seed: int, rows: RowFile, work: WorkFolder, stage: Stage
 ) -> LearnedReranker:
     """Fit the learned reranker, or take what an earlier run fitted."""
     fold = folds_of(teacher.collection.answers.keys(), seed)
@@ -168,8 +168,8 @@ def _learned(
         fitted = fit(pools, fold, seed)
         return json.dumps({"weights": fitted.weights.tolist(), "biases": fitted.biases.tolist()})
 
-    held = json.loads(work.text("reranker.json", make)[0])
-    return LearnedReranker(np.array(held["weights"]), np.array(held["biases"]), fold)
+    stored = json.loads(work.text("reranker.json", make)[0])
+    return LearnedReranker(np.array(stored["weights"]), np.array(stored["biases"]), fold)
 
 
 def _reported(

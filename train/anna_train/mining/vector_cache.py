@@ -58,13 +58,13 @@ class VectorCache:
         folder.mkdir(parents=True, exist_ok=True)
         keys = [self._key(prompt, text) for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
-        found: dict[bytes, np.ndarray] = {}
+        vector_of: dict[bytes, np.ndarray] = {}
         for path in sorted(folder.glob(f"*{_SHARD}")):
-            found |= _read(path, wanted)
-        missing = [key for key in wanted if key not in found]
+            vector_of |= _read(path, wanted)
+        missing = [key for key in wanted if key not in vector_of]
         for start in range(0, len(missing), SHARD_TEXTS):
             if progress is not None:
-                progress(len(found), len(wanted))
+                progress(len(vector_of), len(wanted))
             part = missing[start : start + SHARD_TEXTS]
             vectors = embed([wanted[key] for key in part]).astype(np.float32)
             if not np.isfinite(vectors).all():
@@ -72,10 +72,10 @@ class VectorCache:
                     "expected finite vectors, found NaN or infinity; check the encoder's weights"
                 )
             _write(folder, part, vectors)
-            found |= dict(zip(part, vectors, strict=True))
+            vector_of |= dict(zip(part, vectors, strict=True))
         if progress is not None:
             progress(len(wanted), len(wanted))
-        return np.stack([found[key] for key in keys])
+        return np.stack([vector_of[key] for key in keys])
 
     def _key(self, prompt: str, text: str) -> bytes:
         return hashlib.sha256(json.dumps([self.identity, prompt, text]).encode()).digest()

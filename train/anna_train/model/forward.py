@@ -26,14 +26,14 @@ Rotary = tuple[Tensor, Tensor]  # cos and sin, each (1, S, head_dim)
 
 
 class _Cache:
-    """Stands where a layer looks for its cache: puts a prefix in front, keeps what is its own."""
+    """Stands where a layer looks for its cache: puts a prefix in front, stores the new states."""
 
-    def __init__(self, front: KeysValues | None) -> None:
-        self.front = front
+    def __init__(self, past: KeysValues | None) -> None:
+        self.past = past
 
     def update(self, keys: Tensor, values: Tensor, *_: Any) -> KeysValues:
-        self.own = keys, values
-        return self.own if self.front is None else _joined(self.front, self.own)
+        self.states = keys, values
+        return self.states if self.past is None else _joined(self.past, self.states)
 
 
 def embed(
@@ -62,8 +62,8 @@ def embed(
         behind = _keys_and_values(model, torch.tensor([list(prefix)], device=device), recompute)
     # No mask for padding: it is on the right, so under causal attention no real token sees it.
     hidden, rotary, run = _start(model, ids.to(device), len(prefix), recompute)
-    for layer, front in zip(model.layers[:-1], behind[:-1], strict=True):
-        hidden, _ = run(layer, hidden, front)
+    for layer, past in zip(model.layers[:-1], behind[:-1], strict=True):
+        hidden, _ = run(layer, hidden, past)
     window = model.config.sliding_window
     last = _last_token(model.layers[-1], hidden, lengths - 1, rotary, behind[-1], window)
     norm = RMSNorm(model.norm.weight, model.norm.variance_epsilon)
@@ -73,12 +73,12 @@ def embed(
 def _keys_and_values(model: MistralModel, ids: Tensor, recompute: bool) -> list[KeysValues]:
     """Return each layer's keys and values of (1, P) ids; of the last layer no more is computed."""
     hidden, rotary, run = _start(model, ids, 0, recompute)
-    found = []
+    past_states = []
     for layer in model.layers[:-1]:
-        hidden, states = run(layer, hidden, None)
-        found.append(states)
+        hidden, layer_states = run(layer, hidden, None)
+        past_states.append(layer_states)
     last = model.layers[-1]
-    return [*found, _own_states(last.self_attn, last.input_layernorm(hidden), rotary)]
+    return [*past_states, _own_states(last.self_attn, last.input_layernorm(hidden), rotary)]
 
 
 def _start(
@@ -91,13 +91,13 @@ def _start(
     mask = _mask(ids.shape[1], before, model.config.sliding_window, ids.device)
 
     def run(
-        layer: MistralDecoderLayer, hidden: Tensor, front: KeysValues | None
+        layer: MistralDecoderLayer, hidden: Tensor, past: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
-        cache = _Cache(front)
+        cache = _Cache(past)
         hidden = layer(
             hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache
         )
-        return hidden, cache.own
+        return hidden, cache.states
 
     if recompute:
         return hidden, rotary, partial(checkpoint, run, use_reentrant=False)
@@ -109,7 +109,7 @@ def _last_token(
     hidden: Tensor,
     last: Tensor,
     rotary: Rotary,
-    front: KeysValues | None,
+    past: KeysValues | None,
     window: int | None,
 ) -> Tensor:
     """Return (B, D): what a layer makes of each row's last token; nothing else is computed.
@@ -119,27 +119,27 @@ def _last_token(
         hidden: (B, S, D) states.
         last: (B,) index of each row's last token.
         rotary: cos and sin of the tokens, (1, S, head_dim).
-        front: Keys and values that stand in front of every row.
+        past: Keys and values that stand in front of every row.
         window: How many tokens are seen, the token itself included; None: all before it.
     """
     attention, rows = layer.self_attn, torch.arange(len(hidden), device=hidden.device)
     normed = layer.input_layernorm(hidden)
-    own = _own_states(attention, normed, rotary)
-    keys, values = own if front is None else _joined(front, own)
+    states = _own_states(attention, normed, rotary)
+    keys, values = states if past is None else _joined(past, states)
     heads = (len(hidden), 1, -1, attention.head_dim)
     queries = attention.q_proj(normed[rows, last]).view(heads).transpose(1, 2)
     turned = [table[0, last][:, None, None] for table in rotary]
     queries = queries * turned[0] + rotate_half(queries) * turned[1]
-    places = torch.arange(keys.shape[2], device=hidden.device)
+    positions = torch.arange(keys.shape[2], device=hidden.device)
     ends = (last + keys.shape[2] - hidden.shape[1])[:, None]
-    seen = places <= ends
+    visible = positions <= ends
     if window is not None:
-        seen = seen & (places > ends - window)
+        visible = visible & (positions > ends - window)
     mixed = functional.scaled_dot_product_attention(
         queries,
         keys,
         values,
-        attn_mask=seen[:, None, None],
+        attn_mask=visible[:, None, None],
         scale=attention.scaling,
         enable_gqa=True,
     )
@@ -155,12 +155,12 @@ def _own_states(attention: MistralAttention, normed: Tensor, rotary: Rotary) -> 
     return keys * cos + rotate_half(keys) * sin, values
 
 
-def _joined(front: KeysValues, own: KeysValues) -> KeysValues:
+def _joined(past: KeysValues, states: KeysValues) -> KeysValues:
     """Put a prefix's keys and values in front of each row's own."""
-    rows = len(own[0])
+    rows = len(states[0])
     keys, values = (
         torch.cat([before.expand(rows, -1, -1, -1), after], dim=2)
-        for before, after in zip(front, own, strict=True)
+        for before, after in zip(past, states, strict=True)
     )
     return keys, values
 
@@ -169,9 +169,9 @@ def _mask(width: int, before: int, window: int | None, device: torch.device) -> 
     """Return (1, 1, S, P + S): what each token sees; None for all that stand before it."""
     if not before and (window is None or width <= window):
         return None
-    places = torch.arange(before + width, device=device)
-    own = places[before:, None]
-    seen = places <= own
+    positions = torch.arange(before + width, device=device)
+    query_positions = positions[before:, None]
+    visible = positions <= query_positions
     if window is not None:
-        seen = seen & (places > own - window)
-    return seen[None, None]
+        visible = visible & (positions > query_positions - window)
+    return visible[None, None]

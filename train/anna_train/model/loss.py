@@ -15,20 +15,20 @@ class Targets:
     """What the vectors of n queries and m documents are held to.
 
     Args:
-        own: (n, 1 + K) int64 indices of each query's positive, then its negatives, among the
-            documents; -1 where it has fewer.
+        own_documents: (n, 1 + K) int64 indices of each query's positive, then its negatives,
+            among the documents; -1 where it has fewer.
         others: (n, m) bool: whether another query's document stands as a negative for a query.
-        teacher: (n, 1 + K) float32, a teacher's logits for `own`; None: no soft labels.
+        teacher: (n, 1 + K) float32, a teacher's logits for `own_documents`; None: no soft labels.
     """
 
-    own: Tensor
+    own_documents: Tensor
     others: Tensor
     teacher: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Return the same on a device."""
         teacher = None if self.teacher is None else self.teacher.to(device)
-        return type(self)(self.own.to(device), self.others.to(device), teacher)
+        return type(self)(self.own_documents.to(device), self.others.to(device), teacher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def compute_loss(
     others, masked = targets.others & ~candidates, 0.0
     if recipe.false_negative_margin is not None:
         scores = (queries @ documents.T).detach()
-        positive = scores.gather(1, targets.own[:, :1])
+        positive = scores.gather(1, targets.own_documents[:, :1])
         false = others & (scores > positive + recipe.false_negative_margin)
         masked = float(false.sum() / others.sum().clamp_min(1))
         others = others & ~false
@@ -75,18 +75,20 @@ def compute_loss(
         scores = _cut(queries, width) @ _cut(documents, width).T / recipe.temperature
         if recipe.contrastive:
             logits = scores.masked_fill(~candidates, -torch.inf)
-            contrastive = contrastive + functional.cross_entropy(logits, targets.own[:, 0])
+            contrastive = contrastive + functional.cross_entropy(
+                logits, targets.own_documents[:, 0]
+            )
         if recipe.soft_labels and targets.teacher is not None:
-            soft = soft + _divergence(scores, targets.own, targets.teacher)
+            soft = soft + _divergence(scores, targets.own_documents, targets.teacher)
     contrastive, soft = contrastive / len(widths), soft / len(widths)
     total = contrastive + recipe.soft_labels * soft
     return Losses(total, float(contrastive.detach()), float(soft.detach()), masked)
 
 
-def _divergence(scores: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
+def _divergence(scores: Tensor, own_documents: Tensor, teacher: Tensor) -> Tensor:
     """Mean over queries of the divergence (KL) of the student's softmax from the teacher's."""
-    missing = own < 0
-    student = scores.gather(1, own.clamp_min(0)).masked_fill(missing, -torch.inf)
+    missing = own_documents < 0
+    student = scores.gather(1, own_documents.clamp_min(0)).masked_fill(missing, -torch.inf)
     wanted = teacher.masked_fill(missing, -torch.inf).log_softmax(dim=1)
     # 0 * log 0 is 0 where a query has fewer negatives
     each = wanted.exp() * (wanted - student.log_softmax(dim=1)).masked_fill(missing, 0.0)
@@ -95,12 +97,17 @@ def _divergence(scores: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
 
 def _own_documents(targets: Targets, documents: int) -> Tensor:
     """Return (n, m) bool: each query's own positive and negatives."""
-    found = torch.zeros(
-        len(targets.own), documents + 1, dtype=torch.bool, device=targets.own.device
+    is_own = torch.zeros(
+        len(targets.own_documents),
+        documents + 1,
+        dtype=torch.bool,
+        device=targets.own_documents.device,
     )
     # the missing ones fall into a column that is cut off
-    found.scatter_(1, targets.own.masked_fill(targets.own < 0, documents), True)
-    return found[:, :documents]
+    is_own.scatter_(
+        1, targets.own_documents.masked_fill(targets.own_documents < 0, documents), True
+    )
+    return is_own[:, :documents]
 
 
 def _cut(vectors: Tensor, width: int) -> Tensor:

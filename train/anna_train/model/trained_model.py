@@ -124,11 +124,11 @@ def require_targets(spec: EmbeddingSpec, recipe: LoraRecipe) -> None:
     Raises:
         InputError: Naming those there are.
     """
-    known = sorted({name.rpartition(".")[2] for name in spec.linear_modules()})
-    unknown = [target for target in recipe.targets if target not in known]
+    names = sorted({name.rpartition(".")[2] for name in spec.linear_modules()})
+    unknown = [target for target in recipe.targets if target not in names]
     if unknown or not recipe.targets:
         raise InputError(
-            f"expected lora.targets of {', '.join(known)}, found {', '.join(unknown) or 'none'}"
+            f"expected lora.targets of {', '.join(names)}, found {', '.join(unknown) or 'none'}"
         )
 
 

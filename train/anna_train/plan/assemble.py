@@ -32,12 +32,12 @@ class Group:
     Args:
         prefix: The shared ids; none where sharing does not pay.
         texts: What follows it, one row of ids a text.
-        places: Where each text's vector belongs among the batch's.
+        positions: Where each text's vector belongs among the batch's.
     """
 
     prefix: list[int]
     texts: list[list[int]]
-    places: list[int]
+    positions: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +79,27 @@ class Assembler:
         """Return what one step computes."""
         rows = [data.rows[planned.row] for planned in step.rows]
         documents: dict[str, int] = {}
-        own = [
+        own_documents = [
             [documents.setdefault(text, len(documents)) for text in _own_texts(row, planned)]
             for row, planned in zip(rows, step.rows, strict=True)
         ]
         groups, banned = [], []
         for _, members in groupby(enumerate(step.rows), key=lambda member: member[1].group):
-            places, planned_rows = zip(*members, strict=True)
-            shown = [data.rows[index] for index in planned_rows[0].examples]
-            prompt = data.task.prompt(self.examples(shown))
+            positions, planned_rows = zip(*members, strict=True)
+            examples = [data.rows[index] for index in planned_rows[0].examples]
+            prompt = data.task.prompt(self.examples(examples))
             texts = self.tokeniser.truncate(
-                [rows[place].query for place in places], self.limits.query
+                [rows[position].query for position in positions], self.limits.query
             )
-            groups.append(shared(self.tokeniser.ids(texts, prompt), list(places)))
-            seen = {text_hash(text) for row in shown for text in row.pos}
-            banned += [seen] * len(places)
+            groups.append(shared(self.tokeniser.ids(texts, prompt), list(positions)))
+            example_hashes = {text_hash(text) for row in examples for text in row.pos}
+            banned += [example_hashes] * len(positions)
         groups.append(self._documents(list(documents), len(rows), data.document_task))
         return Batch(
-            groups, len(rows), len(documents), _targets(rows, step.rows, own, documents, banned)
+            groups,
+            len(rows),
+            len(documents),
+            _targets(rows, step.rows, own_documents, documents, banned),
         )
 
     def examples(self, rows: Iterable[Row]) -> list[Example]:
@@ -110,12 +113,12 @@ class Assembler:
 
     def count_cut(self, data: DataSet, row: Row, planned: PlannedRow) -> int:
         """Return how many of a planned row's texts are longer than the limits."""
-        own = _own_texts(row, planned)
+        own_texts = _own_texts(row, planned)
         queries = self.tokeniser.truncate([row.query], self.limits.query)
-        documents = self.tokeniser.truncate(own, self.limits.document)
+        documents = self.tokeniser.truncate(own_texts, self.limits.document)
         return sum(
             short != text
-            for short, text in zip([*queries, *documents], [row.query, *own], strict=True)
+            for short, text in zip([*queries, *documents], [row.query, *own_texts], strict=True)
         )
 
     def require_room(self, task: Task, most: int) -> None:
@@ -144,23 +147,23 @@ class Assembler:
         return shared(ids, list(range(first, first + len(texts))))
 
 
-def shared(rows: list[list[int]], places: list[int]) -> Group:
+def shared(rows: list[list[int]], positions: list[int]) -> Group:
     """Take the longest start that all rows share, where that pays; a token of each is left."""
     same = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
     length = min(sum(1 for _ in same), min(map(len, rows)) - 1)
     if len(rows) == 1 or length < _LEAST_SHARED:
         length = 0
-    return Group(rows[0][:length], [row[length:] for row in rows], places)
+    return Group(rows[0][:length], [row[length:] for row in rows], positions)
 
 
 def _own_texts(row: Row, planned: PlannedRow) -> list[str]:
-    return [row.pos[planned.positive], *(row.neg[place] for place in planned.negatives)]
+    return [row.pos[planned.positive], *(row.neg[index] for index in planned.negatives)]
 
 
 def _targets(
     rows: Sequence[Row],
     planned: Sequence[PlannedRow],
-    own: Sequence[Sequence[int]],
+    own_documents: Sequence[Sequence[int]],
     documents: dict[str, int],
     banned: Sequence[set[int]],
 ) -> Targets:
@@ -169,30 +172,30 @@ def _targets(
     Args:
         rows: The n queries' rows.
         planned: What was drawn of each.
-        own: Places among the documents of each one's positive and negatives.
+        own_documents: Indices among the documents of each row's positive and negatives.
         documents: The m distinct texts and their places.
         banned: Hashes of the passages that each query sees in its examples.
     """
-    width = max(map(len, own))
+    width = max(map(len, own_documents))
     indices = np.full((len(rows), width), -1, dtype=np.int64)
     others = np.zeros((len(rows), len(documents)), dtype=bool)
     hashes = np.array([text_hash(text) for text in documents], dtype=np.uint64)
-    for place, row in enumerate(rows):
-        indices[place, : len(own[place])] = own[place]
+    for index, row in enumerate(rows):
+        indices[index, : len(own_documents[index])] = own_documents[index]
         # a passage that the query sees, or that answers it, is no negative of it
-        right = banned[place] | {text_hash(text) for text in (row.query, *row.pos)}
+        right = banned[index] | {text_hash(text) for text in (row.query, *row.pos)}
         wrong = ~np.isin(hashes, np.array(list(right), dtype=np.uint64))
-        negatives = indices[place, 1:]
+        negatives = indices[index, 1:]
         negatives[(negatives >= 0) & ~wrong[negatives]] = -1
         if row.type is TaskType.RETRIEVAL:
-            others[place] = wrong
+            others[index] = wrong
     teacher = None
     if all(row.scored or not row.neg for row in rows):
         # a positive alone is all of its row's label, whatever its score
         scores = np.zeros((len(rows), width), dtype=np.float32)
-        for place, (row, drawn) in enumerate(zip(rows, planned, strict=True)):
+        for index, (row, drawn) in enumerate(zip(rows, planned, strict=True)):
             if row.pos_scores is not None and row.neg_scores is not None:
                 taken = [row.neg_scores[negative] for negative in drawn.negatives]
-                scores[place, : 1 + len(taken)] = [row.pos_scores[drawn.positive], *taken]
+                scores[index, : 1 + len(taken)] = [row.pos_scores[drawn.positive], *taken]
         teacher = torch.from_numpy(scores)
     return Targets(torch.from_numpy(indices), torch.from_numpy(others), teacher)

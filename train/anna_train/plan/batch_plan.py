@@ -81,13 +81,13 @@ class BatchPlan:
         part = self.table.slice(start, end - start).to_pylist()
         rows = (
             PlannedRow(
-                one["group"],
-                one["row"],
-                one["positive"],
-                tuple(one["negatives"]),
-                tuple(one["examples"]),
+                row["group"],
+                row["row"],
+                row["positive"],
+                tuple(row["negatives"]),
+                tuple(row["examples"]),
             )
-            for one in part
+            for row in part
         )
         return PlannedStep(step, part[0]["data"], tuple(rows))
 
@@ -122,7 +122,7 @@ class BatchPlan:
         if not table.schema.equals(SCHEMA) or _METADATA not in (table.schema.metadata or {}):
             raise DamagedError(
                 f"expected a batch plan at {path}, found the columns {table.column_names}; compile "
-                "one with anna-train plan --out"
+                "one with anna-train plan"
             )
         return cls(table)
 
@@ -180,20 +180,20 @@ def made_from(recipe: TuneRecipe, sets: Sequence[DataSet]) -> dict[str, Any]:
     }
 
 
-def first_difference(one: BatchPlan, other: BatchPlan) -> str | None:
+def first_difference(plan: BatchPlan, other: BatchPlan) -> str | None:
     """Say where two plans first differ; None where they are equal."""
-    for step in range(min(len(one), len(other))):
-        left, right = one[step], other[step]
+    for step in range(min(len(plan), len(other))):
+        left, right = plan[step], other[step]
         if left == right:
             continue
         if left.data != right.data:
             return f"step {step}: data {left.data} and {right.data}"
-        for place, (mine, theirs) in enumerate(zip(left.rows, right.rows, strict=False)):
+        for row, (mine, theirs) in enumerate(zip(left.rows, right.rows, strict=False)):
             if mine != theirs:
-                return f"step {step}, row {place}: {mine} and {theirs}"
+                return f"step {step}, row {row}: {mine} and {theirs}"
         return f"step {step}: {len(left.rows)} and {len(right.rows)} rows"
-    if len(one) != len(other):
-        return f"{len(one)} and {len(other)} steps"
+    if len(plan) != len(other):
+        return f"{len(plan)} and {len(other)} steps"
     return None
 
 
@@ -214,8 +214,8 @@ def _steps(
                 f"expected {recipe.batch.queries} rows without doubles in a data set, to fill one "
                 f"step, found at most {max(map(len, sets))} rows; lower batch.queries"
             )
-        for place in generator.permutation(len(batches)):
-            yield epoch, *batches[place]
+        for number in generator.permutation(len(batches)):
+            yield epoch, *batches[number]
             done += 1
             if done == recipe.steps:
                 return
@@ -231,14 +231,14 @@ def _batches(data: DataSet, size: int, generator: np.random.Generator) -> Iterat
     while len(waiting) >= size:
         batch: list[int] = []
         doubles: list[int] = []
-        seen: set[int] = set()
+        batch_hashes: set[int] = set()
         while waiting and len(batch) < size:
             row = waiting.popleft()
             hashes = set(data.hashes[row].tolist())
-            if hashes & seen:
+            if hashes & batch_hashes:
                 doubles.append(row)
             else:
-                seen |= hashes
+                batch_hashes |= hashes
                 batch.append(row)
         if len(batch) < size:
             return
@@ -256,14 +256,14 @@ def _examples(
     """Draw a group's examples: rows of its data set that share no text with its members."""
     count = int(generator.integers(recipe.examples.least, recipe.examples.most + 1))
     taken = {text_hash(text) for row in members for text in (row.query, *row.pos)}
-    found: list[int] = []
+    examples: list[int] = []
     # a few more than are needed, as some may be members
     for index in generator.integers(len(data), size=8 * count + 8).tolist():
-        if len(found) == count:
+        if len(examples) == count:
             break
         row = data.rows[index]
         texts = {text_hash(text) for text in (row.query, *row.pos)}
         if not texts & taken:
             taken |= texts
-            found.append(index)
-    return found
+            examples.append(index)
+    return examples

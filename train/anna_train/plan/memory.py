@@ -17,7 +17,7 @@ from anna_train.recipe import TuneRecipe
 
 # Bytes kept of one token in one layer, per unit of each width: of the model (D), of the MLP (F), of
 # queries (q), of keys or values (kv), and of the adapter's rank (r).
-_KEPT: Final = {
+_SAVED_BYTES: Final = {
     "fp32": {"dim": 16, "ffn": 16, "q": 8, "kv": 8, "rank": 28},
     "bf16": {"dim": 18, "ffn": 8, "q": 6, "kv": 4, "rank": 14},
 }
@@ -112,13 +112,13 @@ def free_bytes(device: torch.device) -> int:
 def token_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
     """Return the bytes of one token at the peak: kept by all layers, and at work in one."""
     precision = recipe.run.precision
-    kept, item = _KEPT[precision], _ITEM[precision]
+    saved, item = _SAVED_BYTES[precision], _ITEM[precision]
     layer = (
-        kept["dim"] * spec.dim
-        + kept["ffn"] * spec.ffn_dim
-        + kept["q"] * spec.q_dim
-        + kept["kv"] * spec.kv_dim
-        + kept["rank"] * recipe.lora.rank
+        saved["dim"] * spec.dim
+        + saved["ffn"] * spec.ffn_dim
+        + saved["q"] * spec.q_dim
+        + saved["kv"] * spec.kv_dim
+        + saved["rank"] * recipe.lora.rank
     )
     layers = spec.layers - 1  # the last one computes a text's last token alone
     if recipe.run.recompute:

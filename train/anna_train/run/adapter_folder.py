@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +10,11 @@ import yaml
 from peft import PeftModel
 
 from anna_export.files.atomic import write_text
-from anna_export.machine.versions import installed
 from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
 from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.text.prompt_formats import Example
 from anna_train.recipe import TuneRecipe
+from anna_train.run.adapter_card import TuneReport, adapter_card
 
 ADAPTER_FILE: Final = "adapter_config.json"
 _MODULES: Final = (
@@ -25,40 +24,26 @@ _MODULES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A finished run.
-
-    Args:
-        steps: How many there were.
-        queries: Of each step.
-        data: Rows and sha256 of each data set.
-        figures: By the name of an evaluation, its nDCG@10 before and after.
-        seconds: What all steps took, over all runs that made it.
-        first: Whether this process is the one that writes and prints.
-    """
-
-    steps: int
-    queries: int
-    data: Mapping[str, tuple[int, str]]
-    figures: Mapping[str, tuple[float, float]]
-    seconds: float
-    first: bool
-
-
-def with_examples(tasks: TaskFile, shown: Mapping[str, Sequence[Example]]) -> TaskFile:
+def with_examples(tasks: TaskFile, examples: Mapping[str, Sequence[Example]]) -> TaskFile:
     """Return the tasks, and beside each that was trained with examples one that shows some."""
-    found = dict(tasks.tasks)
-    for name, examples in shown.items():
-        if examples:
-            own = [{"query": one.query, "response": one.response} for one in examples]
-            task = found[name].model_dump(exclude_none=True) | {"examples": own}
-            found[f"{name}-few-shot"] = type(found[name]).model_validate(task)
-    return tasks.model_copy(update={"tasks": found})
+    entries = dict(tasks.tasks)
+    for name, task_examples in examples.items():
+        if task_examples:
+            pairs = [
+                {"query": example.query, "response": example.response} for example in task_examples
+            ]
+            task = entries[name].model_dump(exclude_none=True) | {"examples": pairs}
+            entries[f"{name}-few-shot"] = type(entries[name]).model_validate(task)
+    return tasks.model_copy(update={"tasks": entries})
 
 
 def write_adapter(
-    folder: Path, adapted: PeftModel, base: Path, recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned
+    folder: Path,
+    adapted: PeftModel,
+    base: Path,
+    recipe: TuneRecipe,
+    tasks: TaskFile,
+    report: TuneReport,
 ) -> None:
     """Fill a folder with the adapter and all that is told of it.
 
@@ -68,7 +53,7 @@ def write_adapter(
         base: The base's folder.
         recipe: What was asked.
         tasks: The prompts it was trained with.
-        tuned: What came of it.
+        report: What came of it.
     """
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = recipe.base
@@ -100,70 +85,11 @@ def write_adapter(
         (folder / name).parent.mkdir(exist_ok=True)
         write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for name in (*TOKENIZER_FILES, LIMIT_FILE):
-        place = base if name == LIMIT_FILE else find_tokenizer(base, None)
-        if (place / name).exists():
-            shutil.copyfile(place / name, folder / name)
+        source = base if name == LIMIT_FILE else find_tokenizer(base, None)
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     write_text(folder / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
-    write_text(folder / "README.md", _card(recipe, tasks, tuned))
-
-
-def _card(recipe: TuneRecipe, tasks: TaskFile, tuned: Tuned) -> str:
-    """Return the model card as Markdown with the metadata block that model hubs read."""
-    data = "\n".join(
-        f"| {name} | {rows:,} | `{sha256}` |" for name, (rows, sha256) in tuned.data.items()
-    )
-    figures = "\n".join(
-        f"| {name} | {before:.4f} | {after:.4f} |"
-        for name, (before, after) in tuned.figures.items()
-    )
-    evaluation = (
-        "nDCG@10 of each query over all first positives of its file.\n\n"
-        f"| rows | before | after |\n|---|---|---|\n{figures}"
-        if figures
-        else "None was asked for."
-    )
-    prompts = "\n".join(
-        f"- `{name}`: {prompt.front!r}" + (f" … {prompt.back!r}" if prompt.back else "")
-        for name, prompt in tasks.prompts().by_name.items()
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
-    examples = recipe.examples
-    return f"""---
-library_name: peft
-base_model: {recipe.base}
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, lora, embeddings]
----
-
-# LoRA adapter for text embeddings
-
-Rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g}, on {", ".join(recipe.lora.targets)}; trained
-by anna-train for {tuned.steps:,} steps of {tuned.queries} queries, {examples.least} to
-{examples.most} examples in front of them, in {tuned.seconds:,.0f} s.
-
-## Data
-
-| data | rows | sha256 |
-|---|---|---|
-{data}
-
-## Evaluation
-
-{evaluation}
-
-## Prompts
-
-{prompts}
-
-## Use
-
-```
-anna-export --model BASE --adapter THIS_FOLDER --out artifact
-```
-
-The recipe is `recipe.yaml`, what every step saw `training/plan.parquet`, its losses
-`training/log.csv`. Made with {versions}.
-"""
+    write_text(folder / "README.md", adapter_card(recipe, tasks, report))
 
 
 def _yaml(value: Any) -> str:

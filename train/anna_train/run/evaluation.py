@@ -13,13 +13,13 @@ from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_train.data.training_data import DataSet
 from anna_train.plan.assemble import Assembler, Group, shared
 from anna_train.recipe import EvaluationRecipe
-from anna_train.run.gradient import Settings, embed_groups
+from anna_train.run.gradient import GradientSettings, embed_groups
 from anna_train.run.processes import Processes
 from anna_train.run.retrieval import retrieval
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutSet:
     """Held-out rows in token ids.
 
     Args:
@@ -36,56 +36,61 @@ class Held:
 def held_out(
     recipe: EvaluationRecipe,
     sets: Sequence[DataSet],
-    shown: Mapping[str, Sequence[Example]],
+    examples: Mapping[str, Sequence[Example]],
     assembler: Assembler,
-) -> list[Held]:
+) -> list[HeldOutSet]:
     """Return what is evaluated: each set with its task's instruction alone, and with examples.
 
     Args:
         recipe: Whether there are examples.
         sets: The rows; a row's first positive answers it.
-        shown: By the name of a task, its examples for the few-shot figure.
+        examples: By the name of a task, its examples for the few-shot figure.
         assembler: Words and cuts them as training does.
 
     Raises:
         InputError: If a set has too few rows to rank.
     """
-    found = []
-    for data, asked in zip(sets, recipe.data, strict=True):
+    held_out_sets = []
+    for data, data_recipe in zip(sets, recipe.data, strict=True):
         if len(data) < 2:
             raise InputError(f"expected two rows or more in {data.rows.path}, found {len(data)}")
         rows = list(data.rows)
         queries, documents = [row.query for row in rows], [row.pos[0] for row in rows]
         prompts = {"zero-shot": data.task.prompt(())}
-        if shown.get(asked.task):
-            prompts["few-shot"] = data.task.prompt(shown[asked.task])
+        if examples.get(data_recipe.task):
+            prompts["few-shot"] = data.task.prompt(examples[data_recipe.task])
         of_documents = NO_PROMPT if data.document_task is None else data.document_task.prompt(())
         for name, prompt in prompts.items():
             groups = [
                 _group(assembler, queries, prompt, assembler.limits.query, 0),
                 _group(assembler, documents, of_documents, assembler.limits.document, len(rows)),
             ]
-            found.append(Held(f"{data.name} {name}", groups, len(rows)))
-    return found
+            held_out_sets.append(HeldOutSet(f"{data.name} {name}", groups, len(rows)))
+    return held_out_sets
 
 
 def evaluate(
-    model: MistralModel, held: Sequence[Held], settings: Settings, processes: Processes
+    model: MistralModel,
+    held_out_sets: Sequence[HeldOutSet],
+    settings: GradientSettings,
+    processes: Processes,
 ) -> dict[str, float]:
     """Return each one's nDCG@10; equal on every process."""
     model.eval()
     try:
         with torch.no_grad():
-            return {one.name: _ndcg(model, one, settings, processes) for one in held}
+            return {data.name: _ndcg(model, data, settings, processes) for data in held_out_sets}
     finally:
         model.train()
 
 
-def _ndcg(model: MistralModel, held: Held, settings: Settings, processes: Processes) -> float:
-    vectors = embed_groups(model, held.groups, settings, processes).cpu().numpy()
+def _ndcg(
+    model: MistralModel, held_out_set: HeldOutSet, settings: GradientSettings, processes: Processes
+) -> float:
+    vectors = embed_groups(model, held_out_set.groups, settings, processes).cpu().numpy()
     if not np.isfinite(vectors).all():
         return float("nan")
-    return retrieval(vectors[: held.rows], vectors[held.rows :]).ndcg_at_10
+    return retrieval(vectors[: held_out_set.rows], vectors[held_out_set.rows :]).ndcg_at_10
 
 
 def _group(

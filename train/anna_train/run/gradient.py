@@ -24,7 +24,7 @@ _MOST_UNITS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GradientSettings:
     """How a gradient is computed.
 
     Args:
@@ -44,7 +44,7 @@ def compute_gradient(
     model: MistralModel,
     groups: Sequence[Group],
     loss_of: LossOf,
-    settings: Settings,
+    settings: GradientSettings,
     processes: Processes,
 ) -> Losses:
     """Add a batch's gradient to that of the model's weights; equal on every process.
@@ -60,15 +60,15 @@ def compute_gradient(
     """
     units = mini_batches(groups, settings.mini_batch_tokens)
     mine = processes.share([_cost(unit) for unit in units])
-    kept = _kept(units, mine, settings.mini_batch_tokens)
+    with_graph = _units_with_graph(units, mine, settings.mini_batch_tokens)
     vectors = _room(model, groups)
     graphs: dict[int, Tensor] = {}
     for index in mine:
-        with torch.set_grad_enabled(index in kept):
-            found = _embed(model, units[index], index, settings)
-        vectors[units[index].places] = found.detach()
-        if index in kept:
-            graphs[index] = found
+        with torch.set_grad_enabled(index in with_graph):
+            unit_vectors = _embed(model, units[index], index, settings)
+        vectors[units[index].positions] = unit_vectors.detach()
+        if index in with_graph:
+            graphs[index] = unit_vectors
     processes.add_up([vectors])
     vectors.requires_grad_()
     losses = loss_of(vectors)
@@ -76,51 +76,55 @@ def compute_gradient(
         return losses  # its caller stops, and knows of which rows it is
     losses.total.backward()
     assert vectors.grad is not None
-    for index in sorted(mine, key=lambda index: index not in kept):
-        found = graphs.pop(index) if index in kept else _embed(model, units[index], index, settings)
-        found.backward(vectors.grad[units[index].places])
+    for index in sorted(mine, key=lambda index: index not in with_graph):
+        unit_vectors = (
+            graphs.pop(index)
+            if index in with_graph
+            else _embed(model, units[index], index, settings)
+        )
+        unit_vectors.backward(vectors.grad[units[index].positions])
     processes.add_up(_gradients(model))
     return losses
 
 
 def embed_groups(
-    model: MistralModel, groups: Sequence[Group], settings: Settings, processes: Processes
+    model: MistralModel, groups: Sequence[Group], settings: GradientSettings, processes: Processes
 ) -> Tensor:
     """Return (N, D) float32 vectors without their gradient; equal on every process."""
     units = mini_batches(groups, settings.mini_batch_tokens)
     vectors = _room(model, groups)
     for index in processes.share([_cost(unit) for unit in units]):
         with torch.no_grad():
-            vectors[units[index].places] = _embed(model, units[index], index, settings)
+            vectors[units[index].positions] = _embed(model, units[index], index, settings)
     processes.add_up([vectors])
     return vectors
 
 
 def _room(model: MistralModel, groups: Sequence[Group]) -> Tensor:
-    count = sum(len(group.places) for group in groups)
+    count = sum(len(group.positions) for group in groups)
     return torch.zeros(count, model.config.hidden_size, device=model.device)
 
 
 def mini_batches(groups: Sequence[Group], most_tokens: int) -> list[Group]:
     """Cut groups into parts of like length that each have at most so many tokens, or one text."""
-    found = []
+    parts = []
     for group in groups:
         part: list[int] = []
-        for place in sorted(range(len(group.texts)), key=lambda place: len(group.texts[place])):
-            width = len(group.texts[place])
+        for index in sorted(range(len(group.texts)), key=lambda index: len(group.texts[index])):
+            width = len(group.texts[index])
             if part and len(group.prefix) + (len(part) + 1) * width > most_tokens:
-                found.append(_part(group, part))
+                parts.append(_part(group, part))
                 part = []
-            part.append(place)
-        found.append(_part(group, part))
-    return found
+            part.append(index)
+        parts.append(_part(group, part))
+    return parts
 
 
-def _part(group: Group, places: Sequence[int]) -> Group:
+def _part(group: Group, indices: Sequence[int]) -> Group:
     return Group(
         group.prefix,
-        [group.texts[place] for place in places],
-        [group.places[place] for place in places],
+        [group.texts[index] for index in indices],
+        [group.positions[index] for index in indices],
     )
 
 
@@ -128,18 +132,18 @@ def _cost(unit: Group) -> int:
     return len(unit.prefix) + len(unit.texts) * max(map(len, unit.texts))
 
 
-def _kept(units: Sequence[Group], mine: Sequence[int], most_tokens: int) -> set[int]:
+def _units_with_graph(units: Sequence[Group], mine: Sequence[int], most_tokens: int) -> set[int]:
     """Return the last of a process's mini-batches that are within the memory of one."""
-    kept: set[int] = set()
+    with_graph: set[int] = set()
     for index in reversed(mine):
         most_tokens -= _cost(units[index])
         if most_tokens < 0:
             break
-        kept.add(index)
-    return kept
+        with_graph.add(index)
+    return with_graph
 
 
-def _embed(model: MistralModel, unit: Group, index: int, settings: Settings) -> Tensor:
+def _embed(model: MistralModel, unit: Group, index: int, settings: GradientSettings) -> Tensor:
     # both passes of a mini-batch, on whichever process, draw the same dropout
     torch.manual_seed(settings.seed * _MOST_UNITS + index)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
@@ -148,10 +152,10 @@ def _embed(model: MistralModel, unit: Group, index: int, settings: Settings) -> 
 
 def _gradients(model: MistralModel) -> list[Tensor]:
     """Return the trained weights' gradients, made zero where this process had no share."""
-    found = []
+    gradients = []
     for weight in model.parameters():
         if weight.requires_grad:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-            found.append(weight.grad)
-    return found
+            gradients.append(weight.grad)
+    return gradients

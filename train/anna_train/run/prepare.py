@@ -16,7 +16,7 @@ from anna_train.plan.assemble import Assembler
 from anna_train.plan.batch_plan import BatchPlan, compile_plan, made_from
 from anna_train.plan.memory import Forecast, forecast
 from anna_train.recipe import DataRecipe, TuneRecipe
-from anna_train.run.evaluation import Held, held_out
+from anna_train.run.evaluation import HeldOutSet, held_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Prepared:
         sets: The data sets, by name.
         plan: What every step sees.
         assembler: Makes batches of it.
-        shown: By the name of a task, the examples that evaluation and the finished prompts show.
-        held: What is evaluated.
+        examples: By the name of a task, what evaluation and the finished prompts show.
+        held_out_sets: What is evaluated.
         forecast: Memory, and the mini-batch.
     """
 
@@ -39,8 +39,8 @@ class Prepared:
     sets: Mapping[str, DataSet]
     plan: BatchPlan
     assembler: Assembler
-    shown: Mapping[str, Sequence[Example]]
-    held: Sequence[Held]
+    examples: Mapping[str, Sequence[Example]]
+    held_out_sets: Sequence[HeldOutSet]
     forecast: Forecast
 
 
@@ -62,21 +62,21 @@ def prepare(
     require_targets(base.spec, recipe.lora)
     require_names(recipe.data)
     require_names(recipe.evaluation.data)
-    sets = {one.path.stem: _open(one, tasks, recipe, stage) for one in recipe.data}
+    sets = {data.path.stem: _open(data, tasks, recipe, stage) for data in recipe.data}
     unscored = recipe.model_copy(
         update={"loss": recipe.loss.model_copy(update={"soft_labels": 0.0, "contrastive": True})}
     )
-    held_sets = [_open(one, tasks, unscored, stage) for one in recipe.evaluation.data]
+    held_sets = [_open(data, tasks, unscored, stage) for data in recipe.evaluation.data]
     assembler = Assembler(base.tokeniser, recipe.limits)
     for data in (*sets.values(), *held_sets):
         assembler.require_room(data.task, max(recipe.examples.most, recipe.evaluation.examples))
     plan = _plan(recipe, list(sets.values()), assembler, stage, plan_file)
-    shown = {
-        one.task: _shown(sets[one.path.stem], recipe, assembler)
-        for one in recipe.data
-        if sets[one.path.stem].task.format is not None
+    examples = {
+        data.task: _fixed_examples(sets[data.path.stem], recipe, assembler)
+        for data in recipe.data
+        if sets[data.path.stem].task.format is not None
     }
-    held = held_out(recipe.evaluation, held_sets, shown, assembler)
+    held_out_sets = held_out(recipe.evaluation, held_sets, examples, assembler)
     limits = recipe.limits
     longest = max(limits.query, limits.document) + 2
     return Prepared(
@@ -85,8 +85,8 @@ def prepare(
         sets,
         plan,
         assembler,
-        shown,
-        held,
+        examples,
+        held_out_sets,
         forecast(base.spec, recipe, device, longest),
     )
 
@@ -105,14 +105,14 @@ def _plan(
 ) -> BatchPlan:
     """Compile the plan, or take the file's if it was compiled from the same."""
     if plan_file is not None and plan_file.exists():
-        found = BatchPlan.read(plan_file)
-        if found.made_from == made_from(recipe, sets):
-            return found
+        plan = BatchPlan.read(plan_file)
+        if plan.made_from == made_from(recipe, sets):
+            return plan
     with stage("plan", "steps") as progress:
         return compile_plan(recipe, sets, assembler.count_cut, progress)
 
 
-def _shown(data: DataSet, recipe: TuneRecipe, assembler: Assembler) -> list[Example]:
+def _fixed_examples(data: DataSet, recipe: TuneRecipe, assembler: Assembler) -> list[Example]:
     """Draw the examples that evaluation and the finished prompts show."""
     generator = np.random.default_rng([recipe.seed, 2])
     count = min(recipe.evaluation.examples, len(data))

@@ -47,17 +47,17 @@ class Processes:
 
     def smallest(self, number: int) -> int:
         """Return the smallest of all processes' numbers."""
-        found = torch.tensor(number, device=self.device)
+        shared_number = torch.tensor(number, device=self.device)
         if self.count > 1:
-            distributed.all_reduce(found, distributed.ReduceOp.MIN)
-        return int(found)
+            distributed.all_reduce(shared_number, distributed.ReduceOp.MIN)
+        return int(shared_number)
 
     def of_first(self, number: int) -> int:
         """Return the first process's number."""
-        found = torch.tensor(number, device=self.device)
+        shared_number = torch.tensor(number, device=self.device)
         if self.count > 1:
-            distributed.broadcast(found, 0)
-        return int(found)
+            distributed.broadcast(shared_number, 0)
+        return int(shared_number)
 
     def wait(self) -> None:
         """Return when all processes are here."""

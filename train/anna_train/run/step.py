@@ -1,6 +1,7 @@
 """One training step: a planned batch's gradient, and AdamW's answer to it."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from anna_train.model.loss import Losses, Targets, compute_loss
 from anna_train.model.trained_model import TrainedModel, require_gradients
 from anna_train.plan.batch_plan import PlannedStep
 from anna_train.recipe import OptimizerRecipe, TuneRecipe
-from anna_train.run.gradient import Settings, compute_gradient
+from anna_train.run.gradient import GradientSettings, compute_gradient
 from anna_train.run.prepare import Prepared
 from anna_train.run.processes import Processes
 
@@ -33,7 +34,7 @@ def take_step(
     model: TrainedModel,
     optimizer: torch.optim.AdamW,
     step: int,
-    settings: Settings,
+    settings: GradientSettings,
     processes: Processes,
 ) -> dict[str, float]:
     """Take one step, from 0, and return what is logged of it.
@@ -48,12 +49,7 @@ def take_step(
     targets = batch.targets.to(processes.device)
     weights = model.weights()
     optimizer.zero_grad(set_to_none=True)
-    seeded = Settings(
-        settings.mini_batch_tokens,
-        settings.recompute,
-        settings.bf16,
-        (recipe.seed << 24) + step,
-    )
+    seeded = replace(settings, seed=(recipe.seed << 24) + step)
     losses = compute_gradient(
         model.inner,
         batch.groups,
@@ -99,7 +95,7 @@ def share_of_rate(recipe: OptimizerRecipe, step: int, steps: int) -> float:
 
 
 def _loss(vectors: torch.Tensor, targets: Targets, recipe: TuneRecipe) -> Losses:
-    count = len(targets.own)
+    count = len(targets.own_documents)
     return compute_loss(vectors[:count], vectors[count:], targets, recipe.loss)
 
 
@@ -107,10 +103,10 @@ def _diverged(
     step: int, planned: PlannedStep, data: DataSet, losses: Losses, norm: float
 ) -> DivergedError:
     lines = sorted(data.rows.line(row.row) for row in planned.rows)
-    what = "loss" if not torch.isfinite(losses.total) else "gradient"
-    found = float(losses.total.detach()) if what == "loss" else norm
+    part = "loss" if not torch.isfinite(losses.total) else "gradient"
+    value = float(losses.total.detach()) if part == "loss" else norm
     return DivergedError(
-        f"expected a finite {what}, found {found} in step {step + 1}, of the lines "
+        f"expected a finite {part}, found {value} in step {step + 1}, of the lines "
         f"{', '.join(map(str, lines[:8]))}{' …' if len(lines) > 8 else ''} of {data.rows.path}; "
-        "the last checkpoint is kept: lower optimizer.learning_rate and give --restart"
+        "the last checkpoint is kept: lower optimizer.learning_rate and give `restart`"
     )

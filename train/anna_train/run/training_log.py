@@ -40,8 +40,8 @@ class TrainingLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one step's numbers."""
         with self._path.open("a", encoding="utf-8", newline="") as file:
-            shown = {name: f"{value:.6g}" for name, value in values.items()}
-            csv.DictWriter(file, self._columns).writerow({"step": step, **shown})
+            texts = {name: f"{value:.6g}" for name, value in values.items()}
+            csv.DictWriter(file, self._columns).writerow({"step": step, **texts})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{self._path.stem}/{name}", value, step)

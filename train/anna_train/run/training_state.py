@@ -5,7 +5,6 @@ the step, so a run that goes on from one is the run that was never stopped.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anna_export.errors import DamagedError, InputError
-from anna_export.files.atomic import write_text
+from anna_export.files.atomic import staged_file, write_text
 
 _RECORD: Final = "run.json"
 _MINI_BATCH: Final = "mini-batch-tokens.txt"
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 # The newest, and one before it.
-_KEPT = 2
+_MAX_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +45,12 @@ class RunFolder:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise DamagedError(
-                f"expected JSON in {path}, found something else; give --restart"
+                f"expected JSON in {path}, found something else; give `restart`"
             ) from None
         if changed := _changed(before, json.loads(json.dumps(made_from))):
             raise InputError(
                 f"expected to go on with the run in {self.folder}, found changed: "
-                f"{', '.join(changed)}; put it back, or give --restart to begin anew"
+                f"{', '.join(changed)}; put it back, or give `restart` to begin anew"
             )
 
     def same_mini_batch(self, tokens: int) -> int:
@@ -75,12 +74,9 @@ class RunFolder:
             for moment in _MOMENTS:
                 tensors[f"{moment}.{name}"] = optimizer.state[weight][moment]
         target = self.folder / f"step-{step:08}.safetensors"
-        aside = target.with_suffix(".writing")
-        save_file({name: part.contiguous() for name, part in tensors.items()}, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-        for old in self.checkpoints()[:-_KEPT]:
+        with staged_file(target) as aside:
+            save_file({name: part.contiguous() for name, part in tensors.items()}, aside)
+        for old in self.checkpoints()[:-_MAX_CHECKPOINTS]:
             old.unlink()
         return target
 
@@ -90,9 +86,9 @@ class RunFolder:
         Raises:
             DamagedError: If it cannot be read.
         """
-        if not (found := self.checkpoints()):
+        if not (checkpoints := self.checkpoints()):
             return 0
-        path = found[-1]
+        path = checkpoints[-1]
         step = int(path.stem.removeprefix("step-"))
         try:
             with safe_open(path, framework="pt") as stored, torch.no_grad():
@@ -111,15 +107,15 @@ class RunFolder:
         return step
 
 
-def _changed(before: Any, now: Any, place: str = "") -> list[str]:
+def _changed(before: Any, after: Any, path: str = "") -> list[str]:
     """Return what differs between two JSON values, by its path."""
-    if isinstance(before, dict) and isinstance(now, dict):
+    if isinstance(before, dict) and isinstance(after, dict):
         return [
-            found
-            for key in sorted(before.keys() | now.keys())
-            for found in _changed(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))
+            difference
+            for key in sorted(before.keys() | after.keys())
+            for difference in _changed(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
         ]
-    return [] if before == now else [f"{place} (was {_short(before)}, is {_short(now)})"]
+    return [] if before == after else [f"{path} (was {_short(before)}, is {_short(after)})"]
 
 
 def _short(value: Any) -> str:

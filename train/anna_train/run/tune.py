@@ -17,9 +17,10 @@ from anna_export.progress import Stage, no_stage
 from anna_train.model.trained_model import TrainedModel, load_model
 from anna_train.plan.batch_plan import made_from
 from anna_train.recipe import RunRecipe, TuneRecipe
-from anna_train.run.adapter_folder import ADAPTER_FILE, Tuned, with_examples, write_adapter
+from anna_train.run.adapter_card import TuneReport
+from anna_train.run.adapter_folder import ADAPTER_FILE, with_examples, write_adapter
 from anna_train.run.evaluation import evaluate
-from anna_train.run.gradient import Settings
+from anna_train.run.gradient import GradientSettings
 from anna_train.run.prepare import Prepared, prepare
 from anna_train.run.processes import Processes, joined
 from anna_train.run.step import LOGGED, take_step
@@ -33,7 +34,7 @@ EVALUATIONS_FILE: Final = "evaluations.csv"
 
 def tune(
     recipe: TuneRecipe, out: Path, stage: Stage, *, overwrite: bool = False, restart: bool = False
-) -> Tuned:
+) -> TuneReport:
     """Train an adapter and write its folder; goes on where a run of the same recipe was stopped.
 
     Args:
@@ -72,11 +73,11 @@ def tune(
             if not (folder / PLAN_FILE).exists():
                 prepared.plan.write(folder / PLAN_FILE)
         model = load_model(prepared.base, recipe, processes.device)
-        tuned = _train(recipe, prepared, model, run, processes, stage)
+        report = _train(recipe, prepared, model, run, processes, stage)
         if processes.first:
-            _finish(recipe, prepared, model, run, out, tuned, overwrite=overwrite)
+            _write_output(recipe, prepared, model, run, out, report, overwrite=overwrite)
         processes.wait()
-    return tuned
+    return report
 
 
 def _train(
@@ -86,7 +87,7 @@ def _train(
     run: RunFolder,
     processes: Processes,
     stage: Stage,
-) -> Tuned:
+) -> TuneReport:
     """Take every step that is not done yet."""
     weights, steps = model.weights(), len(prepared.plan)
     optimizer = torch.optim.AdamW(
@@ -96,8 +97,8 @@ def _train(
     )
     done = run.load(weights, optimizer)
     tokens = _mini_batch_tokens(recipe, prepared, run, processes)
-    settings = Settings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
-    names = tuple(one.name for one in prepared.held)
+    settings = GradientSettings(tokens, recipe.run.recompute, recipe.run.precision == "bf16")
+    names = tuple(data.name for data in prepared.held_out_sets)
     log = partial(_log, run.folder, recipe.run, processes)
     with (
         stage("tune", "steps") as progress,
@@ -108,7 +109,7 @@ def _train(
         for step in range(done, steps + 1):
             last = step == steps
             if names and (last or step % recipe.evaluation.every == 0):
-                figures = evaluate(model.inner, prepared.held, settings, processes)
+                figures = evaluate(model.inner, prepared.held_out_sets, settings, processes)
                 if evaluations is not None:
                     evaluations.write(step, figures)
             if last:
@@ -122,7 +123,7 @@ def _train(
             if progress is not None:
                 progress(step + 1, steps)
     processes.wait()  # the logs are written
-    return _tuned(recipe, prepared, run, names, processes)
+    return _report(recipe, prepared, run, names, processes)
 
 
 def _mini_batch_tokens(
@@ -135,20 +136,20 @@ def _mini_batch_tokens(
     return processes.of_first(tokens)
 
 
-def _finish(
+def _write_output(
     recipe: TuneRecipe,
     prepared: Prepared,
     model: TrainedModel,
     run: RunFolder,
     out: Path,
-    tuned: Tuned,
+    report: TuneReport,
     *,
     overwrite: bool,
 ) -> None:
     """Write the adapter's folder, the run's plan and logs in it, and remove the run."""
-    tasks = with_examples(prepared.tasks, prepared.shown)
+    tasks = with_examples(prepared.tasks, prepared.examples)
     with staged(out, overwrite=overwrite, holding=ADAPTER_FILE) as folder:
-        write_adapter(folder, model.adapted, prepared.base.folder, recipe, tasks, tuned)
+        write_adapter(folder, model.adapted, prepared.base.folder, recipe, tasks, report)
         (folder / "training").mkdir()
         for path in sorted(run.folder.iterdir()):
             if path.name in (PLAN_FILE, LOG_FILE, EVALUATIONS_FILE):
@@ -158,16 +159,16 @@ def _finish(
     shutil.rmtree(run.folder)
 
 
-def _tuned(
+def _report(
     recipe: TuneRecipe,
     prepared: Prepared,
     run: RunFolder,
     names: Sequence[str],
     processes: Processes,
-) -> Tuned:
+) -> TuneReport:
     rows = read_log(run.folder / EVALUATIONS_FILE)
     seconds = sum(float(row["seconds"]) for row in read_log(run.folder / LOG_FILE))
-    return Tuned(
+    return TuneReport(
         len(prepared.plan),
         recipe.batch.queries,
         {name: (len(data), data.sha256) for name, data in prepared.sets.items()},

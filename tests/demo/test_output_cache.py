@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.kept import Kept
+from demo.output_cache import OutputCache
 
 
 class Maker:
@@ -22,30 +22,30 @@ class Maker:
 def test_a_second_run_reuses(tmp_path: Path) -> None:
     make = Maker()
     for _ in range(2):
-        path = Kept(tmp_path / "out").make("base", {"seed": 0}, make)
+        path = OutputCache(tmp_path / "out").make("base", {"seed": 0}, make)
     assert make.calls == 1
     assert (path / "weights").read_text() == "made 1"
 
 
 def test_seconds_are_of_what_was_made_and_not_of_what_was_reused(tmp_path: Path) -> None:
-    Kept(tmp_path).make("base", {}, Maker())
-    kept = Kept(tmp_path)
-    kept.make("base", {}, Maker())
-    kept.make("adapter", {}, Maker())
-    assert set(kept.seconds) == {"adapter"} and kept.seconds["adapter"] > 0
+    OutputCache(tmp_path).make("base", {}, Maker())
+    cache = OutputCache(tmp_path)
+    cache.make("base", {}, Maker())
+    cache.make("adapter", {}, Maker())
+    assert set(cache.seconds) == {"adapter"} and cache.seconds["adapter"] > 0
 
 
 def test_another_key_makes_anew(tmp_path: Path) -> None:
     make = Maker()
     for seed in range(2):
-        path = Kept(tmp_path).make("base", {"seed": seed}, make)
+        path = OutputCache(tmp_path).make("base", {"seed": seed}, make)
     assert (path / "weights").read_text() == "made 2"
 
 
 @pytest.mark.parametrize("damage", ["change", "add", "remove", "record"])
 def test_damage_makes_anew(tmp_path: Path, damage: str) -> None:
     make = Maker()
-    path = Kept(tmp_path).make("base", {}, make)
+    path = OutputCache(tmp_path).make("base", {}, make)
     match damage:
         case "change":
             (path / "weights").write_text("made X")
@@ -55,13 +55,13 @@ def test_damage_makes_anew(tmp_path: Path, damage: str) -> None:
             (path / "weights").unlink()
         case "record":
             (tmp_path / ".made-from.json").write_text("{")
-    Kept(tmp_path).make("base", {}, make)
+    OutputCache(tmp_path).make("base", {}, make)
     assert sorted(file.read_text() for file in path.iterdir()) == ["made 2"]
 
 
 def test_an_interrupt_leaves_what_was_there(tmp_path: Path) -> None:
-    kept, make = Kept(tmp_path), Maker()
-    kept.make("base", {"seed": 0}, make)
+    cache, make = OutputCache(tmp_path), Maker()
+    cache.make("base", {"seed": 0}, make)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def interrupted(folder: Path) -> None:
@@ -69,20 +69,20 @@ def test_an_interrupt_leaves_what_was_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept.make("base", {"seed": 1}, interrupted)
+        cache.make("base", {"seed": 1}, interrupted)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".making" / "base").mkdir(parents=True)
-    path = Kept(tmp_path).make("base", {}, Maker())
+    path = OutputCache(tmp_path).make("base", {}, Maker())
     assert (path / "weights").exists()
     assert not (tmp_path / ".making").exists()
 
 
 def test_two_things_are_kept_side_by_side(tmp_path: Path) -> None:
-    one, other = Maker(), Maker()
+    first, other = Maker(), Maker()
     for _ in range(2):
-        Kept(tmp_path).make("one", {}, one)
-        Kept(tmp_path).make("other", {}, other)
-    assert (one.calls, other.calls) == (1, 1)
+        OutputCache(tmp_path).make("one", {}, first)
+        OutputCache(tmp_path).make("other", {}, other)
+    assert (first.calls, other.calls) == (1, 1)

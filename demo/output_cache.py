@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anna_export.files.atomic import write_text
+
 RECORD_FILE = ".made-from.json"
 _SCRATCH = ".making"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class OutputCache:
     """A folder of kept things.
 
     Args:
@@ -76,9 +78,7 @@ class Kept:
             return {}
 
     def _write(self, record: dict[str, Any]) -> None:
-        aside = self.folder / _SCRATCH / RECORD_FILE
-        aside.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, self.folder / RECORD_FILE)
+        write_text(self.folder / RECORD_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def content_hash(path: Path) -> str | None:
