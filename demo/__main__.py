@@ -47,15 +47,7 @@ def main(args: Sequence[str] = ()) -> int:
         return ablate(OUT)
     cache = OutputCache(OUT)
     stages: dict[str, Mapping[str, float]] = {}
-    tasks = cache.make(
-        "tasks",
-        {
-            "read": sources_version(),
-            "corpus": content_hash(OUT / "corpus.json"),
-            "written_by": _source("tasks.py"),
-        },
-        lambda folder: write_tasks(read_docstrings(training_pairs(OUT)), folder),
-    )
+    tasks = _make_tasks(cache)
     made_from = {
         "base": content_hash(models.base),
         "adapter": content_hash(models.adapter),
@@ -95,6 +87,19 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
         "--ablate", action="store_true", help="Tune without each part of the recipe."
     )
     return parser.parse_args(args)
+
+
+def _make_tasks(cache: OutputCache) -> Path:
+    """Make the folder of docstring tasks that artifacts are verified on."""
+    return cache.make(
+        "tasks",
+        {
+            "read": sources_version(),
+            "corpus": content_hash(OUT / "corpus.json"),
+            "written_by": _source("tasks.py"),
+        },
+        lambda folder: write_tasks(read_docstrings(training_pairs(OUT)), folder),
+    )
 
 
 def _measured(

@@ -4,16 +4,16 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 
 from anna_export.artifact.folder import Artifact
-from anna_export.bench.contenders import OpenArtifact, Opened
-from anna_export.bench.process import Arrivals, ContenderProcess, Told
-from anna_export.bench.result import Open, Rival, Row, Run, Spread, Versus, environment
-from anna_export.bench.statistics import Comparison, Interval, compare, interval, percentiles
+from anna_export.bench.opening import OpenArtifact, Opened
+from anna_export.bench.process import Arrivals, BaselineInfo, EmbedProcess
+from anna_export.bench.result import Baseline, ClosedLoop, OpenLoop, Run, Versus, environment
+from anna_export.bench.statistics import compare, interval, percentiles
 from anna_export.bench.workload import Shape, texts_of
 from anna_export.cosine import cosines, length_errors
 from anna_export.errors import InputError, ParityError
@@ -28,11 +28,11 @@ _OPEN_TEXTS_MOST: Final = 2000
 _OPEN_BATCH: Final = 32
 # A queue that grows by this share of the time has more coming in than going out.
 _GROWTH: Final = 0.05
-# Below these, vectors are not those of the same model: whoever made them wins nothing.
+# Vectors less alike are not those of the same model: whatever its speed, it wins nothing.
 SAME_VECTORS: Final = 0.98
-_ALONE: Final = 0.9999  # where a precision has no bound of its own
+_BATCH1_MIN_COSINE: Final = 0.9999  # where a precision has no bound of its own
 _LENGTH_TOLERANCE: Final = 1e-2
-# Contenders are opened so often: one process may be faster than the next for all its life.
+# Processes are started so often: one may be faster than the next for all its life.
 _STARTS: Final = 3
 _SEED: Final = 0
 
@@ -62,60 +62,74 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.rounds < 3:
-            raise InputError(f"expected --rounds of at least 3, found {self.rounds}")
+            raise InputError(f"expected `rounds` of at least 3, found {self.rounds}")
         if any(not rate > 0 for rate in self.rates):
-            raise InputError(f"expected --rate above 0, found {min(self.rates)}")
+            raise InputError(f"expected `rates` above 0, found {min(self.rates)}")
 
 
 def bench(
     artifact: Artifact,
-    own: OpenArtifact,
+    ours: OpenArtifact,
     plan: Plan,
-    opening_rival: Callable[[], Opened] | None,
+    open_baseline: Callable[[], Opened] | None,
     stage: Stage,
 ) -> Run:
-    """Time an artifact, in turn with a rival if there is one.
+    """Time an artifact, in turn with a baseline if there is one.
 
     Raises:
         ParityError: If its vectors are not finite, of unit length, or the same alone and together.
-        AnnaError: If it or the rival cannot be opened.
+        AnnaError: If it or the baseline cannot be opened.
     """
     tokeniser, manifest = artifact.tokeniser(), artifact.manifest
-    prompt = manifest.prompts.find(own.prompt)
+    prompt = manifest.prompts.find(ours.prompt)
     calls = {shape: texts_of(tokeniser, prompt, shape, _CALLS) for shape in plan.shapes}
-    openings: list[Callable[[], Opened]] = [own, *([opening_rival] if opening_rival else [])]
+    openings: list[Callable[[], Opened]] = [ours, *([open_baseline] if open_baseline else [])]
     seconds: list[Seconds] = [{shape: [] for shape in calls} for _ in openings]
-    opened: list[Open] = []
-    told: Told | None = None
-    alone, rival = 0.0, None
+    loops: list[OpenLoop] = []
+    parity: _Parity | None = None
     with stage("time", "measurements") as progress:
         clock = _Clock(plan.rounds * len(calls) * len(openings), progress)
         for start in range(_STARTS):
             with ExitStack() as stack:
-                found = [stack.enter_context(ContenderProcess(one)) for one in openings]
-                if told is None:
-                    told = found[0].told
-                    texts = _some_of(calls)
-                    alone = _require_sound(found[0], texts, _alone_limit(artifact))
-                    rival = _hold_against(found[0], found[1], texts) if opening_rival else None
+                processes = [stack.enter_context(EmbedProcess(opening)) for opening in openings]
+                if parity is None:
+                    parity = _check(processes, _some_of(calls), _batch1_min_cosine(artifact))
                 rounds = range(start, plan.rounds, _STARTS)
-                _time_rounds(found, calls, rounds, plan.round_seconds, seconds, clock)
+                _time_rounds(processes, calls, rounds, plan.round_seconds, seconds, clock)
                 if start == _STARTS - 1 and plan.rates:
-                    opened = _open_loops(found[0], artifact, own, plan)
-    assert told is not None
+                    loops = _open_loops(processes[0], artifact, ours, plan)
+    assert parity is not None
     return Run(
-        name=told.name,
-        arithmetic=told.arithmetic,
+        **asdict(parity.info),
         precision=str(manifest.precision),
-        prompt=own.prompt,
+        prompt=ours.prompt,
         warm_up_calls=_WARM_UP_CALLS,
         rounds=plan.rounds,
-        alone_cosine=alone,
-        environment=environment(own.threads),
-        rows=[_row(shape, [one[shape] for one in seconds], rival) for shape in plan.shapes],
-        open=opened,
-        rival=rival,
+        batch1_worst_cosine=parity.batch1_worst_cosine,
+        environment=environment(ours.threads),
+        rows=[
+            _closed_loop(shape, [times[shape] for times in seconds], parity.baseline)
+            for shape in plan.shapes
+        ],
+        open=loops,
+        baseline=parity.baseline,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parity:
+    """What is known of the vectors before anything is timed."""
+
+    info: BaselineInfo
+    batch1_worst_cosine: float
+    baseline: Baseline | None
+
+
+def _check(processes: Sequence[EmbedProcess], texts: list[str], min_cosine: float) -> _Parity:
+    ours, *baselines = processes
+    worst = _require_sound(ours, texts, min_cosine)
+    compared = [_compare_vectors(ours, baseline, texts) for baseline in baselines]
+    return _Parity(ours.info, worst, compared[0] if compared else None)
 
 
 def _some_of(calls: Mapping[Shape, list[list[str]]]) -> list[str]:
@@ -124,12 +138,12 @@ def _some_of(calls: Mapping[Shape, list[list[str]]]) -> list[str]:
     return [text for several in calls.values() for text in several[0][:share]]
 
 
-def _alone_limit(artifact: Artifact) -> float:
+def _batch1_min_cosine(artifact: Artifact) -> float:
     limit = scheme_of(artifact.manifest).thresholds.batch1_min_cosine
-    return _ALONE if limit is None else limit
+    return _BATCH1_MIN_COSINE if limit is None else limit
 
 
-def _require_sound(ours: ContenderProcess, texts: list[str], limit: float) -> float:
+def _require_sound(ours: EmbedProcess, texts: list[str], limit: float) -> float:
     """Return the worst cosine of a text at batch size 1 to the same text in a batch.
 
     Raises:
@@ -142,20 +156,20 @@ def _require_sound(ours: ContenderProcess, texts: list[str], limit: float) -> fl
         raise ParityError(
             f"expected unit vectors that are the same at batch size 1 and in a batch (cosine at "
             f"least {limit}) before they are timed, found a cosine of {worst:.7f} and lengths up "
-            f"to {length_error:.3f} from 1 from {ours.told.name}; run anna-export verify"
+            f"to {length_error:.3f} from 1 from {ours.info.name}; run anna-export verify"
         )
     return worst
 
 
-def _hold_against(ours: ContenderProcess, theirs: ContenderProcess, texts: list[str]) -> Rival:
+def _compare_vectors(ours: EmbedProcess, theirs: EmbedProcess, texts: list[str]) -> Baseline:
     """Compare vectors of the same texts."""
     vectors, others = ours.vectors(texts), theirs.vectors(texts)
     # of another dimension: as unlike as can be
     same_shape = vectors.shape == others.shape
     likeness = cosines(vectors, others) if same_shape else np.full(len(texts), -1.0)
-    return Rival(
-        name=theirs.told.name,
-        arithmetic=theirs.told.arithmetic,
+    return Baseline(
+        name=theirs.info.name,
+        compute=theirs.info.compute,
         worst_cosine=float(likeness.min()),
         mean_cosine=float(likeness.mean()),
     )
@@ -181,76 +195,73 @@ class _Clock:
 
 
 def _time_rounds(
-    contenders: Sequence[ContenderProcess],
+    processes: Sequence[EmbedProcess],
     calls: Mapping[Shape, list[list[str]]],
     rounds: Sequence[int],
     least_seconds: float,
     seconds: Sequence[Seconds],
     clock: _Clock,
 ) -> None:
-    """Time every shape of every contender in every round, contenders one right after the other."""
+    """Time every shape in every round, in all processes one right after the other."""
     for texts in calls.values():
-        for contender in contenders:
-            contender.seconds(texts[:_WARM_UP_CALLS], 0)
+        for process in processes:
+            process.seconds(texts[:_WARM_UP_CALLS], 0)
     for number in rounds:
         for shape, texts in calls.items():
             # whoever comes second does not always do so
-            order = list(enumerate(contenders))
-            for place, contender in order if number % 2 == 0 else order[::-1]:
-                seconds[place][shape].append(contender.seconds(texts, least_seconds))
+            order = list(enumerate(processes))
+            for index, process in order if number % 2 == 0 else order[::-1]:
+                seconds[index][shape].append(process.seconds(texts, least_seconds))
                 clock.tick()
 
 
 def _open_loops(
-    ours: ContenderProcess, artifact: Artifact, own: OpenArtifact, plan: Plan
-) -> list[Open]:
+    process: EmbedProcess, artifact: Artifact, ours: OpenArtifact, plan: Plan
+) -> list[OpenLoop]:
     """Time texts that arrive, at each rate."""
-    prompt = artifact.manifest.prompts.find(own.prompt)
+    prompt = artifact.manifest.prompts.find(ours.prompt)
     count = min(_OPEN_TEXTS_MOST, int(max(plan.rates) * plan.open_seconds) + 1)
-    made = texts_of(artifact.tokeniser(), prompt, Shape(1, plan.rate_tokens), count)
-    return [_open(ours, [text for (text,) in made], rate, plan) for rate in plan.rates]
+    calls = texts_of(artifact.tokeniser(), prompt, Shape(1, plan.rate_tokens), count)
+    return [_open_loop(process, [text for (text,) in calls], rate, plan) for rate in plan.rates]
 
 
-def _row(shape: Shape, seconds: Sequence[list[list[float]]], rival: Rival | None) -> Row:
-    own = seconds[0]
-    medians = [statistics.median(one) for one in own]
-    versus = None
-    if rival is not None:
-        theirs = [statistics.median(one) for one in seconds[1]]
-        versus = _versus(compare(medians, theirs), seconds[1], rival)
-    rate = interval([shape.batch / one for one in medians])
-    tokens = interval([shape.batch * shape.tokens / one for one in medians])
-    return Row(
+def _closed_loop(
+    shape: Shape, seconds: Sequence[list[list[float]]], baseline: Baseline | None
+) -> ClosedLoop:
+    ours = seconds[0]
+    medians = [statistics.median(calls) for calls in ours]
+    return ClosedLoop(
         batch=shape.batch,
         tokens=shape.tokens,
-        seconds=own,
-        **percentiles([second for one in own for second in one]),
-        texts_per_second=_spread(rate),
-        tokens_per_second=_spread(tokens),
-        versus=versus,
+        seconds=ours,
+        **percentiles([second for calls in ours for second in calls]),
+        texts_per_second=interval([shape.batch / median for median in medians]),
+        tokens_per_second=interval([shape.batch * shape.tokens / median for median in medians]),
+        versus=None if baseline is None else _versus(medians, seconds[1], baseline),
     )
 
 
-def _versus(comparison: Comparison, seconds: list[list[float]], rival: Rival) -> Versus:
-    same = rival.worst_cosine >= SAME_VECTORS
+def _versus(medians: list[float], seconds: list[list[float]], baseline: Baseline) -> Versus:
+    comparison = compare(medians, [statistics.median(calls) for calls in seconds])
+    same = baseline.worst_cosine >= SAME_VECTORS
     return Versus(
         seconds=seconds,
-        ratio=_spread(comparison.ratio),
+        ratio=comparison.ratio,
         verdict=comparison.verdict if same else "not the same vectors",
     )
 
 
-def _open(ours: ContenderProcess, texts: list[str], rate: float, plan: Plan) -> Open:
+def _open_loop(process: EmbedProcess, texts: list[str], rate: float, plan: Plan) -> OpenLoop:
     count = min(len(texts), max(1, int(rate * plan.open_seconds)))
     drawn = random.Random(_SEED)
     due, at = [], 0.0
     for _ in range(count):
         at += drawn.expovariate(rate)
         due.append(at)
-    latencies = ours.latencies(Arrivals(texts[:count], due, _OPEN_BATCH))
+    latencies = process.latencies(Arrivals(texts[:count], due, _OPEN_BATCH))
     fifth = max(1, count // 5)
     first, last = (statistics.median(part) for part in (latencies[:fifth], latencies[-fifth:]))
-    return Open(
+    return OpenLoop(
         rate=rate,
         tokens=plan.rate_tokens,
         texts=count,
@@ -258,7 +269,3 @@ def _open(ours: ContenderProcess, texts: list[str], rate: float, plan: Plan) -> 
         **percentiles(latencies),
         kept_up=last < first + _GROWTH * at,
     )
-
-
-def _spread(found: Interval) -> Spread:
-    return Spread(value=found.value, low=found.low, high=found.high)

@@ -1,4 +1,4 @@
-"""A contender in a process of its own: it is opened once, and timed when its turn comes."""
+"""A process that embeds for bench: opened once, timed when its turn comes."""
 
 import multiprocessing
 import signal
@@ -11,16 +11,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from anna_export.bench.contenders import Opened
+from anna_export.bench.opening import Opened
 from anna_export.errors import AnnaError, InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a contender is."""
+class BaselineInfo:
+    """What a process embeds with."""
 
     name: str
-    arithmetic: str
+    compute: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Arrivals:
     most: int  # texts at once
 
 
-class ContenderProcess:
-    """A process with one contender.
+class EmbedProcess:
+    """A process with the artifact or a baseline.
 
     Args:
         opening: What opens it there; it must be picklable.
@@ -48,22 +48,22 @@ class ContenderProcess:
         self._process = context.Process(target=_main, args=(theirs, opening), daemon=True)
         self._process.start()
         theirs.close()
-        self.told: Told = self._receive()
+        self.info: BaselineInfo = self._receive()
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Return (N, D) vectors."""
-        found: np.ndarray = self._ask(("vectors", list(texts)))
-        return found
+        vectors: np.ndarray = self._ask(("vectors", list(texts)))
+        return vectors
 
     def seconds(self, calls: Sequence[Sequence[str]], least: float) -> list[float]:
         """Time calls in turn, again from the first, until so many seconds are over."""
-        found: list[float] = self._ask(("seconds", [list(texts) for texts in calls], least))
-        return found
+        seconds: list[float] = self._ask(("seconds", [list(texts) for texts in calls], least))
+        return seconds
 
     def latencies(self, arrivals: Arrivals) -> list[float]:
         """Return the seconds from each text's arrival to its vector."""
-        found: list[float] = self._ask(("latencies", arrivals))
-        return found
+        latencies: list[float] = self._ask(("latencies", arrivals))
+        return latencies
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ class ContenderProcess:
         except EOFError:
             self._process.join(5)
             raise InputError(
-                f"expected a contender that answers, found its process dead with exit code "
+                f"expected a process that answers, found it dead with exit code "
                 f"{self._process.exitcode}"
             ) from None
         if isinstance(answer, AnnaError):
@@ -99,7 +99,7 @@ def _main(connection: Connection, opening: Callable[[], Opened]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         opened = opening()
-        connection.send(Told(opened.name, opened.arithmetic))
+        connection.send(BaselineInfo(opened.name, opened.compute))
         while True:
             connection.send(_answer(opened, connection.recv()))
     except AnnaError as error:
@@ -120,26 +120,26 @@ def _answer(opened: Opened, question: Any) -> Any:
 
 
 def _seconds(opened: Opened, calls: Sequence[Sequence[str]], least: float) -> list[float]:
-    found: list[float] = []
-    while sum(found) < least or len(found) < len(calls):
-        texts = calls[len(found) % len(calls)]
+    seconds: list[float] = []
+    while sum(seconds) < least or len(seconds) < len(calls):
+        texts = calls[len(seconds) % len(calls)]
         started = time.perf_counter()
         opened.embed(texts)
-        found.append(time.perf_counter() - started)
-    return found
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _latencies(opened: Opened, arrivals: Arrivals) -> list[float]:
-    found: list[float] = []
+    latencies: list[float] = []
     start = time.perf_counter()
-    while (at := len(found)) < len(arrivals.due):
-        now = time.perf_counter() - start
-        if now < arrivals.due[at]:
-            time.sleep(arrivals.due[at] - now)
-            now = time.perf_counter() - start
-        waiting = [due for due in arrivals.due[at : at + arrivals.most] if due <= now]
+    while (at := len(latencies)) < len(arrivals.due):
+        elapsed = time.perf_counter() - start
+        if elapsed < arrivals.due[at]:
+            time.sleep(arrivals.due[at] - elapsed)
+            elapsed = time.perf_counter() - start
+        waiting = [due for due in arrivals.due[at : at + arrivals.most] if due <= elapsed]
         texts = arrivals.texts[at : at + max(1, len(waiting))]
         opened.embed(texts)
         done = time.perf_counter() - start
-        found += [done - due for due in arrivals.due[at : at + len(texts)]]
-    return found
+        latencies += [done - due for due in arrivals.due[at : at + len(texts)]]
+    return latencies

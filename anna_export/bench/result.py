@@ -2,44 +2,45 @@
 
 import json
 import os
-from typing import Final
+from typing import Any, Final, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from anna_export.artifact.evidence import add_evidence, read_evidence
 from anna_export.artifact.folder import Artifact
+from anna_export.bench.statistics import Interval
 from anna_export.errors import DamagedError
+from anna_export.files.validation import validated
 from anna_export.machine.gpu import find_device
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
 
 BENCH_FILE: Final = "bench.json"
+SCHEMA_VERSION: Final = 3
+# by today's names, what schema 2 called otherwise
+_SCHEMA_2: Final = {
+    "arithmetic": "compute",
+    "alone_cosine": "batch1_worst_cosine",
+    "rival": "baseline",
+}
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Spread(_Model):
-    """A value, and between what another run like this one would find it."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Versus(_Model):
-    """One shape against a rival: how many times as fast as it."""
+    """One shape against a baseline: how many times as fast as it."""
 
-    seconds: list[list[float]]  # the rival's, by round and call
-    ratio: Spread
+    seconds: list[list[float]]  # the baseline's, by round and call
+    ratio: Interval
     verdict: (
         str  # "faster", "slower" or "no difference"; "not the same vectors" where parity failed
     )
 
 
-class Row(_Model):
+class ClosedLoop(_Model):
     """One shape in a closed loop: the next batch is sent when the last one is done."""
 
     batch: int
@@ -48,12 +49,12 @@ class Row(_Model):
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    texts_per_second: Spread
-    tokens_per_second: Spread
+    texts_per_second: Interval
+    tokens_per_second: Interval
     versus: Versus | None = None
 
 
-class Open(_Model):
+class OpenLoop(_Model):
     """Single texts that arrive as a Poisson process, those that wait embedded together."""
 
     rate: float  # texts a second
@@ -66,11 +67,11 @@ class Open(_Model):
     kept_up: bool  # whether texts waited no longer at the end than at the start
 
 
-class Rival(_Model):
-    """What the artifact was held against, and how alike their vectors were."""
+class Baseline(_Model):
+    """What the artifact was compared with, and how alike their vectors were."""
 
     name: str
-    arithmetic: str
+    compute: str  # what it computes in, in words
     worst_cosine: float
     mean_cosine: float
 
@@ -90,29 +91,28 @@ class Run(_Model):
     """One run of bench."""
 
     name: str
-    arithmetic: str
+    compute: str  # what the artifact computes in, in words
     precision: str
     prompt: str | None
     warm_up_calls: int
     rounds: int
-    alone_cosine: (
-        float  # worst of a text alone against itself in a batch, before anything was timed
-    )
+    batch1_worst_cosine: float  # of a text at batch size 1 to itself in a batch, before timing
     environment: Environment
-    rows: list[Row]
-    open: list[Open]
-    rival: Rival | None
+    rows: list[ClosedLoop]
+    open: list[OpenLoop]
+    baseline: Baseline | None
 
     @property
     def key(self) -> tuple[str, str, str | None, str | None]:
-        """What a later run takes the place of."""
-        rival = self.rival.name if self.rival is not None else None
-        return self.arithmetic, self.environment.hardware, self.prompt, rival
+        """What a later run replaces this one by."""
+        baseline = self.baseline.name if self.baseline is not None else None
+        return self.compute, self.environment.hardware, self.prompt, baseline
 
 
 class Bench(_Model):
     """All runs of an artifact."""
 
+    schema_version: Literal[3] = SCHEMA_VERSION
     runs: list[Run]
 
 
@@ -139,25 +139,30 @@ def read_bench(artifact: Artifact) -> Bench | None:
     entry = artifact.manifest.evidence.get(BENCH_FILE)
     if entry is None or entry.covers != artifact.manifest.artifact_id:
         return None
-    found = read_evidence(artifact, BENCH_FILE)
-    try:
-        return Bench.model_validate(found)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DamagedError(
-            f"expected runs of bench in {artifact.folder / BENCH_FILE}, found {place}: "
-            f"{first['msg']}; run anna-export bench again"
-        ) from None
+    content = read_evidence(artifact, BENCH_FILE) or {}
+    return validated(
+        Bench,
+        _upgrade(content) if "schema_version" not in content else content,
+        artifact.folder / BENCH_FILE,
+        error=DamagedError,
+        remedy="run anna-export bench again",
+    )
+
+
+def _upgrade(content: Any) -> Any:
+    """Return what schema 2, which bore no number, holds by today's names."""
+    if isinstance(content, dict):
+        return {_SCHEMA_2.get(name, name): _upgrade(value) for name, value in content.items()}
+    return list(map(_upgrade, content)) if isinstance(content, list) else content
 
 
 def add_run(artifact: Artifact, run: Run) -> Artifact:
     """Write a run beside the others, in place of an earlier one of the same kind."""
     try:
-        found = read_bench(artifact)
+        stored = read_bench(artifact)
     except DamagedError:  # this one takes its place
-        found = None
-    known = found.runs if found is not None else []
-    runs = [*(other for other in known if other.key != run.key), run]
+        stored = None
+    earlier = stored.runs if stored is not None else []
+    runs = [*(other for other in earlier if other.key != run.key), run]
     text = json.dumps(Bench(runs=runs).model_dump(mode="json"), indent=1) + "\n"
     return add_evidence(artifact, BENCH_FILE, text, prompts=())

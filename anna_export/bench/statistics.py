@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 # Student's distribution, two-sided, by degrees of freedom; beyond those listed, the normal one.
-_SPREAD_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 1.96)
+_INTERVAL_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 1.96)
 # A table of several shapes has as many chances of a difference that is none.
 _DIFFERENCE_99: Final = (63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17, 2.58)
 # What is closer than this is the same for whoever chooses between them.
@@ -29,7 +29,7 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-def interval(values: Sequence[float], factors: Sequence[float] = _SPREAD_95) -> Interval:
+def interval(values: Sequence[float], factors: Sequence[float] = _INTERVAL_95) -> Interval:
     """Return the geometric mean of rounds' medians with its interval.
 
     Of positive values, one a round. The rounds of a run are as far apart as the run is long, and in
@@ -47,7 +47,7 @@ def interval(values: Sequence[float], factors: Sequence[float] = _SPREAD_95) -> 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How many times as fast one is as another, by pairs of rounds."""
+    """How many times as fast the artifact is as a baseline, by pairs of rounds."""
 
     ratio: Interval
 
@@ -61,9 +61,9 @@ class Comparison:
         return "no difference"
 
 
-def compare(own: Sequence[float], theirs: Sequence[float]) -> Comparison:
+def compare(ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """Compare seconds of rounds that were measured in pairs."""
-    ratios = [b / a for a, b in zip(own, theirs, strict=True)]
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return Comparison(interval(ratios, _DIFFERENCE_99))
 
 

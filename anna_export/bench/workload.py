@@ -41,18 +41,18 @@ def texts_of(tokeniser: Tokeniser, prompt: Prompt, shape: Shape, calls: int) -> 
     if body > room:
         raise InputError(
             f"expected lengths of at most {room + framing} tokens behind this prompt, found "
-            f"{shape.tokens}; leave longer ones out of --length"
+            f"{shape.tokens}; leave longer ones out of `lengths`"
         )
     words = cycle(" ".join(ordinary_texts(_SENTENCES)).split())
     numbers = count()
 
-    def one() -> str:
+    def numbered() -> str:
         text = str(next(numbers))
         while len(tokeniser.ids([text])[0]) < shape.tokens:
             text += "".join(f" {next(words)}" for _ in range(max(1, body // 4)))
         return tokeniser.truncate([text], body)[0]
 
-    return [[one() for _ in range(shape.batch)] for _ in range(calls)]
+    return [[numbered() for _ in range(shape.batch)] for _ in range(calls)]
 
 
 def tokens_of(tokeniser: Tokeniser, texts: Sequence[str]) -> int:

@@ -1,11 +1,15 @@
 """anna-export bench."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anna_export.cli import options
 from anna_export.console import commands, output
+
+if TYPE_CHECKING:
+    from anna_export.bench.result import ClosedLoop, OpenLoop, Run
 
 
 def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
@@ -61,20 +65,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
 @options.backend_option
 @options.device_option
 @output.json_option
-def command(
-    artifact: Path,
-    batches: tuple[int, ...],
-    lengths: tuple[int, ...],
-    rates: tuple[float, ...],
-    rounds: int,
-    prompt: str | None,
-    against: str | None,
-    model: Path | None,
-    threads: int | None,
-    backend: str,
-    device: str,
-    as_json: bool,
-) -> None:
+def command(artifact: Path, as_json: bool, **chosen: Any) -> None:
     """Time an artifact: batches in a closed loop, single texts in an open loop.
 
     bench first checks the artifact's vectors, and a baseline's against them, and times nothing that
@@ -82,75 +73,68 @@ def command(
     API key from ANNA_BENCH_API_KEY.
     """
     from anna_export.artifact.folder import open_artifact
-    from anna_export.bench.contenders import OpenArtifact
-    from anna_export.bench.flow import Plan, bench
+    from anna_export.bench.flow import bench
+    from anna_export.bench.options import BenchOptions
     from anna_export.bench.result import BENCH_FILE, add_run
-    from anna_export.bench.rivals import rival
-    from anna_export.bench.workload import Shape
     from anna_export.report.card import add_card
 
-    shapes = [Shape(batch, length) for batch in batches for length in lengths]
-    plan = Plan(shapes, rates, rounds=rounds)
-    opened = open_artifact(artifact)
-    own = OpenArtifact(artifact, prompt, backend, device, threads)
-    manifest = opened.manifest
-    opening = None
-    if against is not None:
-        found = manifest.prompts.find(prompt)
-        opening = rival(against, own, found, manifest.framing.max_tokens, model)
-    run = bench(opened, own, plan, opening, output.stage)
+    choice = BenchOptions(**chosen)
+    plan, opened = choice.plan, open_artifact(artifact)
+    baseline = choice.open_baseline(opened)
+    run = bench(opened, choice.open(opened), plan, baseline, output.stage)
     add_card(add_run(opened, run))
     if as_json:
         output.print_json(run.model_dump(mode="json"))
-        return
+    else:
+        render_run(run)
+        output.print_rows({"written to": str(artifact / BENCH_FILE)})
+
+
+def render_run(run: "Run") -> None:
+    """Print what was timed, as tables."""
     output.print_rows(
         {
-            "artifact": f"{run.name}, {run.arithmetic}",
+            "artifact": f"{run.name}, {run.compute}",
             "on": run.environment.hardware,
-            "alone and in a batch": f"worst cosine {run.alone_cosine:.6f}",
+            "batch size 1 and batch": f"worst cosine {run.batch1_worst_cosine:.6f}",
         }
     )
-    if run.rival is not None:
+    if run.baseline is not None:
         output.print_rows(
             {
-                "rival": f"{run.rival.name}, {run.rival.arithmetic}",
-                "its vectors": f"worst cosine {run.rival.worst_cosine:.5f} to ours",
+                "baseline": f"{run.baseline.name}, {run.baseline.compute}",
+                "its vectors": f"worst cosine {run.baseline.worst_cosine:.5f} to ours",
             }
         )
-    heads = ["batch x tokens", "p50 ms", "p90 ms", "p99 ms", "texts/s", "tokens/s", "between"]
-    table = [
-        [
-            f"{row.batch} x {row.tokens}",
-            f"{row.p50_ms:.1f}",
-            f"{row.p90_ms:.1f}",
-            f"{row.p99_ms:.1f}",
-            f"{row.texts_per_second.value:.1f}",
-            f"{row.tokens_per_second.value:.0f}",
-            f"{row.texts_per_second.low:.1f} and {row.texts_per_second.high:.1f} texts/s",
-        ]
-        for row in run.rows
-    ]
-    if run.rival is not None:
-        heads.append("against it")
-        for cells, row in zip(table, run.rows, strict=True):
-            assert row.versus is not None
-            ratio = row.versus.ratio
-            cells.append(
-                f"{ratio.value:.2f} x ({ratio.low:.2f} to {ratio.high:.2f}): {row.versus.verdict}"
-            )
-    output.print_table(heads, table)
+    percentiles = ["p50 ms", "p90 ms", "p99 ms"]
+    heads = ["batch x tokens", *percentiles, "texts/s", "tokens/s", "between"]
+    versus = [] if run.baseline is None else ["against it"]
+    output.print_table([*heads, *versus], [_closed_loop(row) for row in run.rows])
     if run.open:
-        output.print_table(
-            ["texts a second", "p50 ms", "p90 ms", "p99 ms", "kept up"],
-            [
-                [
-                    f"{one.rate:g}",
-                    f"{one.p50_ms:.1f}",
-                    f"{one.p90_ms:.1f}",
-                    f"{one.p99_ms:.1f}",
-                    "yes" if one.kept_up else "no: the queue grew",
-                ]
-                for one in run.open
-            ],
-        )
-    output.print_rows({"written to": str(artifact / BENCH_FILE)})
+        heads = ["texts a second", *percentiles, "kept up"]
+        output.print_table(heads, [_open_loop(loop) for loop in run.open])
+
+
+def _closed_loop(row: "ClosedLoop") -> list[str]:
+    texts = row.texts_per_second
+    cells = [
+        f"{row.batch} x {row.tokens}",
+        *_milliseconds(row),
+        f"{texts.value:.1f}",
+        f"{row.tokens_per_second.value:.0f}",
+        f"{texts.low:.1f} and {texts.high:.1f} texts/s",
+    ]
+    if row.versus is not None:
+        ratio = row.versus.ratio
+        speed = f"{ratio.value:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})"
+        cells.append(f"{speed}: {row.versus.verdict}")
+    return cells
+
+
+def _open_loop(loop: "OpenLoop") -> list[str]:
+    kept_up = "yes" if loop.kept_up else "no: the queue grew"
+    return [f"{loop.rate:g}", *_milliseconds(loop), kept_up]
+
+
+def _milliseconds(loop: "ClosedLoop | OpenLoop") -> list[str]:
+    return [f"{value:.1f}" for value in (loop.p50_ms, loop.p90_ms, loop.p99_ms)]

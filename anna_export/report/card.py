@@ -127,7 +127,7 @@ def _speed(artifact: Artifact) -> str:
     sections = []
     for run in bench.runs:
         prompt = f", with the prompt `{run.prompt}`" if run.prompt else ""
-        against = f" {run.rival.name}, {run.rival.arithmetic} |" if run.rival else ""
+        against = f" {run.baseline.name}, {run.baseline.compute} |" if run.baseline else ""
         rows = "\n".join(
             f"| {row.batch} x {row.tokens} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "
             f"{row.texts_per_second.value:.1f} ({row.texts_per_second.low:.1f} to "
@@ -141,7 +141,7 @@ def _speed(artifact: Artifact) -> str:
             for row in run.rows
         )
         sections.append(
-            f"""{run.arithmetic} on {run.environment.hardware}{prompt}:
+            f"""{run.compute} on {run.environment.hardware}{prompt}:
 
 | batch x tokens | p50 ms | p99 ms | texts a second |{against}
 |---|---|---|---|{"---|" if against else ""}

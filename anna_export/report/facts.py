@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anna_export.artifact.folder import Artifact, open_artifact
-from anna_export.bench.result import Row, Run, read_bench
+from anna_export.bench.result import ClosedLoop, Run, read_bench
 from anna_export.engines.stored import StoredEngine, stored_engines
 from anna_export.quantise.calibration import Calibration, read_calibration
 from anna_export.verify.parity_file import current_parity
@@ -45,9 +45,9 @@ class Facts:
     @property
     def compute_label(self) -> str:
         """What it computed in when it was timed; empty where it was not."""
-        return next((run.arithmetic for run in self.runs if not run.prompt), "")
+        return next((run.compute for run in self.runs if not run.prompt), "")
 
-    def rows(self) -> dict[tuple[int, int], Row]:
+    def rows(self) -> dict[tuple[int, int], ClosedLoop]:
         """Return the latest run's rows without a prompt, by batch and tokens."""
         return {
             (row.batch, row.tokens): row for run in self.runs if not run.prompt for row in run.rows

@@ -129,16 +129,16 @@ def _baselines(artifacts: Sequence[Facts]) -> Table:
     rows = [
         [
             facts.name,
-            f"{run.rival.name}, {run.rival.arithmetic}",
+            f"{run.baseline.name}, {run.baseline.compute}",
             f"{row.batch} x {row.tokens}",
             f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
             row.versus.verdict,
-            f"{run.rival.worst_cosine:.5f}",
+            f"{run.baseline.worst_cosine:.5f}",
         ]
         for facts in artifacts
         for run in facts.runs
         for row in run.rows
-        if run.rival is not None and row.versus is not None
+        if run.baseline is not None and row.versus is not None
         for ratio in [row.versus.ratio]
     ]
     heads = ["artifact", "baseline", "batch", "times as fast", "verdict", "worst cosine to it"]
@@ -192,7 +192,7 @@ def _hardware(artifacts: Sequence[Facts]) -> Table:
             rows.append(
                 [
                     facts.name,
-                    run.arithmetic,
+                    run.compute,
                     f"{environment.hardware}, {environment.cores} cores"
                     + (f", {environment.mhz:.0f} MHz" if environment.mhz else ""),
                     ", ".join(

@@ -14,7 +14,7 @@ from docs.generate.markdown import cell, table
 
 _NAMED = re.compile(r"\{\{(.+?)\}\}")
 _MACHINE = ("hardware", "cores", "system", "python")
-_DATED = re.compile(r"(\d{4}-\d{2}-\d{2})(?:-(.+))?")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class FigureError(ValueError):
@@ -44,7 +44,7 @@ class Result:
 def read_results(folder: Path) -> dict[str, Result]:
     """Read the newest result of every benchmark, by name.
 
-    Files are `NAME/DATE.json` or `DATE-NAME.json`.
+    Files are `NAME/DATE.json`.
 
     Raises:
         FigureError: If there is none, or a file is named otherwise or has no figures.
@@ -55,8 +55,7 @@ def read_results(folder: Path) -> dict[str, Result]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not content.get("figures"):
             raise FigureError(f"expected figures in {path}, found none")
-        if name not in newest or newest[name].date <= date:
-            newest[name] = Result(name, date, content)
+        newest[name] = Result(name, date, content)  # paths are sorted by date
     if not newest:
         raise FigureError(f"expected results in {folder}, found none; run a benchmark")
     return newest
@@ -69,11 +68,10 @@ def charts(folder: Path) -> dict[str, Path]:
 
 
 def _name_and_date(path: Path, folder: Path) -> tuple[str, str]:
-    dated = _DATED.fullmatch(path.stem)
-    name = dated and (dated[2] or path.parent.relative_to(folder).as_posix())
-    if not dated or not name or name == ".":
-        raise FigureError(f"expected NAME/DATE or DATE-NAME in {folder}, found {path}")
-    return name, dated[1]
+    name, date = path.parent.relative_to(folder).as_posix(), path.stem
+    if name == "." or not _DATE.fullmatch(date):
+        raise FigureError(f"expected NAME/DATE{path.suffix} in {folder}, found {path}")
+    return name, date
 
 
 def fill(markdown: str, results: dict[str, Result]) -> str:
@@ -105,9 +103,8 @@ def page(results: dict[str, Result]) -> str:
     parts = [
         "# All figures",
         "The newest file of every benchmark in `benchmarks/results/`. A value is a median where it "
-        "was measured more than once; low and high are the smallest and largest measurement, or "
-        "the ends of the interval that the figure's name says. *Bound* is what counting operations "
-        "and bytes leaves possible.",
+        "was measured more than once; low and high are its smallest and largest measurement. "
+        "*Bound* is what counting operations and bytes leaves possible.",
     ]
     for _, result in sorted(results.items()):
         rows = [_row(figure) for figure in result.content["figures"]]

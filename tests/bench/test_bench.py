@@ -1,4 +1,4 @@
-"""anna-export bench: parity first, then times; rivals; and what is kept."""
+"""anna-export bench: parity first, then times; baselines; and what is stored."""
 
 import json
 import shutil
@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from anna_export import open_encoder
+from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import open_artifact
-from anna_export.bench.contenders import OpenArtifact
+from anna_export.bench.baselines import find_baseline
+from anna_export.bench.opening import OpenArtifact
 from anna_export.bench.result import BENCH_FILE, read_bench
-from anna_export.bench.rivals import rival
 from anna_export.bench.statistics import Interval
 from anna_export.bench.workload import Shape, texts_of, tokens_of
 from anna_export.cli import run
 from anna_export.encoder import Encoder
-from anna_export.errors import InputError
+from anna_export.errors import DamagedError, InputError
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from tests.support.types import MakeArtifact
 
@@ -34,9 +35,9 @@ def folder(
 ) -> Path:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.json"
     prompts.write_text(json.dumps({"tasks": {"ask": {"text": "Find the answer to this: "}}}))
-    made = make_artifact(base, prompts=prompts)
+    artifact = make_artifact(base, prompts=prompts)
     folder = tmp_path_factory.mktemp("bench") / "artifact"
-    shutil.copytree(made.folder, folder)
+    shutil.copytree(artifact.folder, folder)
     return folder
 
 
@@ -72,27 +73,27 @@ def test_texts_that_do_not_fit_are_refused(encoder: Encoder) -> None:
 def test_run_is_printed_and_kept_with_its_raw_times(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench(capsys, folder, *QUICK, "--rate", "50")
-    assert [(row["batch"], row["tokens"]) for row in found["rows"]] == [
+    printed = bench(capsys, folder, *QUICK, "--rate", "50")
+    assert [(row["batch"], row["tokens"]) for row in printed["rows"]] == [
         (1, 12),
         (1, 30),
         (4, 12),
         (4, 30),
     ]
-    for row in found["rows"]:
+    for row in printed["rows"]:
         assert len(row["seconds"]) == 3 and all(len(calls) >= 4 for calls in row["seconds"])
         assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         spread = row["texts_per_second"]
         assert spread["low"] <= spread["value"] <= spread["high"]
         assert row["tokens_per_second"]["value"] == pytest.approx(row["tokens"] * spread["value"])
-    (point,) = found["open"]
+    (point,) = printed["open"]
     assert point["rate"] == 50 and len(point["latencies"]) == point["texts"] == 500
-    assert found["alone_cosine"] > 0.9999 and found["environment"]["cores"] >= 1
-    kept = read_bench(open_artifact(folder, check=True))
-    assert kept is not None and kept.runs[-1].model_dump(mode="json") == found
+    assert printed["batch1_worst_cosine"] > 0.9999 and printed["environment"]["cores"] >= 1
+    stored = read_bench(open_artifact(folder, check=True))
+    assert stored is not None and stored.runs[-1].model_dump(mode="json") == printed
     # and the card tells it
     card = (folder / "README.md").read_text()
-    assert "## Speed" in card and f"| 4 x 30 | {found['rows'][3]['p50_ms']:.1f} |" in card
+    assert "## Speed" in card and f"| 4 x 30 | {printed['rows'][3]['p50_ms']:.1f} |" in card
 
 
 @pytest.mark.slow
@@ -101,9 +102,9 @@ def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(
 ) -> None:
     for prompt in ("", "ask", "", "ask"):
         bench(capsys, folder, "--batch", 1, "--length", 12, "--rounds", 3, "--prompt", prompt)
-    kept = read_bench(open_artifact(folder))
-    assert kept is not None
-    assert [one.prompt for one in kept.runs if one.prompt is not None] == ["", "ask"]
+    stored = read_bench(open_artifact(folder))
+    assert stored is not None
+    assert [timed.prompt for timed in stored.runs if timed.prompt is not None] == ["", "ask"]
 
 
 # Other tests run beside these and come and go: a quiet moment is found in one of so many tries.
@@ -115,8 +116,8 @@ def test_two_runs_of_the_same_thing_agree(folder: Path, capsys: pytest.CaptureFi
     def agree() -> bool:
         first, second = (bench(capsys, folder, *QUICK)["rows"] for _ in range(2))
         return all(
-            Interval(**one["texts_per_second"]).overlaps(Interval(**other["texts_per_second"]))
-            for one, other in zip(first, second, strict=True)
+            Interval(**row["texts_per_second"]).overlaps(Interval(**other_row["texts_per_second"]))
+            for row, other_row in zip(first, second, strict=True)
         )
 
     assert any(agree() for _ in range(TRIES))
@@ -127,21 +128,21 @@ def test_an_artifact_against_itself_shows_no_difference(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def verdicts() -> set[str]:
-        found = bench(capsys, folder, *QUICK, "--against", folder)
-        assert found["rival"]["worst_cosine"] > 0.9999
-        return {row["versus"]["verdict"] for row in found["rows"]}
+        result = bench(capsys, folder, *QUICK, "--against", folder)
+        assert result["baseline"]["worst_cosine"] > 0.9999
+        return {row["versus"]["verdict"] for row in result["rows"]}
 
     assert any(verdicts() == {"no difference"} for _ in range(TRIES))
 
 
 @pytest.mark.slow
-def test_pytorch_is_a_rival_of_the_same_vectors(
+def test_pytorch_is_a_baseline_of_the_same_vectors(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench(capsys, folder, "--batch", 1, "--length", 12, "--against", "pytorch")
-    assert found["rival"]["name"] == "artifact (pytorch)"
-    assert found["rival"]["worst_cosine"] > 0.99999
-    versus = found["rows"][0]["versus"]
+    result = bench(capsys, folder, "--batch", 1, "--length", 12, "--against", "pytorch")
+    assert result["baseline"]["name"] == "artifact (pytorch)"
+    assert result["baseline"]["worst_cosine"] > 0.99999
+    versus = result["rows"][0]["versus"]
     assert versus["ratio"]["value"] > 1 and versus["verdict"] in ("faster", "no difference")
 
 
@@ -149,28 +150,28 @@ def test_pytorch_is_a_rival_of_the_same_vectors(
 def test_a_model_in_sentence_transformers_is_one(
     base: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench(
+    result = bench(
         capsys,
         folder,
         *("--batch", 2, "--length", 12, "--rounds", 3, "--prompt", "ask"),
         *("--against", "sentence-transformers", "--model", base),
     )
-    assert found["rival"]["worst_cosine"] > 0.9999
-    assert found["rival"]["name"].startswith("sentence-transformers 6")
+    assert result["baseline"]["worst_cosine"] > 0.9999
+    assert result["baseline"]["name"].startswith("sentence-transformers 6")
 
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
-def test_openvino_is_a_rival_of_the_stored_weights(
+def test_openvino_is_a_baseline_of_the_stored_weights(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench(
+    result = bench(
         capsys,
         folder,
         *("--batch", 2, "--length", 12, "--rounds", 3, "--prompt", "ask", "--against", "openvino"),
     )
-    assert found["rival"]["name"].startswith("OpenVINO 20")
+    assert result["baseline"]["name"].startswith("OpenVINO 20")
     # in bf16, where the processor has it
-    assert found["rival"]["worst_cosine"] > 0.999
+    assert result["baseline"]["worst_cosine"] > 0.999
 
 
 class Peer(BaseHTTPRequestHandler):
@@ -191,8 +192,8 @@ class Peer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        known = {"openai": "/v1/models", "tei": "/info"}[self.language]
-        if self.path != known:
+        route = {"openai": "/v1/models", "tei": "/info"}[self.language]
+        if self.path != route:
             self.answer({}, 404)
         elif self.language == "openai":
             self.answer({"data": [{"id": "peer"}]})
@@ -206,7 +207,7 @@ class Peer(BaseHTTPRequestHandler):
         vectors = np.roll(vectors, 1, axis=1) if self.wrong else vectors
         if self.language == "tei":
             return self.answer(vectors.tolist())
-        rows = [{"index": place, "embedding": row.tolist()} for place, row in enumerate(vectors)]
+        rows = [{"index": index, "embedding": row.tolist()} for index, row in enumerate(vectors)]
         return self.answer({"data": rows[::-1]})
 
 
@@ -225,20 +226,22 @@ def test_a_server_is_one_in_either_language_and_wins_nothing_by_being_wrong(
     folder: Path, peer: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, url = peer
-    found = bench(capsys, folder, "--batch", 2, "--length", 12, "--prompt", "ask", "--against", url)
-    assert found["rival"]["name"] == f"peer at {url}"
+    result = bench(
+        capsys, folder, "--batch", 2, "--length", 12, "--prompt", "ask", "--against", url
+    )
+    assert result["baseline"]["name"] == f"peer at {url}"
     if kind == "wrong":
-        assert found["rival"]["worst_cosine"] < 0.9
-        assert found["rows"][0]["versus"]["verdict"] == "not the same vectors"
+        assert result["baseline"]["worst_cosine"] < 0.9
+        assert result["rows"][0]["versus"]["verdict"] == "not the same vectors"
     else:
-        assert found["rival"]["worst_cosine"] > 0.9999
-        versus = found["rows"][0]["versus"]
+        assert result["baseline"]["worst_cosine"] > 0.9999
+        versus = result["rows"][0]["versus"]
         # it computes the same, and HTTP comes on top
         assert versus["ratio"]["value"] > 1 and versus["verdict"] in ("faster", "no difference")
 
 
 @pytest.mark.parametrize(
-    ("args", "found"),
+    ("args", "message"),
     [
         (("--against", "vllm"), "expected --against pytorch, sentence-transformers, openvino, an"),
         (("--against", "sentence-transformers"), "expected --model with the folder that"),
@@ -255,17 +258,38 @@ def test_a_server_is_one_in_either_language_and_wins_nothing_by_being_wrong(
     ],
 )
 def test_what_cannot_be_timed_is_said_in_one_line(
-    folder: Path, args: tuple[str, ...], found: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (folder / BENCH_FILE).read_bytes() if (folder / BENCH_FILE).exists() else b""
     assert run(["bench", str(folder), *args]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert found in told[-1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
     after = (folder / BENCH_FILE).read_bytes() if (folder / BENCH_FILE).exists() else b""
     assert before == after
 
 
 def test_another_artifact_is_opened_as_this_one(folder: Path, tmp_path: Path) -> None:
-    own = OpenArtifact(folder, "ask", "ort", "cpu", 1)
-    found = rival(str(tmp_path), own, NO_PROMPT, 64, None)
-    assert found == OpenArtifact(tmp_path, "ask", "ort", "cpu", 1)
+    ours = OpenArtifact(folder, "ask", "ort", "cpu", 1)
+    baseline = find_baseline(str(tmp_path), ours, NO_PROMPT, 64, None)
+    assert baseline == OpenArtifact(tmp_path, "ask", "ort", "cpu", 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_runs_that_schema_2_holds_are_read_by_todays_names(precision: str) -> None:
+    folder = Path(__file__).parents[1] / "data" / "schema2" / f"artifact-{precision}"
+    (old, *_) = json.loads((folder / BENCH_FILE).read_text())["runs"]
+    bench = read_bench(open_artifact(folder))
+    assert bench is not None
+    (first, *_) = bench.runs
+    assert first.compute == old["arithmetic"]
+    assert first.batch1_worst_cosine == old["alone_cosine"]
+    assert [row.seconds for row in first.rows] == [row["seconds"] for row in old["rows"]]
+    compared = [run for run in bench.runs if run.baseline is not None]
+    assert compared and all(run.baseline and run.baseline.compute for run in compared)
+
+
+def test_runs_of_another_schema_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "artifact"))
+    artifact = add_evidence(open_artifact(copy), BENCH_FILE, '{"schema_version": 9, "runs": []}')
+    with pytest.raises(DamagedError, match="expected another schema_version in "):
+        read_bench(artifact)

@@ -44,25 +44,25 @@ def test_a_tenth_is_seen_where_noise_allows_it() -> None:
     ]
     assert verdicts.count("no difference") < RUNS  # drift of one alone is a difference
     clear = [
-        compare(one, [1.1 * value * drawn.uniform(0.99, 1.01) for value in one]).verdict
-        for one in (seconds(drawn, 1.0, 0.1, 0.05) for _ in range(RUNS))
+        compare(run, [1.1 * value * drawn.uniform(0.99, 1.01) for value in run]).verdict
+        for run in (seconds(drawn, 1.0, 0.1, 0.05) for _ in range(RUNS))
     ]
     assert clear.count("faster") / RUNS > 0.99
     slower = [
-        compare([1.1 * value for value in one], one).verdict
-        for one in (seconds(drawn, 1.0, 0.1, 0.05) for _ in range(20))
+        compare([1.1 * value for value in run], run).verdict
+        for run in (seconds(drawn, 1.0, 0.1, 0.05) for _ in range(20))
     ]
     assert set(slower) == {"slower"}
 
 
 def test_interval_is_about_its_rounds_mean() -> None:
-    found = interval([1.0, 2.0, 4.0])
-    assert found.value == pytest.approx(2.0)
-    assert found.low < 1 < 4 < found.high
+    mean = interval([1.0, 2.0, 4.0])
+    assert mean.value == pytest.approx(2.0)
+    assert mean.low < 1 < 4 < mean.high
     with pytest.raises(statistics.StatisticsError):
         interval([])
 
 
 def test_percentiles_are_milliseconds() -> None:
-    found = percentiles([0.001 * value for value in range(1, 102)])
-    assert found == pytest.approx({"p50_ms": 51, "p90_ms": 91, "p99_ms": 100})
+    values = percentiles([0.001 * value for value in range(1, 102)])
+    assert values == pytest.approx({"p50_ms": 51, "p90_ms": 91, "p99_ms": 100})

@@ -31,25 +31,21 @@ def results(folder: Path, *names: str, **changes: object) -> dict[str, figures.R
     return figures.read_results(folder)
 
 
-@pytest.mark.parametrize("name", ["2026-01-02-a-b.json", "a-b/2026-01-02.json"])
-def test_results_are_read_in_both_layouts(tmp_path: Path, name: str) -> None:
-    (result,) = results(tmp_path, name).values()
-    assert (result.name, result.date) == ("a-b", "2026-01-02")
-
-
 def test_newest_result_counts(tmp_path: Path) -> None:
-    results(tmp_path, "a/2026-01-03.json")
-    newest = results(tmp_path, "2026-01-02-a.json", figures=[{"name": "old", "value": 0}])
-    assert list(newest["a"].figures) == ["time", "size"]
+    results(tmp_path, "a-b/2026-01-03.json")
+    old = results(tmp_path, "a-b/2026-01-02.json", figures=[{"name": "old", "value": 0}])
+    (result,) = old.values()
+    assert (result.name, result.date) == ("a-b", "2026-01-03")
+    assert list(result.figures) == ["time", "size"]
 
 
 def test_no_results_and_results_without_figures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(figures.FigureError, match=r"expected results in .*, found none"):
         figures.read_results(tmp_path)
-    with pytest.raises(figures.FigureError, match=r"expected figures in .*a\.json, found none"):
-        results(tmp_path, "2026-01-02-a.json", figures=[])
-    (tmp_path / "2026-01-02-a.json").rename(tmp_path / "notes.json")
-    with pytest.raises(figures.FigureError, match=r"DATE-NAME in .*, found .*notes\.json"):
+    with pytest.raises(figures.FigureError, match=r"expected figures in .*\.json, found none"):
+        results(tmp_path, "a/2026-01-02.json", figures=[])
+    (tmp_path / "a" / "2026-01-02.json").rename(tmp_path / "2026-01-02.json")
+    with pytest.raises(figures.FigureError, match=r"expected NAME/DATE\.json in .*, found"):
         figures.read_results(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO as a rival: the artifact's stored weights, in the precision that it takes by itself."""
+"""OpenVINO as a baseline: the artifact's stored weights, in the precision it chooses itself."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anna_export.artifact.folder import open_artifact
-from anna_export.bench.contenders import Opened
+from anna_export.bench.opening import Opened
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError
 from anna_export.spec import EmbeddingSpec
@@ -33,8 +33,8 @@ class OpenVinoBackend:
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
         batch = batch.joined()
-        found: np.ndarray = self._request.infer({0: batch.ids, 1: batch.mask})[0].copy()
-        return found
+        vectors: np.ndarray = self._request.infer({0: batch.ids, 1: batch.mask})[0].copy()
+        return vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ def _converted(openvino: Any, folder: Path) -> Any:
     ids = torch.arange(3, 17).reshape(2, 7) % spec.vocab_size
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
-    whole = Embedding()
-    whole.model = model
+    embedding = Embedding()
+    embedding.model = model
     with torch.inference_mode():
         return openvino.convert_model(
-            whole.eval(),
+            embedding.eval(),
             example_input={"input_ids": ids, "attention_mask": mask},
             input=[
                 ("input_ids", [-1, -1], openvino.Type.i64),

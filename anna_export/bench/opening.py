@@ -1,4 +1,4 @@
-"""What is timed: an artifact, and what it is held against. Each runs in a process of its own."""
+"""How an artifact or a baseline is opened, in the process in which it is timed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Embed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A contender that is ready: what it is, and what embeds."""
+    """An artifact or a baseline that is ready: what it is, what it computes in, what embeds."""
 
     name: str
-    arithmetic: str
+    compute: str
     embed: Embed
 
 
@@ -68,35 +68,35 @@ class OpenSentenceTransformer:
         """Load it."""
         try:
             import sentence_transformers
-            from sentence_transformers import models
         except ImportError:
             raise ExtraError(
                 "expected sentence-transformers, found none; install anna-export[train]"
             ) from None
-        if (self.folder / "modules.json").exists():
-            model = sentence_transformers.SentenceTransformer(
-                str(self.folder), device=None if self.device == "auto" else self.device
-            )
-        else:
-            transformer = models.Transformer(str(self.folder), max_seq_length=self.max_tokens)
-            transformer.tokenizer.padding_side = "right"
-            width = transformer.get_embedding_dimension()
-            pooling = models.Pooling(width, pooling_mode="lasttoken")
-            model = sentence_transformers.SentenceTransformer(
-                modules=[transformer, pooling, models.Normalize()],
-                device=None if self.device == "auto" else self.device,
-            )
+        model = self._load(sentence_transformers)
         front = self.prompt.front
         tokenizer = model.tokenizer
         adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
         end = "" if adds_end else tokenizer.eos_token
 
         def embed(texts: Sequence[str]) -> np.ndarray:
-            whole = [f"{front}{text}{self.prompt.back}{end}" for text in texts]
-            return np.asarray(model.encode(whole, batch_size=len(whole), show_progress_bar=False))
+            prompted = [f"{front}{text}{self.prompt.back}{end}" for text in texts]
+            vectors = model.encode(prompted, batch_size=len(texts), show_progress_bar=False)
+            return np.asarray(vectors)
 
         version = sentence_transformers.__version__
         return Opened(f"sentence-transformers {version}", f"fp32 on {model.device}", embed)
+
+    def _load(self, library: Any) -> Any:
+        from sentence_transformers import models
+
+        device = None if self.device == "auto" else self.device
+        if (self.folder / "modules.json").exists():
+            return library.SentenceTransformer(str(self.folder), device=device)
+        transformer = models.Transformer(str(self.folder), max_seq_length=self.max_tokens)
+        transformer.tokenizer.padding_side = "right"
+        width = transformer.get_embedding_dimension()
+        modules = [transformer, models.Pooling(width, pooling_mode="lasttoken"), models.Normalize()]
+        return library.SentenceTransformer(modules=modules, device=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,43 +120,48 @@ class OpenUrl:
 
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         client = httpx.Client(base_url=self.url, timeout=_URL_SECONDS, headers=headers)
-
-        def get(path: str) -> Any:
-            try:
-                answer = client.get(path)
-            except httpx.HTTPError as error:
-                raise MissingError(
-                    f"expected a server at {self.url}, found: {error}; start it first"
-                ) from None
-            return answer.json() if answer.status_code == 200 else None
-
-        def around(texts: Sequence[str]) -> list[str]:
-            return [f"{self.prompt.front}{text}{self.prompt.back}" for text in texts]
-
-        def openai(name: str) -> Embed:
-            def embed(texts: Sequence[str]) -> np.ndarray:
-                body = {"model": name, "input": around(texts), "encoding_format": "float"}
-                data = _answer(client.post("/v1/embeddings", json=body))["data"]
-                data.sort(key=lambda one: one["index"])
-                return np.array([one["embedding"] for one in data], dtype=np.float32)
-
-            return embed
-
-        def tei(texts: Sequence[str]) -> np.ndarray:
-            return np.array(_answer(client.post("/embed", json={"inputs": around(texts)})))
-
-        found = get("/v1/models")
-        if found and found.get("data"):
-            name = str(found["data"][0]["id"])
-            return Opened(f"{name} at {self.url}", "as its server says", openai(name))
-        told = get("/info")
-        if told is None:
+        models = self._get(client, "/v1/models")
+        if models and models.get("data"):
+            name = str(models["data"][0]["id"])
+            embed = self._openai(client, name)
+            return Opened(f"{name} at {self.url}", "as its server says", embed)
+        info = self._get(client, "/info")
+        if info is None:
             raise MissingError(
                 f"expected /v1/models or /info at {self.url}, found neither; name the address of "
                 "an OpenAI-compatible server or of text-embeddings-inference"
             )
-        kind = str(told.get("model_dtype", "unknown type"))
-        return Opened(f"{told.get('model_id', 'a model')} at {self.url}", kind, tei)
+        name = f"{info.get('model_id', 'a model')} at {self.url}"
+        return Opened(name, str(info.get("model_dtype", "unknown type")), self._tei(client))
+
+    def _get(self, client: Any, path: str) -> Any:
+        """Return a route's JSON; None if the server answers, but has no such route."""
+        import httpx
+
+        try:
+            response = client.get(path)
+        except httpx.HTTPError as error:
+            raise MissingError(
+                f"expected a server at {self.url}, found: {error}; start it first"
+            ) from None
+        return response.json() if response.status_code == 200 else None
+
+    def _openai(self, client: Any, model: str) -> Embed:
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            body = {"model": model, "input": self._prompted(texts), "encoding_format": "float"}
+            rows = _answer(client.post("/v1/embeddings", json=body))["data"]
+            rows.sort(key=lambda row: row["index"])
+            return np.array([row["embedding"] for row in rows], dtype=np.float32)
+
+        return embed
+
+    def _tei(self, client: Any) -> Embed:
+        return lambda texts: np.array(
+            _answer(client.post("/embed", json={"inputs": self._prompted(texts)}))
+        )
+
+    def _prompted(self, texts: Sequence[str]) -> list[str]:
+        return [f"{self.prompt.front}{text}{self.prompt.back}" for text in texts]
 
 
 def _answer(response: Any) -> Any:
