@@ -141,6 +141,11 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
     if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
-        output.print_line("* by rounded weights; prompts add --model MODEL computes it exactly")
+        output.print_line(
+            "* by rounded weights; prompts add --model MODEL --adapter ADAPTER computes it exactly"
+        )
     if not proved.issuperset(entries):
-        output.print_line("prompts without a proof: run anna-export verify ARTIFACT --model MODEL")
+        output.print_line(
+            "prompts without a proof: run anna-export verify ARTIFACT --model MODEL "
+            "--adapter ADAPTER"
+        )

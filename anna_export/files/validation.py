@@ -43,6 +43,8 @@ def _line(error: Any, path: Path) -> str:
         return f"expected {field} in {path}, found none"
     if error["type"] == "extra_forbidden":
         return f"expected no field {field} in {path}, found one"
-    wanted, _, _ = error["msg"].partition(", got")
-    wanted = wanted.removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"expected another {field} in {path}: {wanted}, found {str(error['input'])[:60]!r}"
+    value = f"found {str(error['input'])[:60]!r}"
+    rule = error["msg"].removeprefix("Value error, ")
+    if rule.startswith("Input should be "):
+        return f"expected {rule.removeprefix('Input should be ')} as {field} in {path}, {value}"
+    return f"expected another {field} in {path}: {rule}, {value}"

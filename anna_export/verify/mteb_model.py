@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.backends import load_encoder
+from anna_export.errors import ExtraError
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
+
+try:
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+except ImportError:
+    raise ExtraError("expected mteb, found none; install anna-export[eval]") from None
 
 Embed = Callable[[Sequence[str], Prompt], np.ndarray]
 # mteb's models are called organisation/name

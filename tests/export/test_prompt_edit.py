@@ -269,7 +269,9 @@ def test_list_tells_length_default_documents_and_proof(
     assert run(["prompts", "list", str(artifact)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("query (default) ") for line in lines)
-    assert lines[-1] == "prompts without a proof: run anna-export verify ARTIFACT --model MODEL"
+    assert lines[-1] == (
+        "prompts without a proof: run anna-export verify ARTIFACT --model MODEL --adapter ADAPTER"
+    )
 
 
 def test_long_prompt_is_shortened_on_a_line(
