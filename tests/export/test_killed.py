@@ -21,6 +21,7 @@ from tests.support.folders import names
 from tests.support.types import MakeModel
 
 Ask = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[2]
 MOMENTS = 12
 # Called late: when all is written, when it takes its place, when the old one goes.
 LATE = ("_sync", "replace_folder", "_exchange", "rmtree")
@@ -32,9 +33,9 @@ CALIBRATING = ".*.calibration/layers.safetensors"
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Ask]:
     """Asks a process, which has loaded all libraries once, to fork an export and to end it."""
-    command = [sys.executable, __file__]
+    command = [sys.executable, "-m", "tests.export.test_killed"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as warm:
         assert warm.stdin is not None and warm.stdout is not None
 
