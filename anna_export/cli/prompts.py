@@ -127,17 +127,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     if not entries:
         output.print_line("no prompts; add some with anna-export prompts add")
         return
-    rows = [
-        (
-            name + (" (default)" if name == prompts.default else ""),
-            str(row["tokens"]),
-            _baked_cell(row["baked"]),
-            "yes" if row["proved"] else "no",
-            str(row["documents"]) or "as they are",
-            _shortened(str(row["front"])) + (f" … {row['back']!r}" if row["back"] else ""),
-        )
-        for name, row in entries.items()
-    ]
+    rows = [_row(name, entry, prompts.default) for name, entry in entries.items()]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
     if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
@@ -149,3 +139,14 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
             "prompts without a proof: run anna-export verify ARTIFACT --model MODEL "
             "--adapter ADAPTER"
         )
+
+
+def _row(name: str, entry: dict[str, Any], default: str | None) -> tuple[str, ...]:
+    return (
+        name + (" (default)" if name == default else ""),
+        str(entry["tokens"]),
+        _baked_cell(entry["baked"]),
+        "yes" if entry["proved"] else "no",
+        str(entry["documents"]) or "as they are",
+        _shortened(str(entry["front"])) + (f" … {entry['back']!r}" if entry["back"] else ""),
+    )
