@@ -11,9 +11,10 @@ from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import BatchLimits, TokenSequence, batches
+from anna_export.text.framing import TokenFraming
 from anna_export.text.prefix import Prefix
-from anna_export.text.prompts import Prompt, Prompts
-from anna_export.text.tokeniser import Tokeniser, require_text
+from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
+from anna_export.text.tokeniser import require_text
 
 # A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer; one
 # that shares less, or not even half of it, has another prompt.
@@ -31,6 +32,20 @@ class Backend(Protocol):
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, spec.dim) float32 rows of unit L2 length."""
+        ...
+
+
+class TextTokeniser(Protocol):
+    """A model's tokenizer and the framing of its texts."""
+
+    framing: TokenFraming
+
+    def ids(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
+        """Return each text's token ids, framed and truncated to max_tokens."""
+        ...
+
+    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
+        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
         ...
 
 
@@ -61,7 +76,7 @@ class Encoder:
     def __init__(
         self,
         backend: Backend,
-        tokeniser: Tokeniser,
+        tokeniser: TextTokeniser,
         prompts: Prompts | None = None,
         prefixes: Prefixes | None = None,
         limits: BatchLimits | None = None,

@@ -19,6 +19,7 @@ _DISTRIBUTIONS: Final = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "sentence-transformers",
     "tensorrt",
     "tensorrt-rtx",
     "tokenizers",
@@ -41,7 +42,7 @@ def installed() -> dict[str, str]:
 
 def source_sha256() -> str:
     """Return the sha256 of this package's source: what it computes may change with it."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()

@@ -13,18 +13,19 @@ from anna_export.artifact.folder import Artifact
 from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.model import empty_model
-from anna_export.reference.stored import ReadWeight, stored_model
+from anna_export.reference.stored import ReadWeight, StoredModel, stored_model
 from anna_export.spec import EmbeddingSpec
 from anna_export.weights.adapter import Delta
 from anna_export.weights.checkpoint import Checkpoint
 
 
-def open_streamed_reference(
-    checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
-) -> PytorchBackend:
-    """Stream base and adapter, the adapter unmerged: y = W x + s B (A x).
+def stream_checkpoint(
+    model: torch.nn.Module, checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
+) -> None:
+    """Make a decoder on the meta device read base and adapter, unmerged: y = W x + s B (A x).
 
     Args:
+        model: transformers' decoder of the checkpoint's config.
         checkpoint: Base and adapter.
         on_read: Called after every weight is read, once a batch.
     """
@@ -35,49 +36,57 @@ def open_streamed_reference(
     def read(name: str) -> torch.Tensor:
         return checkpoint.read(name, torch.float32, merge=name not in apart)
 
-    return open_streamed(checkpoint.spec, read, "base and adapter", apart, on_read)
+    _stream_all(model, read, apart, on_read)
+
+
+def open_streamed_checkpoint(
+    checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
+) -> PytorchBackend:
+    """Open the model that our own reading of base and adapter describes, one matrix at a time."""
+    backend = _empty_backend(checkpoint.spec, "base and adapter")
+    stream_checkpoint(backend.model, checkpoint, on_read)
+    return backend
+
+
+def open_streamed_weights(stored: StoredModel, spec: EmbeddingSpec, on_read: Callable[[], None] | None = None) -> PytorchBackend:
+    """Open stored weights, one at a time; what they are multiplied with is not rounded."""
+    backend = _empty_backend(spec, "the artifact's stored weights")
+    _stream_all(backend.model, stored.read, {}, on_read)
+    return backend
 
 
 def open_streamed_artifact(
     artifact: Artifact, on_read: Callable[[], None] | None = None
 ) -> PytorchBackend:
-    """Stream an artifact's stored weights: what a graph over them computes, without the graph."""
-    spec, stored = artifact.manifest.spec, stored_model(artifact)
-    backend = open_streamed(spec, stored.read, "the artifact's stored weights", {}, on_read)
+    """Open an artifact's stored weights, one at a time: what a graph over them computes."""
+    stored = stored_model(artifact)
+    backend = open_streamed_weights(stored, artifact.manifest.spec, on_read)
     stored.listen(backend.model)
     return backend
 
 
-def open_streamed(
-    spec: EmbeddingSpec,
+def _empty_backend(spec: EmbeddingSpec, source: str) -> PytorchBackend:
+    with quiet_libraries():
+        model = empty_model(spec)
+    label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
+    return PytorchBackend(model, spec, label)
+
+
+def _stream_all(
+    model: torch.nn.Module,
     read: ReadWeight,
-    source: str,
     deltas: Mapping[str, Delta],
-    on_read: Callable[[], None] | None = None,
-) -> PytorchBackend:
-    """Stream weights from anywhere.
-
-    Args:
-        spec: The model's numbers.
-        read: Gives a weight by its name, fp32.
-        source: Where they come from, for verdicts.
-        deltas: Added to the output of the layers that they name, not to their weights.
-        on_read: Called after every weight is read, once a batch.
-    """
-
+    on_read: Callable[[], None] | None,
+) -> None:
     def counted(name: str) -> torch.Tensor:
         weight = read(name)
         if on_read is not None:
             on_read()
         return weight
 
-    with quiet_libraries():
-        model = empty_model(spec)
     for name, module in model.named_modules():
         if module._parameters:
             _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
-    compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
-    return PytorchBackend(model, spec, compute_label)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:

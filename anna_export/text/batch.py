@@ -1,5 +1,6 @@
 """Token ids padded to one width: what every backend computes on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -36,6 +37,17 @@ class TokenBatch:
                 f"expected lengths in 1..{self.width}, found "
                 f"{self.lengths.min()}..{self.lengths.max()}"
             )
+
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[Sequence[int]], pad_id: int, prefix: Prefix | None = None
+    ) -> Self:
+        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        ids = np.full((len(rows), lengths.max(initial=1)), pad_id, dtype=np.int64)
+        for row, target in zip(rows, ids, strict=True):
+            target[: len(row)] = row
+        return cls(ids, lengths, prefix)
 
     @classmethod
     def from_mask(cls, ids: np.ndarray, mask: np.ndarray) -> Self:

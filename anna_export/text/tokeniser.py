@@ -11,7 +11,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import tokenizers
 
 from anna_export.errors import InputError
@@ -136,11 +135,7 @@ class Tokeniser:
 
     def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
         """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        ids = np.full((len(rows), lengths.max(initial=1)), self.framing.pad_id, dtype=np.int64)
-        for row, target in zip(rows, ids, strict=True):
-            target[: len(row)] = row
-        return TokenBatch(ids, lengths, prefix)
+        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix)
 
     def _as_tokens(self, text: str) -> str:
         """Return a prompt's text with its special tokens written as their aliases."""

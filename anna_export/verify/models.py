@@ -30,6 +30,7 @@ _LIBRARIES: Final = (
     "onnxruntime",
     "onnxruntime-gpu",
     "peft",
+    "sentence-transformers",
     "tensorrt",
     "tensorrt-rtx",
     "tokenizers",

@@ -14,8 +14,6 @@ from anna_export.progress import Progress, in_steps
 from anna_export.quantise.footprint import ComparisonMethod, Forecast, forecast, method_that_fits
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
-from anna_export.text.framing import find_tokenizer
-from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.parity_report import VectorParity
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import compare, compare_weights, parity_texts
@@ -71,10 +69,13 @@ class _Case:
     def load_candidate(self) -> Encoder:
         return load_encoder(self.artifact, backend=self.backend, device=self.device)
 
-    def load_tokeniser(self) -> Tokeniser:
-        """Load the reference's own, under the artifact's framing."""
-        folder = find_tokenizer(self.model, self.adapter)
-        return Tokeniser.open(folder, self.artifact.manifest.framing)
+    def stream_reference(self, models: int) -> tuple[Encoder, Callable[[], None]]:
+        """Return the reference, layer by layer, and what else streams calls for every weight."""
+        from anna_export.reference.load import open_streamed_reference
+
+        on_read = self.on_read(models)
+        framing = self.artifact.manifest.framing
+        return open_streamed_reference(self.checkpoint, framing, on_read), on_read
 
     def on_read(self, models: int) -> Callable[[], None]:
         """Return what a streamed model calls for every weight it has read."""
@@ -108,11 +109,9 @@ def _by_graph(case: _Case) -> VectorParity:
 
 def _by_streaming(case: _Case) -> VectorParity:
     """Compare a few texts, with the artifact in memory and the reference layer by layer."""
-    from anna_export.reference.streamed import open_streamed_reference
-
-    reference = open_streamed_reference(case.checkpoint, case.on_read(models=1))
+    reference, _ = case.stream_reference(models=1)
     return compare(
-        Encoder(reference, case.load_tokeniser()),
+        reference,
         Encoder(case.load_candidate().backend, case.artifact.tokeniser()),
         STREAMED_TEXTS,
         thresholds=case.scheme.thresholds,
@@ -124,7 +123,7 @@ def _by_streaming(case: _Case) -> VectorParity:
 
 def _by_weights(case: _Case) -> VectorParity:
     """Compare a few texts, with both models layer by layer: the weights, not the graph."""
-    from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
+    from anna_export.reference.streamed import open_streamed_artifact
 
     if (case.backend, case.device) != ("auto", "auto"):
         needed_bytes = case.needed.reference_bytes + case.needed.serve_bytes
@@ -133,9 +132,9 @@ def _by_weights(case: _Case) -> VectorParity:
             f"{case.backend} on `device` {case.device}, found less; leave both out to compare the "
             "stored weights layer by layer"
         )
-    on_read = case.on_read(models=2)
+    reference, on_read = case.stream_reference(models=2)
     return compare_weights(
-        Encoder(open_streamed_reference(case.checkpoint, on_read), case.load_tokeniser()),
+        reference,
         Encoder(open_streamed_artifact(case.artifact, on_read), case.artifact.tokeniser()),
         STREAMED_TEXTS,
         thresholds=case.scheme.thresholds,

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from anna_export.cosine import cosines
-from anna_export.encoder import Encoder
+from anna_export.encoder import Encoder, TextTokeniser
 from anna_export.progress import Progress
 from anna_export.quantise.scheme import Thresholds
 from anna_export.text.batching import TokenSequence, batches, by_prefix
 from anna_export.text.prompts import NO_PROMPT, Prompts
-from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.checks import VectorPairs, judge
 from anna_export.verify.golden import golden_of
 from anna_export.verify.parity_report import VectorParity
@@ -23,7 +22,7 @@ LONG_TOKENS = 1024
 _MIXED_BATCH = 4
 
 
-def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
+def parity_texts(tokeniser: TextTokeniser, count: int = 32) -> list[str]:
     """Return the texts a parity run compares.
 
     The longest has about 1,024 tokens. Where the model's limit is lower, one text just fits and

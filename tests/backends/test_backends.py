@@ -14,7 +14,7 @@ from anna_export.encoder import Backend
 from anna_export.errors import InputError, SpaceError, UnsupportedError
 from anna_export.machine import memory as process_memory
 from anna_export.reference.load import open_reference
-from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
+from anna_export.reference.streamed import open_streamed_artifact, open_streamed_checkpoint
 from anna_export.text.batch import TokenBatch
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ OPENED: dict[str, Callable[[Artifact, Path, Path], Backend]] = {
     "pytorch": lambda artifact, base, adapter: pytorch.open_backend(artifact),
     "reference": lambda artifact, base, adapter: open_reference(base, adapter).backend,
     "streamed artifact": lambda artifact, base, adapter: open_streamed_artifact(artifact),
-    "streamed reference": lambda artifact, base, adapter: open_streamed_reference(
+    "streamed reference": lambda artifact, base, adapter: open_streamed_checkpoint(
         Checkpoint.open(base, adapter)
     ),
 }

@@ -1,0 +1,143 @@
+"""The reference as an encoder: its libraries' token ids, and their vectors of token ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from anna_export.spec import EmbeddingSpec
+from anna_export.text.batch import TokenBatch
+from anna_export.text.framing import TokenFraming
+from anna_export.text.prefix import Prefix
+from anna_export.text.prompts import NO_PROMPT, Prompt
+
+# Texts that are tokenised at once: what they are padded to is thrown away.
+_AT_ONCE = 64
+
+
+class LibraryTokeniser:
+    """Token ids as sentence-transformers hands them to the model.
+
+    Args:
+        model: The reference.
+        framing: The artifact's; of it, only its longest sequence counts here.
+    """
+
+    def __init__(self, model: SentenceTransformer, framing: TokenFraming) -> None:
+        self.framing = framing
+        self._transformer: Any = model[0]
+        self._transformer.max_seq_length = framing.max_tokens
+        tokenizer = self._transformer.tokenizer
+        self._special = [
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        ]
+
+    def ids(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
+        """Return each text's token ids behind a prompt, as the library frames and truncates them.
+
+        Special tokens written in a text are plain text, as in an artifact, by the tokenizer's own
+        `split_special_tokens`; behind a prompt that has some itself, they are tokens here.
+        """
+        plain = not self._has_special(prompt.front + prompt.back)
+        rows: list[list[int]] = [[] for _ in texts]
+        for split in (False, True):
+            members = [
+                index
+                for index, text in enumerate(texts)
+                if (plain and self._has_special(text)) is split
+            ]
+            for start in range(0, len(members), _AT_ONCE):
+                part = members[start : start + _AT_ONCE]
+                batch = self._preprocess(
+                    [texts[index] + prompt.back for index in part], prompt, split
+                )
+                for index, row, mask in zip(
+                    part, batch["input_ids"], batch["attention_mask"], strict=True
+                ):
+                    rows[index] = row[mask.bool()].tolist()
+        return rows
+
+    def comparable(self, text: str, prompt: Prompt) -> bool:
+        """Say whether the library can be asked for what an artifact promises for a text.
+
+        It has no words that stay behind a text which is truncated, and takes special tokens of a
+        text for tokens behind a prompt that has some.
+        """
+        if self._has_special(text) and self._has_special(prompt.front + prompt.back):
+            return False
+        return not prompt.back or len(self.ids([text], prompt)[0]) < self.framing.max_tokens
+
+    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
+        """Pad token id rows on the right."""
+        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix)
+
+    def _preprocess(self, texts: list[str], prompt: Prompt, split: bool) -> list[list[int]]:
+        tokenizer = self._transformer.tokenizer
+        before = tokenizer.split_special_tokens
+        tokenizer.split_special_tokens = split or before
+        try:
+            batch = self._transformer.preprocess(texts, prompt=prompt.front or None)
+        finally:
+            tokenizer.split_special_tokens = before
+        pairs = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        return [row[real].tolist() for row, real in pairs]
+
+    def _has_special(self, text: str) -> bool:
+        return any(token in text for token in self._special)
+
+
+class LibraryBackend:
+    """sentence-transformers' own forward pass over its modules.
+
+    Args:
+        model: The reference.
+        spec: Its numbers, by our reading.
+        compute_label: What it computes in, and from what.
+        device: Where its weights are.
+    """
+
+    name = "sentence-transformers"
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        spec: EmbeddingSpec,
+        compute_label: str,
+        device: str = "cpu",
+    ) -> None:
+        self.library = model
+        self.spec = spec
+        self.compute_label = compute_label
+        self._device = device
+
+    @property
+    def model(self) -> Any:
+        """Transformers' model, which gives the hidden states."""
+        return self.library[0].model
+
+    def run(self, batch: TokenBatch) -> np.ndarray:
+        """Return (B, D) float32 rows, as the last module gives them; a prefix is computed again."""
+        batch = batch.joined()
+        features = {
+            "input_ids": torch.from_numpy(batch.ids).to(self._device),
+            "attention_mask": torch.from_numpy(batch.mask).to(self._device),
+        }
+        with torch.inference_mode():
+            return self.library(features)["sentence_embedding"].float().cpu().numpy()
+
+
+def pooled_weights(
+    model: SentenceTransformer, ids: Sequence[int], prompt_tokens: int
+) -> np.ndarray:
+    """Return how much each token's state counts in the pooled row, (S,) float32.
+
+    The library's Pooling is asked: it pools the rows of an identity matrix.
+    """
+    features = {
+        "token_embeddings": torch.eye(len(ids))[None],
+        "attention_mask": torch.ones((1, len(ids)), dtype=torch.int64),
+        "prompt_length": prompt_tokens,
+    }
+    return model[1](features)["sentence_embedding"][0].numpy()

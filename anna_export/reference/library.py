@@ -1,0 +1,136 @@
+"""The reference: the model as the libraries that made it run it, and none of our reading of it.
+
+Token ids, prompts, pooling and what follows it are those of sentence-transformers, over
+transformers' tokenizer and model and peft's adapter. A folder with modules.json is opened as
+sentence-transformers opens it; one without is last-token pooling and unit length over what
+AutoTokenizer and AutoModel give.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import peft
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from anna_export.console.quiet import quiet_libraries
+from anna_export.errors import InputError
+from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES
+from anna_export.text.prompts import MODULES_FILE
+from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
+from anna_export.weights.safetensors_files import read_header
+
+# A decoder without layers, for what stands around it; its embedding is all that is read.
+_NO_LAYERS: Final = {"num_hidden_layers": 0, "layer_types": []}
+
+
+def open_library(
+    model: Path, adapter: Path | None, vocab_size: int, device: str = "cpu"
+) -> SentenceTransformer:
+    """Open base and adapter, unmerged, in fp32.
+
+    Args:
+        model: The base model's folder.
+        adapter: The LoRA adapter's folder.
+        vocab_size: Rows of the embedding that the adapter was trained with.
+        device: PyTorch's name of it.
+
+    Raises:
+        InputError: If peft has no place for a tensor of the adapter.
+    """
+    with quiet_libraries(), _folder_of(model, adapter) as folder:
+        opened = _open(folder, {}, torch.float32)
+        transformer = opened[0]
+        if transformer.model.config.vocab_size != vocab_size:
+            transformer.model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        if adapter is not None:
+            transformer.model = _with_adapter(transformer.model, adapter)
+        return opened.to(device).eval()
+
+
+def open_library_shell(model: Path, adapter: Path | None) -> SentenceTransformer:
+    """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
+    with quiet_libraries(), _folder_of(model, adapter) as folder:
+        shell = _open(folder, _NO_LAYERS, torch.bfloat16)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
+        # its frequencies are computed, not loaded
+        decoder.rotary_emb = type(decoder.rotary_emb)(config)
+        for module in list(shell)[1:]:
+            module.float()
+        shell[0].model = decoder
+        return shell.eval()
+
+
+def _open(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> SentenceTransformer:
+    arguments: dict[str, Any] = {
+        "model_kwargs": {"dtype": dtype, "local_files_only": True},
+        "config_kwargs": {**config, "local_files_only": True},
+    }
+    if (folder / MODULES_FILE).exists():
+        return SentenceTransformer(str(folder), device="cpu", local_files_only=True, **arguments)
+    transformer = Transformer(str(folder), **arguments)
+    pooling = Pooling(transformer.get_embedding_dimension(), "lasttoken")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
+
+
+@contextmanager
+def _folder_of(model: Path, adapter: Path | None) -> Iterator[Path]:
+    """Give one folder, of links, with the base's weights and what the adapter says around them.
+
+    An adapter of sentence-transformers says all but the weights; any other, if anything, which
+    tokenizer it was trained with.
+    """
+    if adapter is None:
+        yield model
+        return
+    paths = {path.name: path for path in model.iterdir()}
+    if (adapter / MODULES_FILE).exists():
+        paths |= {
+            path.name: path
+            for path in adapter.iterdir()
+            if path.name not in (CONFIG_FILE, WEIGHTS_FILE)
+        }
+    elif (adapter / TOKENIZER_FILE).exists():
+        for name in TOKENIZER_FILES:
+            paths.pop(name, None)
+            if (adapter / name).exists():
+                paths[name] = adapter / name
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, path in paths.items():
+            (folder / name).symlink_to(path.resolve())
+        yield folder
+
+
+def _with_adapter(decoder: Any, adapter: Path) -> Any:
+    """Put the adapter on a decoder, by peft."""
+    keys = set(read_header(adapter / WEIGHTS_FILE))
+    # an adapter trained under a language head names its modules one level deeper
+    headed = any(key.startswith("base_model.model.model.") for key in keys)
+    base = _under_head(decoder) if headed else decoder
+    tuned = peft.PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
+    # peft ignores tensors it finds no place for; a reference without them would prove nothing
+    loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
+    if lost := keys - loaded:
+        raise InputError(
+            f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "
+            f"such as {min(lost)}"
+        )
+    unwrapped = tuned.get_base_model()
+    return unwrapped.model if headed else unwrapped
+
+
+def _under_head(decoder: Any) -> Any:
+    """Return a language model over a decoder; its head computes nothing here and has no values."""
+    with torch.device("meta"):
+        headed = transformers.AutoModelForCausalLM.from_config(decoder.config, dtype=torch.float32)
+    headed.model = decoder
+    headed.lm_head.to_empty(device="cpu")
+    return headed
