@@ -48,6 +48,10 @@ class TextTokeniser(Protocol):
         """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
         ...
 
+    def id_to_token(self, token: int) -> str:
+        """Return how a token is written in the vocabulary."""
+        ...
+
 
 class Prefixes(Protocol):
     """Prefixes that are computed already, by their prompts."""

@@ -90,6 +90,7 @@ class Manifest(_Model):
     spec: EmbeddingSpec
     framing: TokenFraming
     prompts: Prompts
+    given_prompts: list[str] = []  # names of those that are not the model folder's own
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
     graphs: dict[str, str]  # target → file
@@ -159,7 +160,10 @@ def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
         content["quantised"] = {
             names.get(name, name): value for name, value in quantised.items() if name != "ranges"
         }
-    return content | {"schema_version": SCHEMA_VERSION}
+    # it did not say which were given
+    prompts = content.get("prompts")
+    given = sorted(prompts.get("by_name", ())) if isinstance(prompts, dict) else []
+    return content | {"schema_version": SCHEMA_VERSION, "given_prompts": given}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

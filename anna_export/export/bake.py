@@ -64,7 +64,7 @@ def bake(
         return {}
     # transformers takes seconds to load: only who bakes waits for it
     from anna_export.reference.stored import stored_model
-    from anna_export.reference.streamed import open_streamed_checkpoint, open_streamed_weights
+    from anna_export.reference.streamed import open_streamed, open_streamed_checkpoint
 
     batches = batches_by_length([len(ids) for ids in rows.values()], BatchLimits(_BATCH_TOKENS))
     on_read = in_steps(
@@ -73,7 +73,8 @@ def bake(
         len(batches) * len(manifest.spec.weight_shapes()),
     )
     if checkpoint is None:
-        backend = open_streamed_weights(stored_model(artifact), manifest.spec, on_read)
+        read = stored_model(artifact).read
+        backend = open_streamed(manifest.spec, read, "the artifact's stored weights", on_read)
     else:
         backend = open_streamed_checkpoint(checkpoint, on_read)
     dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]

@@ -150,7 +150,9 @@ def _with_prompts(
         )
         write_st_files(folder, prompts)
         files = {**manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
-        edited = Artifact(folder, manifest.model_copy(update={"prompts": prompts, "files": files}))
+        given = sorted({*manifest.given_prompts, *to_bake} & prompts.by_name.keys())
+        update = {"prompts": prompts, "given_prompts": given, "files": files}
+        edited = Artifact(folder, manifest.model_copy(update=update))
         remaining = {
             name: entry
             for name, entry in manifest.prefixes.items()

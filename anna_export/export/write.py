@@ -62,6 +62,7 @@ def write_artifact(
         spec=prepared.checkpoint.spec,
         framing=framing,
         prompts=prepared.prompts,
+        given_prompts=sorted(prepared.prompts.by_name) if prepared.recipe.prompts else [],
         prefixes={},
         golden=_golden(prepared.tokeniser),
         graphs=graph_files,

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 
+from anna_export.reference.library import Library
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
@@ -21,13 +21,13 @@ class LibraryTokeniser:
     """Token ids as sentence-transformers hands them to the model.
 
     Args:
-        model: The reference.
+        library: The reference.
         framing: The artifact's; of it, only its longest sequence counts here.
     """
 
-    def __init__(self, model: SentenceTransformer, framing: TokenFraming) -> None:
+    def __init__(self, library: Library, framing: TokenFraming) -> None:
         self.framing = framing
-        self._transformer: Any = model[0]
+        self._transformer = library.transformer
         self._transformer.max_seq_length = framing.max_tokens
         tokenizer = self._transformer.tokenizer
         self._special = [
@@ -50,14 +50,25 @@ class LibraryTokeniser:
             ]
             for start in range(0, len(members), _AT_ONCE):
                 part = members[start : start + _AT_ONCE]
-                batch = self._preprocess(
-                    [texts[index] + prompt.back for index in part], prompt, split
-                )
-                for index, row, mask in zip(
-                    part, batch["input_ids"], batch["attention_mask"], strict=True
-                ):
-                    rows[index] = row[mask.bool()].tolist()
+                bodies = [texts[index] + prompt.back for index in part]
+                for index, ids in zip(part, self._preprocess(bodies, prompt, split), strict=True):
+                    rows[index] = ids
         return rows
+
+    @property
+    def truncation_side(self) -> str:
+        """Which end of prompt and text the tokenizer cuts: "right" or "left"."""
+        return str(self._transformer.tokenizer.truncation_side)
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens the library counts as a prompt's, where it leaves them out."""
+        if not prompt.front:
+            return 0
+        return int(self._transformer.preprocess(["a"], prompt=prompt.front)["prompt_length"])
+
+    def id_to_token(self, token: int) -> str:
+        """Return how a token is written in the vocabulary."""
+        return str(self._transformer.tokenizer.convert_ids_to_tokens(token))
 
     def comparable(self, text: str, prompt: Prompt) -> bool:
         """Say whether the library can be asked for what an artifact promises for a text.
@@ -92,22 +103,22 @@ class LibraryBackend:
     """sentence-transformers' own forward pass over its modules.
 
     Args:
-        model: The reference.
+        library: The reference.
         spec: Its numbers, by our reading.
         compute_label: What it computes in, and from what.
         device: Where its weights are.
     """
 
-    name = "sentence-transformers"
+    name = "pytorch"
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        library: Library,
         spec: EmbeddingSpec,
         compute_label: str,
         device: str = "cpu",
     ) -> None:
-        self.library = model
+        self.library = library
         self.spec = spec
         self.compute_label = compute_label
         self._device = device
@@ -115,7 +126,7 @@ class LibraryBackend:
     @property
     def model(self) -> Any:
         """Transformers' model, which gives the hidden states."""
-        return self.library[0].model
+        return self.library.transformer.model
 
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, D) float32 rows, as the last module gives them; a prefix is computed again."""
@@ -125,19 +136,4 @@ class LibraryBackend:
             "attention_mask": torch.from_numpy(batch.mask).to(self._device),
         }
         with torch.inference_mode():
-            return self.library(features)["sentence_embedding"].float().cpu().numpy()
-
-
-def pooled_weights(
-    model: SentenceTransformer, ids: Sequence[int], prompt_tokens: int
-) -> np.ndarray:
-    """Return how much each token's state counts in the pooled row, (S,) float32.
-
-    The library's Pooling is asked: it pools the rows of an identity matrix.
-    """
-    features = {
-        "token_embeddings": torch.eye(len(ids))[None],
-        "attention_mask": torch.ones((1, len(ids)), dtype=torch.int64),
-        "prompt_length": prompt_tokens,
-    }
-    return model[1](features)["sentence_embedding"][0].numpy()
+            return self.library.model(features)["sentence_embedding"].float().cpu().numpy()

@@ -7,8 +7,10 @@ AutoTokenizer and AutoModel give.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,8 @@ import peft
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from tokenizers import processors
 
 from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
@@ -29,9 +32,80 @@ from anna_export.weights.safetensors_files import read_header
 _NO_LAYERS: Final = {"num_hidden_layers": 0, "layer_types": []}
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A model as its libraries opened it."""
+
+    model: SentenceTransformer
+    adapter: bool
+
+    @property
+    def transformer(self) -> Any:
+        """sentence-transformers' Transformer: tokenizer and decoder."""
+        return self.model[0]
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return int(self.model.get_embedding_dimension())
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What stands in front of a text, by name."""
+        return {name: text for name, text in self.model.prompts.items() if text is not None}
+
+    def versions(self) -> dict[str, str | None]:
+        """Return which library runs the model, and what of the others is inside."""
+        decoder = type(self.transformer.model).__name__
+        return {
+            "library": f"sentence-transformers {version('sentence-transformers')}",
+            "decoder": f"{decoder} of transformers {version('transformers')}",
+            "adapter": f"peft {version('peft')}, unmerged" if self.adapter else None,
+        }
+
+    def frame(self, front_ids: Sequence[int], back_ids: Sequence[int]) -> None:
+        """Have the tokenizer put these tokens around a text, where somebody chose so at export."""
+        tokenizer = self.transformer.tokenizer
+        front, back = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in (front_ids, back_ids))
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*front, "$A", *back],
+            special_tokens=list(zip([*front, *back], [*front_ids, *back_ids], strict=True)),
+        )
+
+    def modules(self) -> list[str]:
+        """Return what follows the decoder, in the library's own words."""
+        return [_named(module) for module in list(self.model)[1:]]
+
+    def pooled_tokens(self, length: int, prompt_tokens: int) -> list[int]:
+        """Return which tokens of a text of this length the library pools.
+
+        Its Pooling is asked: it pools the rows of an identity matrix.
+        """
+        features = {
+            "token_embeddings": torch.eye(length)[None],
+            "attention_mask": torch.ones((1, length), dtype=torch.int64),
+            "prompt_length": prompt_tokens,
+        }
+        pooled = self.model[1](features)["sentence_embedding"][0]
+        return torch.nonzero(pooled).flatten().tolist()
+
+
+def _named(module: Any) -> str:
+    match module:
+        case Pooling():
+            counts = module.include_prompt or module.pooling_mode == "lasttoken"
+            return f"Pooling ({module.pooling_mode}{'' if counts else ', without the prompt'})"
+        case Dense():
+            activation = type(module.activation_function).__name__.lower()
+            bias = "" if module.linear.bias is not None else ", no bias"
+            sizes = f"{module.linear.in_features} to {module.linear.out_features}"
+            return f"Dense ({sizes}, {activation}{bias})"
+    return type(module).__name__
+
+
 def open_library(
     model: Path, adapter: Path | None, vocab_size: int, device: str = "cpu"
-) -> SentenceTransformer:
+) -> Library:
     """Open base and adapter, unmerged, in fp32.
 
     Args:
@@ -50,10 +124,10 @@ def open_library(
             transformer.model.resize_token_embeddings(vocab_size, mean_resizing=False)
         if adapter is not None:
             transformer.model = _with_adapter(transformer.model, adapter)
-        return opened.to(device).eval()
+        return Library(opened.to(device).eval(), adapter is not None)
 
 
-def open_library_shell(model: Path, adapter: Path | None) -> SentenceTransformer:
+def open_library_shell(model: Path, adapter: Path | None) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
     with quiet_libraries(), _folder_of(model, adapter) as folder:
         shell = _open(folder, _NO_LAYERS, torch.bfloat16)
@@ -65,7 +139,7 @@ def open_library_shell(model: Path, adapter: Path | None) -> SentenceTransformer
         for module in list(shell)[1:]:
             module.float()
         shell[0].model = decoder
-        return shell.eval()
+        return Library(shell.eval(), adapter is not None)
 
 
 def _open(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> SentenceTransformer:

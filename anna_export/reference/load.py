@@ -21,6 +21,7 @@ def open_reference(
     framing: TokenFraming | None = None,
     prompts: Prompts | None = None,
     device: str = "auto",
+    eos_chosen: bool = False,
 ) -> Encoder:
     """Load base and adapter, unmerged, in fp32, as their libraries do.
 
@@ -31,6 +32,8 @@ def open_reference(
             folder's.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
         device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it and the model fits.
+        eos_chosen: Whether the end token of `framing` was chosen at export, against or for want of
+            what the tokenizer says: then it is the reference's too.
 
     Raises:
         AnnaError: If base or adapter is missing, damaged or not supported.
@@ -40,6 +43,8 @@ def open_reference(
     framing = framing or read_framing(find_tokenizer(model, adapter), spec, None, model)
     device = pick_torch_device(device, spec)
     library = open_library(model, adapter, spec.vocab_size, device)
+    if eos_chosen:
+        library.frame(framing.front_ids, framing.back_ids)
     return Encoder(
         LibraryBackend(library, spec, compute_label(device), device),
         LibraryTokeniser(library, framing),
@@ -48,7 +53,11 @@ def open_reference(
 
 
 def open_streamed_reference(
-    checkpoint: Checkpoint, framing: TokenFraming, on_read: Callable[[], None] | None = None
+    checkpoint: Checkpoint,
+    framing: TokenFraming,
+    on_read: Callable[[], None] | None = None,
+    *,
+    eos_chosen: bool = False,
 ) -> Encoder:
     """Open base and adapter, unmerged, in fp32, one matrix in memory at a time.
 
@@ -59,10 +68,13 @@ def open_streamed_reference(
         checkpoint: Base and adapter.
         framing: As of `open_reference`.
         on_read: Called after every weight is read, once a batch.
+        eos_chosen: As of `open_reference`.
     """
     adapter = checkpoint.adapter.folder if checkpoint.adapter is not None else None
     library = open_library_shell(checkpoint.folder, adapter)
-    stream_checkpoint(library[0].model, checkpoint, on_read)
+    if eos_chosen:
+        library.frame(framing.front_ids, framing.back_ids)
+    stream_checkpoint(library.transformer.model, checkpoint, on_read)
     label = "fp32 in PyTorch on CPU, layer by layer, from base and adapter"
     return Encoder(
         LibraryBackend(library, checkpoint.spec, label), LibraryTokeniser(library, framing)

@@ -13,7 +13,7 @@ from anna_export.artifact.folder import Artifact
 from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.model import empty_model
-from anna_export.reference.stored import ReadWeight, StoredModel, stored_model
+from anna_export.reference.stored import ReadWeight, stored_model
 from anna_export.spec import EmbeddingSpec
 from anna_export.weights.adapter import Delta
 from anna_export.weights.checkpoint import Checkpoint
@@ -48,20 +48,32 @@ def open_streamed_checkpoint(
     return backend
 
 
-def open_streamed_weights(stored: StoredModel, spec: EmbeddingSpec, on_read: Callable[[], None] | None = None) -> PytorchBackend:
-    """Open stored weights, one at a time; what they are multiplied with is not rounded."""
-    backend = _empty_backend(spec, "the artifact's stored weights")
-    _stream_all(backend.model, stored.read, {}, on_read)
-    return backend
-
-
 def open_streamed_artifact(
     artifact: Artifact, on_read: Callable[[], None] | None = None
 ) -> PytorchBackend:
     """Open an artifact's stored weights, one at a time: what a graph over them computes."""
-    stored = stored_model(artifact)
-    backend = open_streamed_weights(stored, artifact.manifest.spec, on_read)
+    spec, stored = artifact.manifest.spec, stored_model(artifact)
+    backend = open_streamed(spec, stored.read, "the artifact's stored weights", on_read)
     stored.listen(backend.model)
+    return backend
+
+
+def open_streamed(
+    spec: EmbeddingSpec,
+    read: ReadWeight,
+    source: str,
+    on_read: Callable[[], None] | None = None,
+) -> PytorchBackend:
+    """Open weights from anywhere, one at a time.
+
+    Args:
+        spec: The model's numbers.
+        read: Gives a weight by its name, fp32.
+        source: Where they come from, for verdicts.
+        on_read: Called after every weight is read, once a batch.
+    """
+    backend = _empty_backend(spec, source)
+    _stream_all(backend.model, read, {}, on_read)
     return backend
 
 

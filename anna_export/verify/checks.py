@@ -1,8 +1,10 @@
 """The checks that vectors must pass to count as the reference's, and the figures they judge."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
+from typing import Self
 
 import numpy as np
 
@@ -29,6 +31,18 @@ class VectorPairs:
     expected: np.ndarray
     vectors: np.ndarray
     batch1: np.ndarray | None = None  # the candidate's at batch size 1, where it was run so
+    token: Callable[[int], str] = str  # how an id is written
+
+    def in_lengths(self) -> Self:
+        """Return the vectors as multiples of the reference's lengths, where these are not 1."""
+        lengths = np.linalg.norm(self.expected.astype(np.float64), axis=1, keepdims=True)
+        lengths = np.where(lengths > 0, lengths, 1)
+        return replace(
+            self,
+            expected=self.expected / lengths,
+            vectors=self.vectors / lengths,
+            batch1=None if self.batch1 is None else self.batch1 / lengths,
+        )
 
     @property
     def finite(self) -> np.ndarray:
@@ -67,11 +81,18 @@ def judge(
     prompts: list[str],
     method: str,
 ) -> VectorParity:
-    """Hold vectors to the thresholds, and record what was compared with what."""
+    """Hold vectors to the thresholds, and record what was compared with what.
+
+    Differences and lengths are told in the reference's lengths.
+    """
+    length_tolerance = _LENGTH_TOLERANCE
+    if not candidate.backend.spec.head.normalize:
+        pairs = pairs.in_lengths()
+        length_tolerance = max(_LENGTH_TOLERANCE, _error_of(thresholds))
     likeness = cosines(pairs.vectors, pairs.expected)
     worst = int(np.argmin(likeness))
     batch1_cosine = batch1_difference = None
-    checks = [*_soundness(pairs), *_closeness(likeness, thresholds, pairs.labels)]
+    checks = [*_soundness(pairs, length_tolerance), *_closeness(likeness, thresholds, pairs.labels)]
     if pairs.batch1 is not None:
         batch1_checks = _batch1(pairs.vectors, pairs.batch1, thresholds, pairs.labels)
         batch1_cosine, batch1_difference = (check.value for check in batch1_checks)
@@ -100,19 +121,26 @@ def judge(
     )
 
 
-def _soundness(pairs: VectorPairs) -> list[Check]:
-    """Token ids are the reference's; vectors are finite, and of unit length."""
+def _error_of(thresholds: Thresholds) -> float:
+    """Return the length of the error, as a share of the vector's, that a threshold allows."""
+    losses = [thresholds.max_loss or 0.0, 1 - (thresholds.min_cosine or 1.0)]
+    return float(np.sqrt(2 * max(losses)))
+
+
+def _soundness(pairs: VectorPairs, length_tolerance: float) -> list[Check]:
+    """Token ids are the reference's; vectors are finite, and of the length they should have."""
     finite, labels = pairs.finite, pairs.labels
     same_ids = np.array(
         [list(row) == list(other) for row, other in zip(pairs.ids, pairs.expected_ids, strict=True)]
     )
+    first = int(np.argmin(same_ids))
     errors = np.where(finite, length_errors(pairs.vectors), 0.0)
     return [
         Check(
-            "token ids differ from the reference's",
+            _literal(id_difference(pairs.expected_ids[first], pairs.ids[first], pairs.token)),
             int((~same_ids).sum()),
             0,
-            labels[int(np.argmin(same_ids))],
+            labels[first],
         ),
         Check(
             "{value} vectors are not finite",
@@ -123,10 +151,44 @@ def _soundness(pairs: VectorPairs) -> list[Check]:
         Check(
             "a vector's length is {value:.1e} from 1",
             errors.max(),
-            _LENGTH_TOLERANCE,
+            length_tolerance,
             labels[int(np.argmax(errors))],
         ),
     ]
+
+
+def _literal(text: str) -> str:
+    """Return a text as a format that has no fields."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def id_difference(
+    expected: Sequence[int], ids: Sequence[int], token: Callable[[int], str]
+) -> str:
+    """Say how the reference's token ids of a text differ from an artifact's.
+
+    Args:
+        expected: The reference's.
+        ids: The artifact's.
+        token: How an id is written.
+    """
+    expected, ids = list(expected), list(ids)
+    if ids[:-1] == expected != ids:
+        cause = f"its tokenizer puts no {token(ids[-1])} behind a text, the artifact does"
+    elif expected[:-1] == ids != expected:
+        cause = f"its tokenizer puts {token(expected[-1])} behind a text, the artifact does not"
+    elif ids[1:] == expected != ids:
+        cause = f"its tokenizer puts no {token(ids[0])} in front of a text, the artifact does"
+    elif expected[1:] == ids != expected:
+        cause = f"its tokenizer puts {token(expected[0])} in front of a text, the artifact does not"
+    else:
+        pairs = zip_longest(map(token, expected), map(token, ids), fillvalue="nothing")
+        index, (own, other) = next(
+            (numbered for numbered in enumerate(pairs) if numbered[1][0] != numbered[1][1]),
+            (0, ("", "")),
+        )
+        cause = f"token {index} is {own} there, {other} in the artifact"
+    return f"token ids differ from the reference's: {cause}"
 
 
 def _closeness(likeness: np.ndarray, thresholds: Thresholds, labels: list[str]) -> list[Check]:

@@ -21,6 +21,17 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceLibrary:
+    """Which libraries ran the reference, and what was compared with them."""
+
+    library: str  # name and version
+    decoder: str  # its class, and the library that it is of
+    adapter: str | None  # what put the adapter on; None without one
+    modules: list[str]  # behind the decoder
+    compared: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class VectorParity:
     """How close a candidate's vectors are to the reference's.
 
@@ -49,6 +60,7 @@ class VectorParity:
     versions: dict[str, str]
     measured: str  # date and time
     reference_sha256: dict[str, str] = field(default_factory=dict)  # of the files it was read from
+    reference_library: ReferenceLibrary | None = None  # None before this was recorded
     golden: list[GoldenVector] = field(default_factory=list)  # a server checks its vectors by them
 
     @property

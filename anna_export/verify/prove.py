@@ -9,14 +9,16 @@ from anna_export import quantise
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
-from anna_export.errors import ShapeError, SpaceError
+from anna_export.errors import ParityError, ShapeError, SpaceError
 from anna_export.progress import Progress, in_steps
 from anna_export.quantise.footprint import ComparisonMethod, Forecast, forecast, method_that_fits
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
-from anna_export.verify.parity_report import VectorParity
+from anna_export.text.framing import CHOSEN
+from anna_export.verify.parity_report import VectorParity, Verdict
+from anna_export.verify.reading import compare_readings
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
-from anna_export.verify.vectors import compare, compare_weights, parity_texts
+from anna_export.verify.vectors import compare, compare_weights, longest_texts, parity_texts
 from anna_export.weights.checkpoint import Checkpoint
 
 STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
@@ -69,55 +71,106 @@ class _Case:
     def load_candidate(self) -> Encoder:
         return load_encoder(self.artifact, backend=self.backend, device=self.device)
 
-    def stream_reference(self, models: int) -> tuple[Encoder, Callable[[], None]]:
-        """Return the reference, layer by layer, and what else streams calls for every weight."""
+    def open_reference(self) -> Encoder:
+        """Open the reference in memory."""
+        # transformers and peft take seconds to load: only who compares waits for them
+        from anna_export.reference.load import open_reference
+
+        return open_reference(
+            self.model,
+            self.adapter,
+            framing=self.artifact.manifest.framing,
+            prompts=self.artifact.manifest.prompts,
+            device="cpu" if self.device == "cpu" else "auto",
+            eos_chosen=self.eos_chosen,
+        )
+
+    def stream_reference(self, on_read: Callable[[], None]) -> Encoder:
+        """Open the reference layer by layer; `on_read` is called for every weight it reads."""
         from anna_export.reference.load import open_streamed_reference
 
-        on_read = self.on_read(models)
         framing = self.artifact.manifest.framing
-        return open_streamed_reference(self.checkpoint, framing, on_read), on_read
+        return open_streamed_reference(
+            self.checkpoint, framing, on_read, eos_chosen=self.eos_chosen
+        )
 
     def on_read(self, models: int) -> Callable[[], None]:
         """Return what a streamed model calls for every weight it has read."""
         weights = len(self.artifact.manifest.spec.weight_shapes())
-        return in_steps(self.progress, models * len(STREAMED_TEXTS), models * weights)
+        passes = models * (1 + len(self.longest_streamed))
+        return in_steps(self.progress, models * len(STREAMED_TEXTS), passes * weights)
+
+    @property
+    def eos_chosen(self) -> bool:
+        """Whether it was said at export if an end token follows a text."""
+        return self.artifact.manifest.framing_source.get("eos") == CHOSEN
+
+    @property
+    def longest(self) -> list[str]:
+        """The texts as long as this model takes."""
+        window = self.artifact.manifest.spec.sliding_window
+        return longest_texts(self.artifact.tokeniser(), window)
+
+    @property
+    def longest_streamed(self) -> list[str]:
+        """The longest of them: each takes another pass over the weights."""
+        return self.longest[-1:]
+
+    def with_reading(self, reference: Encoder, compared: Callable[[], VectorParity]) -> VectorParity:
+        """Compare what both sides read in the folder, then vectors, where they are of one length.
+
+        Raises:
+            ParityError: If they are not.
+        """
+        reading = compare_readings(reference, self.artifact, STREAMED_TEXTS)
+        if reading.dim != self.artifact.manifest.spec.embedding_dim:
+            raise ParityError(
+                f"expected the reference's vectors, found: {'; '.join(reading.differences)}"
+            )
+        parity = compared()
+        reasons = [*reading.differences, *parity.reasons]
+        return replace(
+            parity,
+            verdict=Verdict.FAIL if reasons else Verdict.PASS,
+            reasons=reasons,
+            reference_library=reading.library,
+        )
 
 
 def _by_graph(case: _Case) -> VectorParity:
     """Compare every text, with both models in memory."""
-    # transformers and peft take seconds to load: only who compares waits for them
-    from anna_export.reference.load import open_reference
-
-    manifest = case.artifact.manifest
-    reference = open_reference(
-        case.model,
-        case.adapter,
-        framing=manifest.framing,
-        prompts=manifest.prompts,
-        device="cpu" if case.device == "cpu" else "auto",
-    )
-    candidate = case.load_candidate()
-    return compare(
+    reference, candidate = case.open_reference(), case.load_candidate()
+    return case.with_reading(
         reference,
-        candidate,
-        parity_texts(candidate.tokeniser),
-        thresholds=case.scheme.thresholds,
-        method="every text by both, in padded batches of unlike lengths and at batch size 1",
-        progress=case.progress,
+        lambda: compare(
+            reference,
+            candidate,
+            parity_texts(candidate.tokeniser),
+            thresholds=case.scheme.thresholds,
+            method="every text by both, in padded batches of unlike lengths and at batch size 1",
+            longest=case.longest,
+            comparable=reference.tokeniser.comparable,
+            progress=case.progress,
+        ),
     )
 
 
 def _by_streaming(case: _Case) -> VectorParity:
     """Compare a few texts, with the artifact in memory and the reference layer by layer."""
-    reference, _ = case.stream_reference(models=1)
-    return compare(
+    reference = case.stream_reference(case.on_read(models=1))
+    candidate = Encoder(case.load_candidate().backend, case.artifact.tokeniser())
+    return case.with_reading(
         reference,
-        Encoder(case.load_candidate().backend, case.artifact.tokeniser()),
-        STREAMED_TEXTS,
-        thresholds=case.scheme.thresholds,
-        method="a few texts by both, in padded batches of unlike lengths and at batch size 1; the "
-        "reference, too large for this memory, layer by layer",
-        together=True,
+        lambda: compare(
+            reference,
+            candidate,
+            STREAMED_TEXTS,
+            thresholds=case.scheme.thresholds,
+            method="a few texts by both, in padded batches of unlike lengths and at batch size 1; "
+            "the reference, too large for this memory, layer by layer",
+            longest=case.longest_streamed,
+            together=True,
+        ),
     )
 
 
@@ -132,12 +185,18 @@ def _by_weights(case: _Case) -> VectorParity:
             f"{case.backend} on `device` {case.device}, found less; leave both out to compare the "
             "stored weights layer by layer"
         )
-    reference, on_read = case.stream_reference(models=2)
-    return compare_weights(
+    on_read = case.on_read(models=2)
+    reference = case.stream_reference(on_read)
+    candidate = Encoder(open_streamed_artifact(case.artifact, on_read), case.artifact.tokeniser())
+    return case.with_reading(
         reference,
-        Encoder(open_streamed_artifact(case.artifact, on_read), case.artifact.tokeniser()),
-        STREAMED_TEXTS,
-        thresholds=case.scheme.thresholds,
+        lambda: compare_weights(
+            reference,
+            candidate,
+            STREAMED_TEXTS,
+            thresholds=case.scheme.thresholds,
+            longest=case.longest_streamed,
+        ),
     )
 
 

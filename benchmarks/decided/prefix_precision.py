@@ -38,7 +38,7 @@ from anna_export.reference.stored import stored_model
 from anna_export.reference.streamed import (
     open_streamed,
     open_streamed_artifact,
-    open_streamed_reference,
+    open_streamed_checkpoint,
 )
 from anna_export.spec import Precision
 from anna_export.text.batching import TokenSequence, batches
@@ -157,16 +157,16 @@ def _losses(
     stored = stored_model(artifact)
     ways: dict[str, PytorchBackend] = {
         ARTIFACT: open_streamed_artifact(artifact),
-        WEIGHTS: open_streamed(manifest.spec, stored.read, "stored weights", {}),
-        FP32: open_streamed_reference(checkpoint),
+        WEIGHTS: open_streamed(manifest.spec, stored.read, "stored weights"),
+        FP32: open_streamed_checkpoint(checkpoint),
     }
-    opened = load_encoder(artifact)
+    opened, tokeniser = load_encoder(artifact), artifact.tokeniser()
     dtype = TORCH_DTYPES[quantise.scheme_of(manifest).compute_dtype]
 
     def prefix(prompt: Prompt, way: str) -> Prefix | None:
         if way == UNCACHED:
             return None
-        ids = opened.tokeniser.prefix_ids(prompt)
+        ids = tokeniser.prefix_ids(prompt)
         ((keys, values),) = keys_and_values(ways[way], [ids])
         return Prefix(tuple(ids), *(x.to(dtype).float().numpy() for x in (keys, values)))
 

@@ -29,7 +29,7 @@ from anna_export import quantise
 from anna_export.encoder import Encoder
 from anna_export.files.disk import disk_free_bytes
 from anna_export.quantise.scheme import Thresholds
-from anna_export.reference.streamed import open_streamed, open_streamed_reference
+from anna_export.reference.streamed import open_streamed, open_streamed_checkpoint
 from anna_export.spec import EmbeddingSpec, Precision
 from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
@@ -239,8 +239,8 @@ def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
 
     spec = checkpoint.spec
     tokeniser = Tokeniser.open(base, read_framing(base, spec, None))
-    exact = Encoder(open_streamed(spec, read, "exact sums rounded once", {}), tokeniser)
-    reference = Encoder(open_streamed_reference(checkpoint), tokeniser)
+    exact = Encoder(open_streamed(spec, read, "exact sums rounded once"), tokeniser)
+    reference = Encoder(open_streamed_checkpoint(checkpoint), tokeniser)
     return compare_weights(reference, exact, STREAMED_TEXTS, thresholds=Thresholds()).worst_cosine
 
 

@@ -55,18 +55,20 @@ def encoder(folder: Path) -> Encoder:
 @pytest.mark.parametrize("prompt", [NO_PROMPT, Prompt("Find the answer to this: ")])
 @pytest.mark.parametrize("tokens", [5, 17, 50])
 def test_texts_have_the_length_that_was_asked_for_and_are_all_different(
-    encoder: Encoder, tokens: int, prompt: Prompt
+    folder: Path, tokens: int, prompt: Prompt
 ) -> None:
-    calls = texts_of(encoder.tokeniser, prompt, Shape(3, tokens), 4)
+    calls = texts_of(open_artifact(folder).tokeniser(), prompt, Shape(3, tokens), 4)
     texts = [text for call in calls for text in call]
     assert [len(call) for call in calls] == [3] * 4 and len(set(texts)) == 12
     # a cut may join two pieces into one token
-    assert all(abs(tokens_of(encoder.tokeniser, [text]) - tokens) <= 1 for text in texts)
+    assert all(
+        abs(tokens_of(open_artifact(folder).tokeniser(), [text]) - tokens) <= 1 for text in texts
+    )
 
 
-def test_texts_that_do_not_fit_are_refused(encoder: Encoder) -> None:
+def test_texts_that_do_not_fit_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="expected lengths of at most 64 tokens behind this"):
-        texts_of(encoder.tokeniser, NO_PROMPT, Shape(1, 65), 1)
+        texts_of(open_artifact(folder).tokeniser(), NO_PROMPT, Shape(1, 65), 1)
 
 
 @pytest.mark.slow

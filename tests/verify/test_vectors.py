@@ -13,7 +13,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
 from anna_export.machine import memory as process_memory
 from anna_export.quantise.scheme import Thresholds
-from anna_export.reference.streamed import open_streamed_artifact, open_streamed_reference
+from anna_export.reference.streamed import open_streamed_artifact, open_streamed_checkpoint
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import read_framing
@@ -278,7 +278,7 @@ def checkpoint(base: Path, adapter: Path) -> Checkpoint:
 
 def test_streamed_weights_pass(artifact: Artifact, checkpoint: Checkpoint) -> None:
     parity = compare_weights(
-        Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
+        Encoder(open_streamed_checkpoint(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),
@@ -294,7 +294,7 @@ def test_streamed_weights_under_another_tokenizer_fail(
     framing = replace(artifact.manifest.framing, bos_id=None)
     other = Tokeniser.open(artifact.folder, framing)
     parity = compare_weights(
-        Encoder(open_streamed_reference(checkpoint), other),
+        Encoder(open_streamed_checkpoint(checkpoint), other),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=-1.0),
@@ -318,7 +318,7 @@ def test_streamed_weight_that_differs_fails(
 
     monkeypatch.setattr(Checkpoint, "read", changed)
     parity = compare_weights(
-        Encoder(open_streamed_reference(checkpoint), artifact.tokeniser()),
+        Encoder(open_streamed_checkpoint(checkpoint), artifact.tokeniser()),
         Encoder(open_streamed_artifact(artifact), artifact.tokeniser()),
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=0.999999, batch1_min_cosine=0.999999),

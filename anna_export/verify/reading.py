@@ -1,0 +1,151 @@
+"""What both sides make of a model's folder, compared before a vector is.
+
+The reference's libraries say which modules there are, which prompts, which token ids a text has
+and which of them are pooled; an artifact says the same of itself. A difference is named.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from anna_export.artifact.folder import Artifact
+from anna_export.artifact.manifest import Manifest
+from anna_export.encoder import Encoder
+from anna_export.spec import EmbeddingSpec, PoolingMode
+from anna_export.text.prompts import NO_PROMPT, Prompts
+from anna_export.text.tokeniser import Tokeniser
+from anna_export.verify.checks import id_difference
+from anna_export.verify.parity_report import ReferenceLibrary
+
+if TYPE_CHECKING:
+    from anna_export.reference.encoder import LibraryTokeniser
+    from anna_export.reference.library import Library
+
+_COMPARED: Final = ["modules", "prompts", "pooled tokens", "token ids", "vectors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the reference is, and in what an artifact's reading of its folder differs from it."""
+
+    library: ReferenceLibrary
+    dim: int  # length of the reference's vectors
+    differences: list[str]
+
+
+def compare_readings(reference: Encoder, artifact: Artifact, texts: Sequence[str]) -> Reading:
+    """Compare modules, prompts, pooled tokens and token ids; the first difference of each kind.
+
+    Args:
+        reference: Of the libraries: its tokeniser and backend are LibraryTokeniser and
+            LibraryBackend.
+        artifact: What is proved.
+        texts: Whose token ids are compared, without and with every prompt.
+    """
+    library, expected = reference.backend.library, reference.tokeniser  # type: ignore[attr-defined]
+    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
+    modules = library.modules()
+    side = manifest.framing.truncation_side
+    differences = [
+        *_module_differences(modules, artifact_modules(manifest.spec)),
+        *_prompt_differences(library.prompts, manifest.prompts, manifest.given_prompts),
+        *_side_differences(expected.truncation_side, side),
+        *_id_differences(expected, tokeniser, manifest.prompts, texts),
+    ]
+    if not differences:
+        differences = _pooled_differences(library, expected, tokeniser, manifest)
+    source = ReferenceLibrary(**library.versions(), modules=modules, compared=_COMPARED)
+    return Reading(source, library.dim, differences)
+
+
+def artifact_modules(spec: EmbeddingSpec) -> list[str]:
+    """Return what an artifact computes behind its decoder, in sentence-transformers' words."""
+    head = spec.head
+    without = "" if head.include_prompt else ", without the prompt"
+    return [
+        f"Pooling ({head.pooling}{without})",
+        *(
+            f"Dense ({dense.in_features} to {dense.out_features}, {dense.activation}"
+            f"{'' if dense.bias else ', no bias'})"
+            for dense in head.dense
+        ),
+        *(["Normalize"] if head.normalize else []),
+    ]
+
+
+def _module_differences(expected: Sequence[str], modules: Sequence[str]) -> list[str]:
+    if list(expected) == list(modules):
+        return []
+    return [
+        f"the reference's modules are {', '.join(expected)}, the artifact's {', '.join(modules)}"
+    ]
+
+
+def _prompt_differences(
+    expected: Mapping[str, str], prompts: Prompts, given: Collection[str]
+) -> list[str]:
+    """Compare the prompts of one name; those that were given at export are nobody else's."""
+    differences = []
+    for name, prompt in sorted(prompts.by_name.items()):
+        front = expected.get(name, prompt.front)
+        if name not in given and front != prompt.front:
+            differences.append(
+                f"the prompt {name} is {front!r} in the reference, {prompt.front!r} in the artifact"
+            )
+    return differences
+
+
+def _side_differences(expected: str, side: str) -> list[str]:
+    if expected == side:
+        return []
+    return [
+        f"the reference's tokenizer truncates a long text at its {expected} end "
+        f"(truncation_side), the artifact at its {side} end"
+    ]
+
+
+def _id_differences(
+    expected: "LibraryTokeniser", tokeniser: Tokeniser, prompts: Prompts, texts: Sequence[str]
+) -> list[str]:
+    """Compare the token ids of every text that the library can be asked for."""
+    for name, prompt in {"no prompt": NO_PROMPT, **prompts.by_name}.items():
+        asked_texts = [text for text in texts if expected.comparable(text, prompt)]
+        both = zip(
+            asked_texts,
+            expected.ids(asked_texts, prompt),
+            tokeniser.ids(asked_texts, prompt),
+            strict=True,
+        )
+        for text, own, ids in both:
+            if own != ids:
+                difference = id_difference(own, ids, tokeniser.id_to_token)
+                return [f"{difference} ({name}: {text[:60]!r})"]
+    return []
+
+
+def _pooled_differences(
+    library: "Library", expected: "LibraryTokeniser", tokeniser: Tokeniser, manifest: Manifest
+) -> list[str]:
+    """Compare the tokens that count in the pooled row, for a short text with every prompt."""
+    for name, prompt in {"no prompt": NO_PROMPT, **manifest.prompts.by_name}.items():
+        (ids,) = expected.ids(["What is pooled?"], prompt)
+        own = library.pooled_tokens(len(ids), expected.prompt_tokens(prompt))
+        pooled = _pooled(manifest.spec, len(ids), tokeniser.prompt_tokens(prompt))
+        if own != pooled:
+            return [
+                f"the reference pools the tokens {own} of {len(ids)}, the artifact {pooled} "
+                f"({name})"
+            ]
+    return []
+
+
+def _pooled(spec: EmbeddingSpec, length: int, skipped: int) -> list[int]:
+    """Return which tokens of a text an artifact pools."""
+    first = 0 if spec.head.include_prompt else skipped
+    match spec.head.pooling:
+        case PoolingMode.LAST:
+            return [length - 1]
+        case PoolingMode.CLS:
+            return [first]
+        case PoolingMode.MEAN:
+            return list(range(first, length))
