@@ -61,6 +61,7 @@ def write_artifact(
         quantised=_quantised(scheme, calibration),
         spec=prepared.checkpoint.spec,
         framing=framing,
+        framing_source=dict(prepared.framing_source),
         prompts=prepared.prompts,
         given_prompts=sorted(prepared.prompts.by_name) if prepared.recipe.prompts else [],
         prefixes={},

@@ -8,7 +8,7 @@ from anna_export.reference.backend import compute_label, pick_torch_device
 from anna_export.reference.encoder import LibraryBackend, LibraryTokeniser
 from anna_export.reference.library import open_library, open_library_shell
 from anna_export.reference.streamed import stream_checkpoint
-from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
+from anna_export.text.framing import TokenFraming, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
 from anna_export.weights.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ def open_reference(
     """
     checkpoint = Checkpoint.open(model, adapter)
     spec = checkpoint.spec
-    framing = framing or read_framing(find_tokenizer(model, adapter), spec, None, model)
+    framing = framing or read_framing(model, spec, None, adapter=adapter)
     device = pick_torch_device(device, spec)
     library = open_library(model, adapter, spec.vocab_size, device)
     if eos_chosen:

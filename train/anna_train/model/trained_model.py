@@ -12,7 +12,7 @@ from transformers import AutoModel, BitsAndBytesConfig, MistralModel
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.text.framing import find_tokenizer, read_framing
+from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_train.recipe import LoraRecipe, TuneRecipe
 
@@ -69,7 +69,7 @@ def open_base(name: str) -> Base:
                 f"{str(error).splitlines()[0]}; name the base model's folder"
             ) from None
     spec = read_spec(folder)
-    framing = read_framing(find_tokenizer(folder, None), spec, None)
+    framing = read_framing(folder, spec, None, eos=True)  # which training decides
     return Base(folder, spec, Tokeniser.open(folder, framing))
 
 
