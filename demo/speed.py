@@ -35,7 +35,7 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         write_merged(base, adapter, merged)
-        encoders = {PYTORCH: open_reference(merged)}
+        encoders: dict[str, Encoder] = {PYTORCH: open_reference(merged)}
         encoders |= {name: open_encoder(folder) for name, folder in artifacts.items()}
         for encoder in encoders.values():
             encoder.encode(texts[:32])

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from anna_export.encoder import Encoder
 from anna_export.reference.library import Library
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
 from anna_export.text.prefix import Prefix
-from anna_export.text.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 
 # Texts that are tokenised at once: what they are padded to is thrown away.
 _AT_ONCE = 64
@@ -137,3 +138,14 @@ class LibraryBackend:
         }
         with torch.inference_mode():
             return self.library.model(features)["sentence_embedding"].float().cpu().numpy()
+
+
+class ReferenceEncoder(Encoder):
+    """The reference: what its libraries make of texts, and what they say of themselves."""
+
+    def __init__(
+        self, backend: LibraryBackend, tokeniser: LibraryTokeniser, prompts: Prompts | None = None
+    ) -> None:
+        super().__init__(backend, tokeniser, prompts)
+        self.library = backend.library
+        self.library_tokeniser = tokeniser

@@ -18,7 +18,12 @@ import peft
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+)
 from tokenizers import processors
 
 from anna_export.console.quiet import quiet_libraries
@@ -54,14 +59,21 @@ class Library:
         """What stands in front of a text, by name."""
         return {name: text for name, text in self.model.prompts.items() if text is not None}
 
-    def versions(self) -> dict[str, str | None]:
-        """Return which library runs the model, and what of the others is inside."""
+    @property
+    def name(self) -> str:
+        """The library that runs the model, and its version."""
+        return f"sentence-transformers {version('sentence-transformers')}"
+
+    @property
+    def decoder(self) -> str:
+        """The decoder's class, and the library that it is of."""
         decoder = type(self.transformer.model).__name__
-        return {
-            "library": f"sentence-transformers {version('sentence-transformers')}",
-            "decoder": f"{decoder} of transformers {version('transformers')}",
-            "adapter": f"peft {version('peft')}, unmerged" if self.adapter else None,
-        }
+        return f"{decoder} of transformers {version('transformers')}"
+
+    @property
+    def lora(self) -> str | None:
+        """What put the adapter on; None without one."""
+        return f"peft {version('peft')}, unmerged" if self.adapter else None
 
     def frame(self, front_ids: Sequence[int], back_ids: Sequence[int]) -> None:
         """Have the tokenizer put these tokens around a text, where somebody chose so at export."""

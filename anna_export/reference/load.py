@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from anna_export.encoder import Encoder
 from anna_export.reference.backend import compute_label, pick_torch_device
-from anna_export.reference.encoder import LibraryBackend, LibraryTokeniser
+from anna_export.reference.encoder import LibraryBackend, LibraryTokeniser, ReferenceEncoder
 from anna_export.reference.library import open_library, open_library_shell
 from anna_export.reference.streamed import stream_checkpoint
 from anna_export.text.framing import TokenFraming, read_framing
@@ -22,7 +21,7 @@ def open_reference(
     prompts: Prompts | None = None,
     device: str = "auto",
     eos_chosen: bool = False,
-) -> Encoder:
+) -> ReferenceEncoder:
     """Load base and adapter, unmerged, in fp32, as their libraries do.
 
     Args:
@@ -45,7 +44,7 @@ def open_reference(
     library = open_library(model, adapter, spec.vocab_size, device)
     if eos_chosen:
         library.frame(framing.front_ids, framing.back_ids)
-    return Encoder(
+    return ReferenceEncoder(
         LibraryBackend(library, spec, compute_label(device), device),
         LibraryTokeniser(library, framing),
         prompts if prompts is not None else find_prompts(model, adapter),
@@ -58,7 +57,7 @@ def open_streamed_reference(
     on_read: Callable[[], None] | None = None,
     *,
     eos_chosen: bool = False,
-) -> Encoder:
+) -> ReferenceEncoder:
     """Open base and adapter, unmerged, in fp32, one matrix in memory at a time.
 
     Tokenizer and modules are the libraries' own, and so is the decoder's forward pass; its weights
@@ -76,6 +75,5 @@ def open_streamed_reference(
         library.frame(framing.front_ids, framing.back_ids)
     stream_checkpoint(library.transformer.model, checkpoint, on_read)
     label = "fp32 in PyTorch on CPU, layer by layer, from base and adapter"
-    return Encoder(
-        LibraryBackend(library, checkpoint.spec, label), LibraryTokeniser(library, framing)
-    )
+    backend = LibraryBackend(library, checkpoint.spec, label)
+    return ReferenceEncoder(backend, LibraryTokeniser(library, framing))

@@ -162,9 +162,7 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def id_difference(
-    expected: Sequence[int], ids: Sequence[int], token: Callable[[int], str]
-) -> str:
+def id_difference(expected: Sequence[int], ids: Sequence[int], token: Callable[[int], str]) -> str:
     """Say how the reference's token ids of a text differ from an artifact's.
 
     Args:

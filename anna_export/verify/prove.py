@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anna_export import quantise
 from anna_export.artifact.folder import Artifact
@@ -20,6 +20,9 @@ from anna_export.verify.reading import compare_readings
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.verify.vectors import compare, compare_weights, longest_texts, parity_texts
 from anna_export.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from anna_export.reference.encoder import ReferenceEncoder
 
 STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 
@@ -71,7 +74,7 @@ class _Case:
     def load_candidate(self) -> Encoder:
         return load_encoder(self.artifact, backend=self.backend, device=self.device)
 
-    def open_reference(self) -> Encoder:
+    def open_reference(self) -> "ReferenceEncoder":
         """Open the reference in memory."""
         # transformers and peft take seconds to load: only who compares waits for them
         from anna_export.reference.load import open_reference
@@ -85,7 +88,7 @@ class _Case:
             eos_chosen=self.eos_chosen,
         )
 
-    def stream_reference(self, on_read: Callable[[], None]) -> Encoder:
+    def stream_reference(self, on_read: Callable[[], None]) -> "ReferenceEncoder":
         """Open the reference layer by layer; `on_read` is called for every weight it reads."""
         from anna_export.reference.load import open_streamed_reference
 
@@ -116,7 +119,9 @@ class _Case:
         """The longest of them: each takes another pass over the weights."""
         return self.longest[-1:]
 
-    def with_reading(self, reference: Encoder, compared: Callable[[], VectorParity]) -> VectorParity:
+    def with_reading(
+        self, reference: "ReferenceEncoder", compared: Callable[[], VectorParity]
+    ) -> VectorParity:
         """Compare what both sides read in the folder, then vectors, where they are of one length.
 
         Raises:
@@ -149,7 +154,7 @@ def _by_graph(case: _Case) -> VectorParity:
             thresholds=case.scheme.thresholds,
             method="every text by both, in padded batches of unlike lengths and at batch size 1",
             longest=case.longest,
-            comparable=reference.tokeniser.comparable,
+            comparable=reference.library_tokeniser.comparable,
             progress=case.progress,
         ),
     )

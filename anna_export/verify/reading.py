@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import Manifest
-from anna_export.encoder import Encoder
 from anna_export.spec import EmbeddingSpec, PoolingMode
 from anna_export.text.prompts import NO_PROMPT, Prompts
 from anna_export.text.tokeniser import Tokeniser
@@ -18,7 +17,7 @@ from anna_export.verify.checks import id_difference
 from anna_export.verify.parity_report import ReferenceLibrary
 
 if TYPE_CHECKING:
-    from anna_export.reference.encoder import LibraryTokeniser
+    from anna_export.reference.encoder import LibraryTokeniser, ReferenceEncoder
     from anna_export.reference.library import Library
 
 _COMPARED: Final = ["modules", "prompts", "pooled tokens", "token ids", "vectors"]
@@ -33,16 +32,17 @@ class Reading:
     differences: list[str]
 
 
-def compare_readings(reference: Encoder, artifact: Artifact, texts: Sequence[str]) -> Reading:
+def compare_readings(
+    reference: "ReferenceEncoder", artifact: Artifact, texts: Sequence[str]
+) -> Reading:
     """Compare modules, prompts, pooled tokens and token ids; the first difference of each kind.
 
     Args:
-        reference: Of the libraries: its tokeniser and backend are LibraryTokeniser and
-            LibraryBackend.
+        reference: The libraries' side.
         artifact: What is proved.
         texts: Whose token ids are compared, without and with every prompt.
     """
-    library, expected = reference.backend.library, reference.tokeniser  # type: ignore[attr-defined]
+    library, expected = reference.library, reference.library_tokeniser
     manifest, tokeniser = artifact.manifest, artifact.tokeniser()
     modules = library.modules()
     side = manifest.framing.truncation_side
@@ -53,8 +53,14 @@ def compare_readings(reference: Encoder, artifact: Artifact, texts: Sequence[str
         *_id_differences(expected, tokeniser, manifest.prompts, texts),
     ]
     if not differences:
-        differences = _pooled_differences(library, expected, tokeniser, manifest)
-    source = ReferenceLibrary(**library.versions(), modules=modules, compared=_COMPARED)
+        differences = _pooled_differences(library, expected, manifest)
+    source = ReferenceLibrary(
+        library=library.name,
+        decoder=library.decoder,
+        adapter=library.lora,
+        modules=modules,
+        compared=_COMPARED,
+    )
     return Reading(source, library.dim, differences)
 
 
@@ -124,13 +130,14 @@ def _id_differences(
 
 
 def _pooled_differences(
-    library: "Library", expected: "LibraryTokeniser", tokeniser: Tokeniser, manifest: Manifest
+    library: "Library", expected: "LibraryTokeniser", manifest: Manifest
 ) -> list[str]:
     """Compare the tokens that count in the pooled row, for a short text with every prompt."""
     for name, prompt in {"no prompt": NO_PROMPT, **manifest.prompts.by_name}.items():
         (ids,) = expected.ids(["What is pooled?"], prompt)
-        own = library.pooled_tokens(len(ids), expected.prompt_tokens(prompt))
-        pooled = _pooled(manifest.spec, len(ids), tokeniser.prompt_tokens(prompt))
+        skipped = expected.prompt_tokens(prompt)
+        own = library.pooled_tokens(len(ids), skipped)
+        pooled = _pooled(manifest.spec, len(ids), skipped)
         if own != pooled:
             return [
                 f"the reference pools the tokens {own} of {len(ids)}, the artifact {pooled} "

@@ -202,7 +202,10 @@ def test_other_token_ids_fail(base: Path, spec: EmbeddingSpec, tokeniser: Tokeni
     )
     assert parity.verdict == "fail"
     where = "no prompt: 'to another bank, which takes two days'"
-    assert parity.reasons == [f"token ids differ from the reference's ({where})"]
+    assert parity.reasons == [
+        "token ids differ from the reference's: token 8 is ▁days there, </s> in the artifact "
+        f"({where})"
+    ]
 
 
 def test_every_prompt_is_compared_and_none(
@@ -299,7 +302,10 @@ def test_streamed_weights_under_another_tokenizer_fail(
         ODD_TEXTS,
         thresholds=Thresholds(min_cosine=-1.0),
     )
-    assert parity.reasons == ["token ids differ from the reference's ('')"]
+    assert parity.reasons == [
+        "token ids differ from the reference's: its tokenizer puts no <s> in front of a text, the "
+        "artifact does (no prompt: '')"
+    ]
 
 
 @pytest.mark.parametrize(
