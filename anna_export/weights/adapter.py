@@ -114,16 +114,8 @@ def read_adapter(folder: Path) -> Adapter:
             factors.setdefault(match[1], {})[match[2]] = tensor
         elif name.endswith(".token_adapter.trainable_tokens_delta"):
             token_rows = _token_rows(config, name, tensor)
-        elif name.endswith(".bias") and "lora_" not in name:
-            raise UnsupportedError(
-                f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
-                f"{weights}; train with bias none"
-            )
-        elif "lora_" in name or "magnitude" in name:
-            raise UnsupportedError(
-                f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
-            )
         else:
+            _require_replacement(weights, name, tensor)
             # modules_to_save; an embedding that is also adapted is stored as its base layer
             name = name.replace(".token_adapter.", ".").replace(".base_layer.", ".")
             replaced[name] = tensor
@@ -140,6 +132,19 @@ def read_adapter(folder: Path) -> Adapter:
         )
     made_for = config.get("base_model_name_or_path")
     return Adapter(folder, deltas, replaced, token_rows, str(made_for) if made_for else None)
+
+
+def _require_replacement(weights: Path, name: str, tensor: StoredTensor) -> None:
+    """Refuse what is neither a LoRA factor nor a weight of a Mistral model."""
+    if "lora_" in name or "magnitude" in name:
+        raise UnsupportedError(
+            f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
+        )
+    if name.endswith(".bias"):
+        raise UnsupportedError(
+            f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
+            f"{weights}; train with bias none"
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
