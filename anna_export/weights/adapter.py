@@ -11,11 +11,12 @@ import torch
 
 from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
 from anna_export.files.json_file import read_json
+from anna_export.files.level_below import ADAPTER, require_file
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.names import adapter_name, by_name, trained_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = ADAPTER
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 # Settings that change what the adapter computes, or the base it was made for, in ways that
@@ -153,7 +154,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"expected an adapter folder, found no folder {folder}; adapters are read from disk, "
             "so download it first"
         )
-    config = read_json(folder / CONFIG_FILE)
+    config = read_json(require_file(folder, CONFIG_FILE))
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(
             f"expected a LoRA adapter (peft_type LORA), found {config.get('peft_type')!r} in "
