@@ -162,8 +162,8 @@ class RequestTokeniser:
                 "expected texts behind a prompt, found token ids, which are used as they are", field
             )
         framed = request.add_special_tokens
-        bos = [self._framing.bos_id] if framed and self._framing.bos_id is not None else []
-        eos = [self._framing.eos_id] if framed else []
+        bos = self._framing.front_ids if framed else []
+        eos = self._framing.back_ids if framed else []
         room = self._framing.max_tokens - len(bos) - len(eos)
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
