@@ -21,6 +21,7 @@ from anna_export.errors import DamagedError
 from anna_export.export.edit_prompts import add_prompts, remove_prompts
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.reference.streamed import open_streamed_artifact
+from anna_export.serve.load_model import ModelLoader
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.verify.texts import ODD_TEXTS
@@ -101,6 +102,15 @@ def test_graph_for_engines_takes_its_weights_from_behind_links(
         ir.save(gpu_form(open_artifact(folder)), tmp_path / name / "g.onnx", external_data="g.data")
         written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
     assert written[0] == written[1] and len(written[0]) == 2
+
+
+def test_linked_artifact_is_loaded_for_serving(linked: Path, plain: Path) -> None:
+    loaded = ModelLoader(linked)()
+    assert {prompt.front for prompt in loaded.prefix_ids} == {"Find: ", "Read: "}
+    expected = open_encoder(plain).encode(TEXTS)
+    np.testing.assert_array_equal(loaded.encoder.encode(TEXTS), expected)
+    # what answers in place of a runtime that fails its check
+    np.testing.assert_allclose(loaded.open_safe().encode(TEXTS), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("command", ["inspect ARTIFACT --json", "embed ARTIFACT TEXTS --out OUT"])
