@@ -84,13 +84,7 @@ def open_backend(
     device = pick_device(device, has_cuda=hindrance is None, without=hindrance or "")
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, found {threads}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # a plan of one shape's allocations is kept beside the memory that other shapes have taken
-    options.enable_mem_pattern = False
-    # the arena finds no room for widened weights where the last run's were, and grows
-    options.enable_cpu_mem_arena = not scheme.dequantises
+    options = _options(scheme, threads)
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries, where pip has put them
         target, provider = CANONICAL, _CUDA
@@ -119,6 +113,17 @@ def open_backend(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
     return OrtBackend(session, manifest.spec, compute_label, limits)
+
+
+def _options(scheme: Scheme, threads: int | None) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    # a plan of one shape's allocations is kept beside the memory that other shapes have taken
+    options.enable_mem_pattern = False
+    # the arena finds no room for widened weights where the last run's were, and grows
+    options.enable_cpu_mem_arena = not scheme.dequantises
+    return options
 
 
 def _graph_bytes(artifact: Artifact, target: str, options: onnxruntime.SessionOptions) -> bytes:

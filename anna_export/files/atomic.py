@@ -95,11 +95,11 @@ def make_parents(folder: Path, name: str) -> None:
     for parent in reversed(PurePosixPath(name).parents):
         path = folder / parent
         if path != folder and path.is_symlink():
-            _own(path)
+            _to_folder(path)
         path.mkdir(exist_ok=True)
 
 
-def _own(link: Path) -> None:
+def _to_folder(link: Path) -> None:
     aside = link.with_name(f".{link.name}.partial-{secrets.token_hex(4)}")
     aside.mkdir()
     try:
