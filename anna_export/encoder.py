@@ -75,7 +75,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """D, the length of a vector."""
-        return self.backend.spec.dim
+        return self.backend.spec.embedding_dim
 
     def encode(
         self,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -105,8 +105,18 @@ def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, framing: Token
     deciding = (*TOKENIZER_FILES, CALIBRATION_FILE)
     names = [name for name in files if name in deciding or name.startswith("model.")]
     lines = [f"{name} {files[name].sha256}" for name in sorted(names)]
-    lines.append(json.dumps([asdict(spec), asdict(framing)], sort_keys=True))
+    lines.append(json.dumps([_deciding(spec), _deciding(framing)], sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _deciding(value: EmbeddingSpec | TokenFraming) -> dict[str, Any]:
+    """Return its fields but those at their default: an artifact from before them keeps its id."""
+    defaults = {field.name: field.default for field in fields(value)}
+    return {
+        name: nested
+        for name, nested in asdict(value).items()
+        if getattr(value, name) != defaults[name]
+    }
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -1,4 +1,4 @@
-"""How commands behave: an example in their help, field names told as flags, folders that exist."""
+"""How commands behave: an example in help, options given once, fields as flags, folders there."""
 
 import os
 import re
@@ -14,11 +14,22 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Verb(click.Command):
-    """A command whose help ends in an example."""
+    """A command whose help ends in an example, and whose options of one value are given once."""
 
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and refuse what click would take the last of."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in self.params:
+            if isinstance(option, click.Option) and _is_single(option) and order.count(option) > 1:
+                raise InputError(
+                    f"expected {option.opts[0]} once, found it {order.count(option)} times; give "
+                    f"one; see {ctx.command_path} --help"
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error that names a field then names its flag."""
@@ -32,6 +43,11 @@ class Verb(click.Command):
         """Write the example, unwrapped, so that it can be copied."""
         with formatter.section("Example"):
             formatter.write(f"  {self.example}\n")
+
+
+def _is_single(option: click.Option) -> bool:
+    """Say whether it has one value, which a second one would replace; a plain flag has none."""
+    return not option.multiple and (not option.is_flag or bool(option.secondary_opts))
 
 
 def with_flags(message: str, parameters: Iterable[click.Parameter]) -> str:

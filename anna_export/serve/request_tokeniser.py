@@ -166,50 +166,49 @@ class RequestTokeniser:
             raise Refusal.invalid(
                 "expected texts behind a prompt, found token ids, which are used as they are", field
             )
-        bos = [] if self._framing.bos_id is None else [self._framing.bos_id]
-        eos = [self._framing.eos_id]
+        front, back = self._framing.front_ids, self._framing.back_ids
         framed = not request.add_special_tokens
         room = self._framing.room
         items, truncated = [], 0
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
             if framed:
-                row = self._unframed(row, bos, eos, f"{field}.{index}")
+                row = self._unframed(row, f"{field}.{index}")
             if len(row) > room:
                 truncated += 1
                 if not request.truncate:
-                    frame = len(bos) + len(eos) if framed else 0
+                    frame = len(front) + len(back) if framed else 0
                     raise Refusal.invalid(
                         f"expected at most {room + frame:,} token ids, found "
                         f"{len(row) + frame:,}; shorten them, or send truncate: true",
                         f"{field}.{index}",
                         "text_too_long",
                     )
-            items.append(_item([*bos, *row[:room], *eos], self._prefix_ids))
+            items.append(_item([*front, *row[:room], *back], self._prefix_ids))
         return TokenisedTexts(items, truncated)
 
-    def _unframed(
-        self, row: Sequence[int], bos: list[int], eos: list[int], param: str
-    ) -> Sequence[int]:
+    def _unframed(self, row: Sequence[int], param: str) -> Sequence[int]:
         """Return the token ids between the special tokens that every text of the model has.
 
         Raises:
             Refusal: If they are not there: the ids are another tokenizer's, or incomplete.
         """
-        between = row[len(bos) : len(row) - len(eos)]
-        if [*bos, *between, *eos] == list(row):
+        front, back = self._framing.front_ids, self._framing.back_ids
+        between = row[len(front) : len(row) - len(back)]
+        if [*front, *between, *back] == list(row):
             return between
-        begin = f"begin with {self._named(bos[0])} and " if bos else ""
+        frame = " and ".join(
+            f"{verb} with {token} ({self._tokeniser.id_to_token(token)})"
+            for verb, tokens in (("begin", front), ("end", back))
+            for token in tokens
+        )
         raise Refusal.invalid(
-            f"expected token ids of this model's tokenizer, which {begin}end with "
-            f"{self._named(eos[0])}, found ids from {row[0]} to {row[-1]}, as of another one; "
-            f"{_SEND_TEXTS}, or add_special_tokens: true with ids of this tokenizer",
+            f"expected token ids of this model's tokenizer, which {frame}, found ids from {row[0]} "
+            f"to {row[-1]}, as of another one; {_SEND_TEXTS}, or add_special_tokens: true with ids "
+            "of this tokenizer",
             param,
             "foreign_token_ids",
         )
-
-    def _named(self, token: int) -> str:
-        return f"{token} ({self._tokeniser.id_to_token(token)})"
 
     def _require_ids(self, row: Sequence[int], param: str) -> None:
         if not row:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -32,18 +32,20 @@ class TokenFraming:
 
     Args:
         bos_id: Put first; None for a model without.
-        eos_id: Put last, exactly once.
+        eos_id: Put last, exactly once; None for a model without.
         pad_id: Fills batches on the right; never seen by a real token.
         max_tokens: The longest sequence, `<s>`, prompt and `</s>` included.
+        truncation_side: Which end of prompt and text is cut where they are longer.
 
     Raises:
         InputError: If max_tokens is below MIN_TOKENS.
     """
 
     bos_id: int | None
-    eos_id: int
+    eos_id: int | None
     pad_id: int
     max_tokens: int
+    truncation_side: Literal["right", "left"] = "right"
 
     def __post_init__(self) -> None:
         if self.max_tokens < MIN_TOKENS:
@@ -52,9 +54,19 @@ class TokenFraming:
             )
 
     @property
+    def front_ids(self) -> list[int]:
+        """What stands in front of every text."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    @property
+    def back_ids(self) -> list[int]:
+        """What stands behind every text."""
+        return [] if self.eos_id is None else [self.eos_id]
+
+    @property
     def room(self) -> int:
         """Tokens left for prompt and text."""
-        return self.max_tokens - 1 - (self.bos_id is not None)
+        return self.max_tokens - len(self.front_ids) - len(self.back_ids)
 
 
 def read_framing(

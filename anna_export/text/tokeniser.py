@@ -89,9 +89,9 @@ class Tokeniser:
             without_back = self._encode([front + texts[index] for index in long])
             for index, body in zip(long, without_back, strict=True):
                 bodies[index] = [*body[: room - len(end)], *end]
-        head = [] if self.framing.bos_id is None else [self.framing.bos_id]
+        head, tail = self.framing.front_ids, self.framing.back_ids
         return [
-            Framed([*head, *body[:room], self.framing.eos_id], tokens)
+            Framed([*head, *body[:room], *tail], tokens)
             for body, tokens in zip(bodies, truncated, strict=True)
         ]
 

@@ -2,12 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import click
 import pytest
+from anna_train.cli import cli as train_cli
+from anna_train.cli import run as run_train
 
 from anna_export.artifact.folder import Artifact
+from anna_export.cli import cli, run
 from anna_export.spec import Precision
 from tests.support.folders import edit_json
 from tests.support.types import Refused
@@ -154,7 +158,10 @@ def test_dora_is_refused_by_name(
 
 def test_folder_that_is_no_adapter_is_refused(base: Path, root: Path, refused: Refused) -> None:
     line = refused("--model", base, "--adapter", base, "--out", root / "out")
-    assert line.startswith(f"expected the file {base / 'adapter_config.json'}, found none; is ")
+    assert line == (
+        f"expected the file {base / 'adapter_config.json'}, found none; it holds a model: give it "
+        "as --model"
+    )
 
 
 # -- outputs --
@@ -230,6 +237,47 @@ def test_max_tokens_out_of_range_is_refused(
 )
 def test_wrong_use_says_what_was_expected(refused: Refused, args: list[str], expected: str) -> None:
     assert expected in refused(*args)
+
+
+# -- options given twice --
+
+
+def single_options(group: click.Group, names: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command's options of one value: its words, then the option's spelling."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from single_options(command, [*names, name])
+            continue
+        for option in command.params:
+            if isinstance(option, click.Option) and not (option.is_flag or option.multiple):
+                yield *names, name, option.opts[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        pytest.param(program, words, id=" ".join(words))
+        for group, program in ((cli, run), (train_cli, run_train))
+        for words in single_options(group)
+    ],
+)
+def test_option_of_one_value_that_is_given_twice_is_refused(
+    capsys: pytest.CaptureFixture[str], program: Callable[..., int], words: tuple[str, ...]
+) -> None:
+    *verb, option = words
+    assert program([*verb, option, "1", option, "2"]) == 2
+    line = capsys.readouterr().err
+    assert f": expected {option} once, found it 2 times; give one; see " in line
+    assert line.count("\n") == 1
+
+
+def test_option_given_twice_under_two_names_is_refused(refused: Refused, base: Path) -> None:
+    line = refused("verify", "artifact", "--model", base, "--reference", base)
+    assert line.startswith("expected --model once, found it 2 times")
+
+
+def test_flag_may_stand_twice(artifact: Artifact) -> None:
+    assert run(["inspect", str(artifact.folder), "--json", "--json"]) == 0
 
 
 # -- artifacts --

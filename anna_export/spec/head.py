@@ -1,0 +1,84 @@
+"""What stands behind a decoder: pooling, Dense modules, and whether a vector has unit length."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from anna_export.errors import UnsupportedError
+
+
+class PoolingMode(StrEnum):
+    """How the hidden states of a text become one row; names of sentence-transformers' Pooling."""
+
+    LAST = "lasttoken"
+    MEAN = "mean"
+    CLS = "cls"
+
+
+class Activation(StrEnum):
+    """What follows a Dense module's product; each is a module of torch.nn."""
+
+    IDENTITY = "identity"
+    TANH = "tanh"
+    RELU = "relu"
+    GELU = "gelu"  # by erf, torch's default
+    SIGMOID = "sigmoid"
+    SILU = "silu"
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear layer over the pooled row, and its activation."""
+
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        if self.in_features < 1 or self.out_features < 1:
+            raise UnsupportedError(
+                f"expected a Dense module of positive sizes, found {self.in_features} to "
+                f"{self.out_features}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Pooling, then Dense modules, then unit L2 length, if there is any.
+
+    Args:
+        pooling: Which tokens' states are pooled.
+        include_prompt: Whether the mean counts a prompt's tokens; other poolings ignore it.
+        dense: Linear layers over the pooled row, in their order.
+        normalize: Whether vectors have unit L2 length.
+
+    Raises:
+        UnsupportedError: If the Dense modules' sizes do not follow one another.
+    """
+
+    pooling: PoolingMode = PoolingMode.LAST
+    include_prompt: bool = True
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        for before, after in zip(self.dense, self.dense[1:], strict=False):
+            if before.out_features != after.in_features:
+                raise UnsupportedError(
+                    f"expected a Dense module of {before.out_features} inputs behind one of as "
+                    f"many outputs, found {after.in_features}"
+                )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return each Dense weight's name and its shape: (out, in), and (out,) of a bias."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, dense in enumerate(self.dense):
+            shapes[f"head.dense.{index}.weight"] = (dense.out_features, dense.in_features)
+            if dense.bias:
+                shapes[f"head.dense.{index}.bias"] = (dense.out_features,)
+        return shapes
+
+
+# What most decoders that embed have, and a folder without modules.json is taken to have.
+LAST_TOKEN: Final = Head()
