@@ -103,7 +103,7 @@ def begin(tokeniser: Tokeniser) -> Begin:
         checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
         texts = calibration_texts(recipe.storage.calibration, tokeniser, Prompts({}))
         prepared = Prepared(
-            recipe, recipe.storage.scheme, checkpoint, tokeniser, Prompts({}), texts
+            recipe, recipe.storage.scheme, checkpoint, tokeniser, {}, Prompts({}), texts
         )
         with pytest.raises(KeyboardInterrupt):
             calibrate(checkpoint, texts, tokeniser, prepared.calibration_request, recorded)
