@@ -87,7 +87,7 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
             plans = _refit(trt, graph, source, chosen, stage)
         else:
             every = [_options(artifact, request, capability) for capability in chosen]
-            plans = _build(trt, graph, artifact, every, fingerprint, stage)
+            plans = _build(trt, graph, artifact, every, fp8_modules, fingerprint, stage)
         started = time.perf_counter()
         for plan in plans:
             seconds = round(time.perf_counter() - started, 1)
@@ -146,10 +146,11 @@ def _build(
     graph: Path,
     artifact: Artifact,
     every: Sequence[Options],
+    fp8_modules: Collection[str],
     fingerprint: str,
     stage: Stage,
 ) -> Iterator[_EnginePlan]:
-    manifest, fp8_modules = artifact.manifest, _fp8_modules(artifact)
+    manifest = artifact.manifest
     for options in every:
         request, capability = options.request, options.capability
         with stage(f"build for {capability}", "steps") as progress:

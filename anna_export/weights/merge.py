@@ -18,7 +18,8 @@ from anna_export.files.disk import require_disk
 from anna_export.files.json_file import read_json, read_json_list
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_limit_file, find_tokenizer
+from anna_export.text.framing import TOKENIZER_FILES, find_tokenizer
+from anna_export.text.limit import LIMIT_FILE, find_limit_file
 from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, read_prompts
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
@@ -140,6 +141,7 @@ def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
 def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> None:
     config = read_json(checkpoint.folder / CONFIG_FILE)
     config["architectures"] = ["MistralModel"]
+    config.pop("quantization_config", None)  # left over: the weights are plain
     config["vocab_size"] = checkpoint.spec.vocab_size
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     tokenizer = find_tokenizer(checkpoint.folder, adapter)

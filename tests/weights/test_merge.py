@@ -15,13 +15,15 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.spec import read_spec
-from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILE, find_tokenizer, read_framing
+from anna_export.text.framing import TOKENIZER_FILE, read_framing
+from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, read_prompts
 from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.weights.merge import write_merged
+from tests.support.folders import edit_json
 from tests.support.types import MakeAdapter, MakeModel
 from tests.weights.conftest import ROWS
 
@@ -152,6 +154,17 @@ def test_config_keeps_all_but_what_the_merge_changes(
     assert merged == config | {"architectures": ["MistralModel"]}
 
 
+def test_merged_folder_opens_without_a_left_over_setting_of_quantization(
+    small: Path, lora: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(small, tmp_path / "base"))
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit_json(base / "config.json", lambda config: config.update(quantization_config=bits))
+    write_merged(base, lora, tmp_path / "out")
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    require_equal(merged.state_dict(), by_peft(small, lora).state_dict())
+
+
 def test_language_head_is_left_out_and_the_rest_is_pefts_merge(
     make_model: MakeModel, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -243,7 +256,7 @@ def test_longest_text_is_the_one_that_an_export_would_take(
         (tuned / LIMIT_FILE).write_text(json.dumps({"max_seq_length": limit}))
     write_merged(model, tuned, tmp_path / "out")
     spec = read_spec(model)
-    exported = read_framing(find_tokenizer(model, tuned), spec, None, model)
+    exported = read_framing(model, spec, None, adapter=tuned)
     assert read_framing(tmp_path / "out", spec, None) == exported
     assert exported.max_tokens == (limit or 19)
 
