@@ -11,7 +11,7 @@ from anna_export.export.bake import prefix_bytes
 from anna_export.export.recipe import Recipe
 from anna_export.files.atomic import require_absent, require_outside
 from anna_export.quantise.footprint import DEFAULT_TOKENS, forecast
-from anna_export.quantise.options import Int8
+from anna_export.quantise.options import Quantised
 from anna_export.quantise.scheme import Scheme
 from anna_export.text.framing import framing_of
 from anna_export.text.prompt_file import find_prompts, read_prompt_file
@@ -84,6 +84,6 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     tokeniser.require_room(prompts.by_name.values())
     texts = None
-    if isinstance(storage, Int8):
+    if isinstance(storage, Quantised):
         texts = calibration_texts(storage.calibration, tokeniser, prompts)
     return Prepared(recipe, scheme, checkpoint, tokeniser, reading.source, prompts, texts)
