@@ -14,7 +14,7 @@ from anna_export.files.atomic import write_text
 from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
-from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.spec import EmbeddingSpec, Precision, Similarity
 from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
 
@@ -90,6 +90,7 @@ class Manifest(_Model):
     spec: EmbeddingSpec
     framing: TokenFraming
     prompts: Prompts
+    similarity: Similarity = Similarity.COSINE
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
     graphs: dict[str, str]  # target → file

@@ -3,7 +3,7 @@
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -76,6 +76,17 @@ _TIERS: Final = ("vectors", "quick", "full")
     "the table marks such tasks. Repeatable.",
 )
 @click.option(
+    "--model-name",
+    metavar="ORGANISATION/NAME",
+    help="Name that mteb files the results under, that of the model on the hub. Default: "
+    "anna-export/ with the name of adapter or base, and the precision.",
+)
+@click.option(
+    "--revision",
+    help="Revision that mteb files the results under, the model's commit on the hub. Default: the "
+    "artifact's id.",
+)
+@click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that stores computed vectors; an interrupted run resumes from it. Default: "
@@ -88,16 +99,10 @@ def command(
     artifact: Path,
     model: Path,
     adapter: Path | None,
-    tier: str | None,
-    names: tuple[str, ...],
-    task_data: Path | None,
-    task_prompts: Path | None,
-    margin: float | None,
-    trained_on: tuple[str, ...],
-    cache: Path | None,
     backend: str,
     device: str,
     as_json: bool,
+    **of_tasks: Any,
 ) -> None:
     """Compare an artifact with the PyTorch model: its vectors, then its scores on MTEB tasks.
 
@@ -111,11 +116,7 @@ def command(
     from anna_export.verify.flow import verify
 
     opened = open_artifact(artifact)
-    tasks = None
-    if names or (tier or _TIERS[0]) != _TIERS[0]:
-        if names and tier:
-            raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
-        tasks = _task_run(tier, names, task_data, task_prompts, margin, trained_on, cache, adapter)
+    tasks = _task_run(adapter, **of_tasks)
     verified = verify(opened, model, adapter, tasks, output.stage, backend=backend, device=device)
     stored = _store(opened, verified)
     report = verified.report
@@ -127,15 +128,25 @@ def command(
 
 
 def _task_run(
+    adapter: Path | None,
+    *,
     tier: str | None,
     names: tuple[str, ...],
-    task_data: Path | None,
-    task_prompts: Path | None,
-    margin: float | None,
-    trained_on: tuple[str, ...],
     cache: Path | None,
-    adapter: Path | None,
-) -> "TaskRun":
+    **options: Any,
+) -> "TaskRun | None":
+    """Return the tasks that options ask for; None if they ask for vectors alone."""
+    if names and tier:
+        raise InputError(f"expected --task or --tier, found --task and --tier {tier}")
+    if not names and tier in (None, _TIERS[0]):
+        for name, value in options.items():
+            if value not in (None, ()):
+                raise InputError(
+                    f"expected tasks for `{name}`, found none to run; add --tier quick, "
+                    "--tier full or --task NAME"
+                )
+        return None
+    margin, prompts = options["margin"], options["task_prompts"]
     if margin is not None and not 0 < margin < 1:
         raise InputError(f"expected a margin above 0 and below 1, found {margin}")
     try:
@@ -146,17 +157,19 @@ def _task_run(
         ) from None
     from anna_export.files.cache import default_cache
     from anna_export.verify.contamination import datasets_of
+    from anna_export.verify.mteb_model import ModelId
     from anna_export.verify.task_data import sources
     from anna_export.verify.task_prompts import read_task_prompts
     from anna_export.verify.tasks import TaskRun
 
     return TaskRun(
-        tasks=sources(tier, names, task_data),
+        tasks=sources(tier, names, options["task_data"]),
         tier=tier or "chosen tasks",
         cache=cache or default_cache(),
         margin=margin,
-        prompts=read_task_prompts(task_prompts) if task_prompts is not None else None,
-        trained_on=datasets_of(adapter, trained_on),
+        prompts=read_task_prompts(prompts) if prompts is not None else None,
+        trained_on=datasets_of(adapter, options["trained_on"]),
+        model_id=ModelId(options["model_name"], options["revision"]),
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from anna_export.artifact.evidence import add_evidence
@@ -25,12 +24,10 @@ def add_parity(artifact: Artifact, report: ParityReport | None) -> Artifact:
     return add_evidence(artifact, CARD_FILE, model_card(artifact, report))
 
 
-def add_results(artifact: Artifact, results: Mapping[str, Path]) -> Artifact:
-    """Store mteb's result files, by task, as mteb wrote them: its leaderboard takes these."""
-    for path in results.values():
-        # organisation__name/revision/Task.json
-        name = "/".join((RESULTS_FOLDER, *path.parts[-3:]))
-        artifact = add_evidence(artifact, name, path.read_text(encoding="utf-8"))
+def add_results(artifact: Artifact, results: Mapping[str, str]) -> Artifact:
+    """Store the files of mteb's cache, by path in it: `mteb.ResultCache` reads them there."""
+    for name, content in results.items():
+        artifact = add_evidence(artifact, f"{RESULTS_FOLDER}/{name}", content)
     return artifact
 
 

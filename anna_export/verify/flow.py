@@ -19,10 +19,10 @@ ALIKE_COSINE: Final = 0.999999
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The parity report, and mteb's result files of the artifact, by task."""
+    """The parity report, and the files of mteb's cache of the results, by path in it."""
 
     report: ParityReport
-    results: Mapping[str, Path]
+    results: Mapping[str, str]
 
 
 def verify(

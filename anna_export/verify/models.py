@@ -18,7 +18,7 @@ from anna_export.progress import Stage
 from anna_export.quantise.footprint import forecast
 from anna_export.text.batching import BatchLimits
 from anna_export.text.prompts import Prompt
-from anna_export.verify.mteb_model import ORGANISATION, artifact_meta, model_meta
+from anna_export.verify.mteb_model import ORGANISATION, ModelId, artifact_meta, model_meta
 from anna_export.verify.prove import require_same_model
 from anna_export.verify.stored_encoder import stored_prefixes
 from anna_export.weights.checkpoint import Checkpoint
@@ -73,8 +73,9 @@ def open_models(
     backend: str,
     device: str,
     stage: Stage,
+    model_id: ModelId,
 ) -> Iterator[Model]:
-    """Give the reference, the reference in other batches, and the artifact.
+    """Give the reference, the reference in other batches, and the artifact under its id.
 
     Raises:
         SpaceError: If memory does not hold one of them.
@@ -87,7 +88,7 @@ def open_models(
         "artifact",
         encoder,
         _identity(encoder, {"artifact_id": manifest.artifact_id}),
-        artifact_meta(artifact),
+        artifact_meta(artifact, model_id),
         stored_prefixes(manifest) if encoder.prefixes is not None else {},
     )
 

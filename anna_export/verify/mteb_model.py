@@ -1,6 +1,8 @@
 """An encoder as mteb sees one: its prompts by task, its vectors, its name."""
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.backends import load_encoder
-from anna_export.errors import ExtraError
+from anna_export.errors import ExtraError, InputError
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
@@ -23,6 +25,41 @@ except ImportError:
 Embed = Callable[[Sequence[str], Prompt], np.ndarray]
 # mteb's models are called organisation/name
 ORGANISATION: Final = "anna-export"
+_PART: Final = r"[A-Za-z0-9][\w.-]*"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelId:
+    """The name and revision that mteb files an artifact's results under, as the hub spells them.
+
+    Args:
+        model_name: ORGANISATION/NAME; None: anna-export/ with the name of adapter or base, and the
+            precision.
+        revision: A commit or tag; None: the artifact's id.
+
+    Raises:
+        InputError: If mteb or the hub would not take one of them.
+    """
+
+    model_name: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model_name is not None and not re.fullmatch(
+            rf"{_PART}/{_PART}", self.model_name, re.ASCII
+        ):
+            raise InputError(
+                "expected `model_name` to be ORGANISATION/NAME of letters, digits, '-', '_' and "
+                f"'.', found {self.model_name!r}; name the repository that holds the model"
+            )
+        if self.revision is not None and not re.fullmatch(_PART, self.revision, re.ASCII):
+            raise InputError(
+                "expected `revision` to be a commit or tag of letters, digits, '-', '_' and '.', "
+                f"found {self.revision!r}; mteb calls a folder by it"
+            )
+
+
+NO_ID: Final = ModelId()
 
 
 class MtebModel(AbsEncoder):
@@ -69,6 +106,8 @@ def mteb_model(
     backend: str = "auto",
     device: str = "auto",
     task_prompts: TaskPrompts | None = None,
+    model_name: str | None = None,
+    revision: str | None = None,
 ) -> MtebModel:
     """Open an artifact for `mteb.evaluate(anna_export.mteb_model(artifact), tasks)`.
 
@@ -78,10 +117,14 @@ def mteb_model(
         device: As `open_encoder`.
         task_prompts: Prompts by mteb task; what is not in them is prompted as the artifact's own
             prompts say, or those that ship with anna-export.
+        model_name: ORGANISATION/NAME that mteb files results under; None: anna-export/ with the
+            name of adapter or base, and the precision.
+        revision: The revision that mteb files results under; None: the artifact's id.
 
     Raises:
         AnnaError: If the artifact is missing, damaged, or cannot run here.
     """
+    model_id = ModelId(model_name, revision)
     opened = open_artifact(Path(artifact))
     encoder = load_encoder(opened, backend=backend, device=device)
     prompts = opened.manifest.prompts
@@ -89,16 +132,16 @@ def mteb_model(
     def find(task: str, kind: str, side: str | None) -> Prompt:
         return find_prompt(task, kind, side, prompts, task_prompts)
 
-    return MtebModel(encoder.encode, find, artifact_meta(opened))
+    return MtebModel(encoder.encode, find, artifact_meta(opened, model_id))
 
 
-def artifact_meta(artifact: Artifact) -> ModelMeta:
+def artifact_meta(artifact: Artifact, model_id: ModelId = NO_ID) -> ModelMeta:
     """Return what mteb files an artifact's results under."""
     manifest = artifact.manifest
     made_from = manifest.source.adapter or manifest.source.model
     return model_meta(
-        f"{ORGANISATION}/{made_from}-{manifest.precision}",
-        manifest.artifact_id,
+        model_id.model_name or f"{ORGANISATION}/{made_from}-{manifest.precision}",
+        model_id.revision or manifest.artifact_id,
         manifest.spec,
         manifest.framing,
     )

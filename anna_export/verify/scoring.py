@@ -25,12 +25,10 @@ class Scored:
     Args:
         score: The main score, by mteb.
         samples: By subset, what it is made of.
-        result: mteb's result file.
     """
 
     score: float
     samples: dict[str, Sample]
-    result: Path
 
 
 def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
@@ -39,7 +37,7 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
     Args:
         source: The task.
         model: The model.
-        results: Where mteb's result files go, in mteb's layout.
+        results: mteb's cache, which its result file and the model's description go into.
 
     Raises:
         MissingError: If the task's data is not here and cannot be had.
@@ -50,14 +48,13 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
         predictions.setdefault(hf_subset, {})[hf_split] = values
 
     with quiet_libraries():
-        cache = mteb.ResultCache(results)
         task = load(source)
         # mteb would write them as JSON, which takes longer than to search
         task._save_task_predictions = keep
         evaluated = mteb.evaluate(
             model,
             task,
-            cache=cache,
+            cache=mteb.ResultCache(results),
             overwrite_strategy="always",
             prediction_folder=results,
             encode_kwargs={"batch_size": _LOADED_TEXTS, "show_progress_bar": False},
@@ -70,10 +67,8 @@ def score(source: TaskSource, model: MtebModel, results: Path) -> Scored:
         for entry in result.scores[split]:
             sample = samples[entry["hf_subset"]]
             require_same_score(source.name, estimated(sample.estimator), entry["main_score"])
-        meta = model.mteb_model_meta
-        path = cache.get_task_result_path(source.name, meta)
         task.unload_data()
-    return Scored(result.get_score(), samples, path)
+    return Scored(result.get_score(), samples)
 
 
 def ask(source: TaskSource, model: MtebModel) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from mteb.models.model_meta import ModelMeta
@@ -18,7 +19,7 @@ from anna_export.text.prompts import Prompt
 from anna_export.verify.contamination import was_trained_on
 from anna_export.verify.demand import Demand
 from anna_export.verify.models import Model, open_models
-from anna_export.verify.mteb_model import MtebModel
+from anna_export.verify.mteb_model import NO_ID, ModelId, MtebModel
 from anna_export.verify.parity_report import (
     Difference,
     TaskParity,
@@ -43,10 +44,11 @@ class TaskRun:
     Args:
         tasks: The tasks.
         tier: What this choice of them is called.
-        cache: The folder of vectors that earlier runs embedded, and of mteb's result files.
+        cache: The folder of vectors that earlier runs embedded.
         margin: What a score may lose, in its own unit; None: max(0.5 % of it, 0.002).
         prompts: Prompts by mteb task, in place of those that ship.
         trained_on: Names of data the model was trained on.
+        model_id: What mteb files the artifact's results under.
     """
 
     tasks: Sequence[TaskSource]
@@ -55,14 +57,15 @@ class TaskRun:
     margin: float | None = None
     prompts: TaskPrompts | None = None
     trained_on: frozenset[str] = field(default_factory=frozenset)
+    model_id: ModelId = NO_ID
 
 
 @dataclass(frozen=True, slots=True)
 class TaskComparison:
-    """A verdict, and mteb's result files of the artifact, by task."""
+    """A verdict, and the JSON files of mteb's cache of the artifact's results, by path in it."""
 
     parity: TaskParity
-    results: Mapping[str, Path]
+    results: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class _Run:
     label: str  # its runtime, and what that computes in
     embedded: int
     scores: Mapping[str, Scored]
+    results: Mapping[str, str]  # mteb's files, by path in its cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +121,12 @@ def compare_tasks(
         AnnaError: If base or adapter cannot be used.
     """
     scored = []
-    for opened in open_models(artifact, model, adapter, backend, device, stage):
+    for opened in open_models(artifact, model, adapter, backend, device, stage, run.model_id):
         scored.append(_score(opened, artifact.manifest, demand, run, stage))
         del opened  # before the next is loaded
     models = _Runs(*scored)
     _require_unchanged(artifact)
-    results = {name: score.result for name, score in models.candidate.scores.items()}
-    return TaskComparison(_judge(run, demand, models, alike=alike), results)
+    return TaskComparison(_judge(run, demand, models, alike=alike), models.candidate.results)
 
 
 def plan(artifact: Artifact, run: TaskRun, stage: Stage = no_stage) -> Demand:
@@ -149,13 +152,18 @@ def _score(model: Model, manifest: Manifest, demand: Demand, run: TaskRun, stage
     with (
         open_store(run.cache / "vectors", model.identity, encoder.dim) as store,
         stage(model.name, "texts") as progress,
+        TemporaryDirectory(prefix="anna-export-mteb-") as results,
     ):
         stored = StoredEncoder(encoder, store, model.prefixes, shuffled=model.shuffled)
         stored.expect(demand.missing(stored), progress)
         mteb_model = MtebModel(stored.embed, find, model.meta)
-        results = run.cache / "results" / model.name
-        scores = {source.name: score(source, mteb_model, results) for source in run.tasks}
-        return _Run(model.label, stored.embedded, scores)
+        folder = Path(results)
+        scores = {source.name: score(source, mteb_model, folder) for source in run.tasks}
+        files = {
+            path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+            for path in sorted(folder.rglob("*.json"))
+        }
+        return _Run(model.label, stored.embedded, scores, files)
 
 
 def _finder(manifest: Manifest, run: TaskRun) -> Callable[[str, str, str | None], Prompt]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ import torch
 from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EMBEDDING_WEIGHT
+from anna_export.weights.names import adapter_name, by_name, trained_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
 CONFIG_FILE = "adapter_config.json"
@@ -40,9 +41,6 @@ _BASE_CHANGING_INITS: Final = ("pissa", "corda", "olora", "lora_ga", "loftq")
 _BY_PEFT: Final = "merge it with peft and export the merged model"
 _SAVE_AGAIN: Final = "save the adapter again with peft's save_pretrained"
 _EMBEDDING = "embed_tokens"
-# No part of an embedding: the language head, and tables that older versions stored.
-_LANGUAGE_HEAD = "lm_head."
-_ROTARY_TABLE = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +108,17 @@ def read_adapter(folder: Path) -> Adapter:
     factors: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     token_rows = None
-    for name, tensor in by_weight(read_header(weights).values()).items():
+    for name, tensor in by_name(read_header(weights).values(), adapter_name).items():
         match = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
         if match:
             factors.setdefault(match[1], {})[match[2]] = tensor
         elif name.endswith(".token_adapter.trainable_tokens_delta"):
             token_rows = _token_rows(config, name, tensor)
+        elif name.endswith(".bias") and "lora_" not in name:
+            raise UnsupportedError(
+                f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
+                f"{weights}; train with bias none"
+            )
         elif "lora_" in name or "magnitude" in name:
             raise UnsupportedError(
                 f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
@@ -139,34 +142,6 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, deltas, replaced, token_rows, str(made_for) if made_for else None)
 
 
-def by_weight(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
-    """Return tensors by name in a MistralModel's state dict, whatever wraps that model.
-
-    What is no part of an embedding is left out: the language head and rotary tables.
-
-    Raises:
-        DamagedError: If two tensors are the same weight.
-        UnsupportedError: If one is not stored as fp32, fp16 or bf16.
-    """
-    by_name: dict[str, StoredTensor] = {}
-    for tensor in tensors:
-        name = _unwrapped(tensor.key).removeprefix("model.")
-        if name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
-            continue
-        if other := by_name.get(name):
-            raise DamagedError(
-                f"expected one tensor for {name}, found {other.key} in {other.path} "
-                f"and {tensor.key} in {tensor.path}; save it again with save_pretrained"
-            )
-        tensor.require_float()
-        by_name[name] = tensor
-    return by_name
-
-
-def _unwrapped(key: str) -> str:
-    return key.removeprefix("base_model.model.")
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MissingError(
@@ -186,11 +161,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 f"expected plain LoRA, found {kind} in {folder / CONFIG_FILE}: not supported; "
                 f"{_BY_PEFT}"
             )
-    if config.get("bias", "none") != "none":
-        raise UnsupportedError(
-            f"expected bias none, found {config['bias']!r} in {folder / CONFIG_FILE}: "
-            "a Mistral model has no biases; train with bias none"
-        )
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(_BASE_CHANGING_INITS):
         raise UnsupportedError(
@@ -215,7 +185,7 @@ def _delta(
             f"{b.shape} in {weights}; {_SAVE_AGAIN}"
         )
     # patterns speak of the module as it was named in training, with or without a language head
-    trained = _unwrapped(a.key).rpartition(".lora_")[0]
+    trained = trained_name(a.key).rpartition(".lora_")[0]
     rank = _setting(config, "rank_pattern", "r", trained)
     if rank != a.shape[0] or rank < 1:
         raise ShapeError(

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import torch
 
-from anna_export.errors import DamagedError, MissingError, ShapeError, UnsupportedError
+from anna_export.errors import DamagedError, MissingError, UnsupportedError
 from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_spec
@@ -16,10 +16,11 @@ from anna_export.weights.adapter import (
     WEIGHTS_FILE,
     Adapter,
     Delta,
-    by_weight,
     read_adapter,
 )
+from anna_export.weights.fit import require_all, require_fit
 from anna_export.weights.modules import Modules, read_modules
+from anna_export.weights.names import by_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -52,16 +53,16 @@ class Checkpoint:
     def __post_init__(self) -> None:
         shapes = self.spec.weight_shapes()
         replaced = self.adapter.replaced if self.adapter is not None else {}
-        _require_all(self.folder, shapes, self.base, set(replaced))
+        require_all(self.folder, shapes, self.base, set(replaced))
         if self.adapter is not None:
-            _require_fit(self.adapter, shapes)
+            require_fit(self.adapter, shapes)
 
     @classmethod
     def open(cls, model: Path, adapter: Path | None = None) -> Self:
         """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
         modules = read_modules(model, adapter)
         spec = modules.with_head(read_spec(model))
-        base = by_weight(
+        base = by_name(
             tensor for path in _weight_files(model) for tensor in read_header(path).values()
         )
         lora = read_adapter(adapter) if adapter is not None else None
@@ -189,59 +190,3 @@ def _shard_names(index: Path) -> list[str]:
                 f"expected file names as weight_map in {index}, found {name!r}; download it again"
             )
     return sorted(set(names))
-
-
-def _require_all(
-    folder: Path,
-    shapes: dict[str, tuple[int, ...]],
-    base: dict[str, StoredTensor],
-    replaced: set[str],
-) -> None:
-    missing = [name for name in shapes if name not in base]
-    if missing:
-        raise MissingError(
-            f"expected the weight {missing[0]} in {folder}, found none "
-            f"({len(missing)} of {len(shapes)} missing); download the model again"
-        )
-    extra = [name for name in base if name not in shapes]
-    if extra:
-        raise UnsupportedError(
-            f"expected only the weights of a Mistral model in {folder}, found {extra[0]} "
-            f"({len(extra)} more than the {len(shapes)} by config.json); is that file this model's?"
-        )
-    for name, shape in shapes.items():
-        if base[name].shape != shape and name not in replaced:
-            raise ShapeError(
-                f"expected {name} of shape {shape} by config.json, found {base[name].shape} "
-                f"in {base[name].path}; are both files of one model?"
-            )
-
-
-def _require_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
-    changed: dict[str, tuple[int, ...]]
-    changed = {name: delta.shape for name, delta in adapter.deltas.items()}
-    changed |= {name: tensor.shape for name, tensor in adapter.replaced.items()}
-    for name, shape in changed.items():
-        if name not in shapes:
-            raise UnsupportedError(
-                f"expected targets that the base has, found {name.removesuffix('.weight')} in "
-                f"{adapter.folder}: {_another_base(adapter)}"
-            )
-        if shape != shapes[name]:
-            raise ShapeError(
-                f"expected {shapes[name]} for {name}, found {shape} in {adapter.folder}: "
-                f"{_another_base(adapter)}"
-            )
-    rows = adapter.token_rows
-    vocab_size, dim = shapes[EMBEDDING_WEIGHT]
-    if rows and (rows.rows.shape[1] != dim or max(rows.indices) >= vocab_size):
-        raise ShapeError(
-            f"expected trained rows of length {dim} below {vocab_size}, found "
-            f"{rows.rows.shape[1]} and {max(rows.indices)} in {adapter.folder}: "
-            f"{_another_base(adapter)}"
-        )
-
-
-def _another_base(adapter: Adapter) -> str:
-    complaint = "this adapter is for another base model"
-    return f"{complaint}, made for {adapter.made_for}" if adapter.made_for else complaint

@@ -11,15 +11,14 @@ from typing import Final
 import numpy as np
 import torch
 
-from anna_export.errors import DamagedError
 from anna_export.files.atomic import require_absent, require_outside, staged, write_text
-from anna_export.files.containment import is_inside
 from anna_export.files.disk import require_disk
-from anna_export.files.json_file import read_json, read_json_list
+from anna_export.files.json_file import read_json
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
 from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_limit_file, find_tokenizer
-from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, read_prompts
+from anna_export.text.prompts import PROMPTS_FILE, read_prompts
+from anna_export.text.st_files import MODULES_FILE, write_modules
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
 
@@ -88,7 +87,7 @@ def write_merged(
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
         _copy_configuration(checkpoint, adapter, folder)
-        _copy_modules(checkpoint.modules, folder)
+        _copy_modules(checkpoint, folder)
     changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
     return Merged(out, len(shapes), changed, total)
 
@@ -148,11 +147,11 @@ def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> 
     _copy_file(adapter if tuned else checkpoint.folder, folder, PROMPTS_FILE)
 
 
-def _copy_modules(modules: Modules, folder: Path) -> None:
+def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy what stands behind the decoder; without, sentence-transformers takes the mean."""
+    modules = checkpoint.modules
     if modules.folder is None:
-        write_text(folder / MODULES_FILE, modules_json(("Transformer", *HEAD_FOLDERS)))
-        write_head_folders(folder, LAST_TOKEN)
+        write_modules(folder, checkpoint.spec)
         return
     shutil.copyfile(modules.folder / MODULES_FILE, folder / MODULES_FILE)
     for part in modules.parts:

@@ -21,7 +21,8 @@ from anna_export.spec import (
     Similarity,
 )
 from anna_export.text.framing import LIMIT_FILE
-from anna_export.text.prompts import MODULE_CLASS, MODULES_FILE, PROMPTS_FILE
+from anna_export.text.prompts import PROMPTS_FILE
+from anna_export.text.st_files import MODULE_CLASS, MODULES_FILE
 from anna_export.weights.module_settings import (
     CONFIG_FILE,
     WEIGHTS_FILE,

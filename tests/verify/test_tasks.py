@@ -210,7 +210,7 @@ def test_verdicts_are_stored_with_results_and_kept_by_a_later_vectors_tier(
     assert [task.trained_on for task in proof.tasks.tasks] == [True, False]
     card = (copy / "README.md").read_text()
     assert "### Tasks: pass" in card and "| SmallSTS* | cosine_spearman |" in card
-    (result,) = copy.glob("mteb/anna-export__*/*/SmallSTS.json")
+    (result,) = copy.glob("mteb/results/anna-export__*/*/SmallSTS.json")
     content = json.loads(result.read_text())
     (entry,) = content["scores"]["test"]
     assert content["task_name"] == "SmallSTS" and entry["main_score"] == pytest.approx(

@@ -146,9 +146,23 @@ def test_setting_that_changes_the_product_is_refused_by_name(copy: Path, name: s
     assert f"found {name} in" in message and "merge it with peft" in message
 
 
-@pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_trained_bias_is_refused(copy: Path, bias: str) -> None:
-    assert f"found {bias!r}" in refusal(UnsupportedError, configure(copy, bias=bias))
+@pytest.mark.parametrize("bias", ["none", "null", "all", "lora_only"])
+def test_setting_of_bias_without_a_bias_is_an_adapter_without(copy: Path, bias: str) -> None:
+    plain = read_adapter(copy)
+    path = copy / CONFIG_FILE
+    config = json.loads(path.read_text()) | {"bias": None if bias == "null" else bias}
+    path.write_text(json.dumps(config))
+    assert read_adapter(copy) == plain
+
+
+@pytest.mark.parametrize("name", ["bias", "base_layer.bias"])
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_trained_bias_is_refused_by_its_tensor(copy: Path, bias: str, name: str) -> None:
+    key = f"base_model.model.layers.1.self_attn.q_proj.{name}"
+    edit_tensors(configure(copy, bias=bias), **{key: torch.ones(96)})
+    assert f"expected no bias, which a Mistral model has none of, found {key} in" in refusal(
+        UnsupportedError, copy
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.spec import read_spec
 from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILE, find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
-from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, read_prompts
+from anna_export.text.prompts import PROMPTS_FILE, Prompts, read_prompts
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
