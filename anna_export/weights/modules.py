@@ -118,17 +118,17 @@ def read_modules(model: Path, adapter: Path | None = None) -> Modules:
 
 def _module(path: Path, entry: Any) -> ListedModule:
     """Read an entry of modules.json."""
-    written, place = (
+    written, subfolder = (
         entry.get(key) if isinstance(entry, dict) else None for key in ("type", "path")
     )
     if not isinstance(written, str):
         raise DamagedError(
             f"expected a class as type of each module in {path}, found {entry!r}; correct it"
         )
-    if not isinstance(place, str) or not is_inside(path.parent, place):
+    if not isinstance(subfolder, str) or not is_inside(path.parent, subfolder):
         raise DamagedError(
             f"expected folders inside {path.parent} as path of each module in {path}, found "
-            f"{place!r}; correct it"
+            f"{subfolder!r}; correct it"
         )
     if written == MODULE_CLASS:
         raise UnsupportedError(
@@ -138,7 +138,7 @@ def _module(path: Path, entry: Any) -> ListedModule:
     # old import paths of these classes and new ones differ in all but the last part
     ours = written.startswith("sentence_transformers.")
     kind = written.rpartition(".")[2] if ours else ""
-    return ListedModule(kind, written, place, path.parent / place)
+    return ListedModule(kind, written, subfolder, path.parent / subfolder)
 
 
 def _require_plain_decoder(path: Path, modules: Sequence[ListedModule]) -> None:

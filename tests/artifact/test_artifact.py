@@ -89,7 +89,9 @@ def test_manifest_reads_back_as_written(artifact: Artifact) -> None:
 
 def test_manifest_lists_every_file_but_itself(artifact: Artifact) -> None:
     manifest = artifact.manifest
-    assert set(manifest.files) | set(manifest.evidence) | {MANIFEST_FILE} == names(artifact.folder)
+    files = [path for path in artifact.folder.rglob("*") if path.is_file()]
+    listed = {*manifest.files, *manifest.evidence, MANIFEST_FILE}
+    assert listed == {path.relative_to(artifact.folder).as_posix() for path in files}
     assert set(manifest.evidence) == {PARITY_FILE, CARD_FILE}
 
 

@@ -30,8 +30,8 @@ from anna_export.text.prompts import Prompt
 # What marks a folder as one that may be overwritten.
 MARK: Final = "anna-export.json"
 # What the tokenizer's model imports of anna_export.
-_MODULES: Final = ("errors.py", "spec.py")
-_PACKAGES: Final = ("files", "text")
+_MODULES: Final = ("errors.py",)
+_PACKAGES: Final = ("files", "spec", "text")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELAY_US: Final = 1000
 
