@@ -95,10 +95,6 @@ def test_rope_theta_is_read_from_old_and_new_configs(
     assert read_spec(folder).rope_theta == theirs == 77777
 
 
-def test_null_quantization_is_none(configured: Configure, base: Path) -> None:
-    assert read_spec(configured(quantization_config=None)) == read_spec(base)
-
-
 def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:
     spec = read_spec(base)
     modules, shapes = spec.linear_modules(), spec.weight_shapes()
@@ -199,8 +195,6 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(configured: Co
         ({"hidden_act": "gelu"}, "expected hidden_act silu, found 'gelu'"),
         ({"auto_map": {"AutoModel": "modeling.Own"}}, "found code of its own (auto_map)"),
         ({"is_causal": False}, "expected causal attention, found is_causal False"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "found a quantized base (gptq)"),
-        ({"quantization_config": "fp8"}, "found a quantized base (fp8)"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "found 'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "found 'linear'"),
     ],

@@ -68,6 +68,10 @@ class Source(_Model):
     adapter: str | None
     sha256: dict[str, str]
 
+    def is_of(self, hashes: Mapping[str, str]) -> bool:
+        """Say whether these are the hashes of what it names; artifacts from before list fewer."""
+        return self.sha256.items() <= hashes.items()
+
 
 class Quantised(_Model):
     """How a quantised artifact came to its numbers; the rest is in calibration.json."""

@@ -47,7 +47,7 @@ def add_prompts(
             else.
     """
     artifact = open_artifact(folder)
-    if checkpoint is not None and checkpoint.source_hashes() != artifact.manifest.source.sha256:
+    if checkpoint is not None and not artifact.manifest.source.is_of(checkpoint.source_hashes()):
         raise InputError(
             f"expected the model and adapter that {folder} was made from, found others; leave them "
             "out to compute prompts with the artifact's stored weights"

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
+from anna_export.files.level_below import MODEL, require_file
 from anna_export.spec.model import EmbeddingSpec
 
 # What an absent key means to transformers.
@@ -30,7 +31,7 @@ def read_spec(model: Path) -> EmbeddingSpec:
             f"expected a Hugging Face model folder, found no folder {model}; "
             "models are read from disk, so download it first"
         )
-    path = model / "config.json"
+    path = require_file(model, MODEL)
     config = _DEFAULTS | read_json(path)
     rope = _rope(path, config)
     _refuse_unsupported(path, config, rope)
@@ -106,12 +107,6 @@ def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]
         raise UnsupportedError(
             f"expected causal attention, found is_causal {config['is_causal']!r} in {path}: every "
             "token of this model sees those after it"
-        )
-    if quantized := config.get("quantization_config"):
-        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise UnsupportedError(
-            f"expected weights in fp32, fp16 or bf16, found a quantized base ({kind}) by {path}; "
-            "use the original"
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":

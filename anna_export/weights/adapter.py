@@ -11,11 +11,12 @@ import torch
 
 from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
 from anna_export.files.json_file import read_json
+from anna_export.files.level_below import ADAPTER, require_file
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.names import adapter_name, by_name, trained_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = ADAPTER
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 # Settings that change what the adapter computes, or the base it was made for, in ways that
@@ -114,16 +115,8 @@ def read_adapter(folder: Path) -> Adapter:
             factors.setdefault(match[1], {})[match[2]] = tensor
         elif name.endswith(".token_adapter.trainable_tokens_delta"):
             token_rows = _token_rows(config, name, tensor)
-        elif name.endswith(".bias") and "lora_" not in name:
-            raise UnsupportedError(
-                f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
-                f"{weights}; train with bias none"
-            )
-        elif "lora_" in name or "magnitude" in name:
-            raise UnsupportedError(
-                f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
-            )
         else:
+            _require_replacement(weights, name, tensor)
             # modules_to_save; an embedding that is also adapted is stored as its base layer
             name = name.replace(".token_adapter.", ".").replace(".base_layer.", ".")
             replaced[name] = tensor
@@ -142,13 +135,26 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, deltas, replaced, token_rows, str(made_for) if made_for else None)
 
 
+def _require_replacement(weights: Path, name: str, tensor: StoredTensor) -> None:
+    """Refuse what is neither a LoRA factor nor a weight of a Mistral model."""
+    if "lora_" in name or "magnitude" in name:
+        raise UnsupportedError(
+            f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
+        )
+    if name.endswith(".bias"):
+        raise UnsupportedError(
+            f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
+            f"{weights}; train with bias none"
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MissingError(
             f"expected an adapter folder, found no folder {folder}; adapters are read from disk, "
             "so download it first"
         )
-    config = read_json(folder / CONFIG_FILE)
+    config = read_json(require_file(folder, CONFIG_FILE))
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(
             f"expected a LoRA adapter (peft_type LORA), found {config.get('peft_type')!r} in "

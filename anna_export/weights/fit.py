@@ -64,6 +64,7 @@ def require_fit(adapter: Adapter, shapes: Shapes) -> None:
         UnsupportedError: If a name fits nothing.
         ShapeError: If a shape is another than the base's.
     """
+    changed: dict[str, tuple[tuple[int, ...], str]]
     changed = {name: (delta.shape, delta.a.key) for name, delta in adapter.deltas.items()}
     changed |= {name: (tensor.shape, tensor.key) for name, tensor in adapter.replaced.items()}
     for name, (shape, key) in changed.items():

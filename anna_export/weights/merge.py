@@ -135,6 +135,7 @@ def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
 def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> None:
     config = read_json(checkpoint.folder / CONFIG_FILE)
     config["architectures"] = ["MistralModel"]
+    config.pop("quantization_config", None)  # left over: the weights are plain
     config["vocab_size"] = checkpoint.spec.vocab_size
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     tokenizer = find_tokenizer(checkpoint.folder, adapter)

@@ -134,13 +134,14 @@ def read_dense(module: ListedModule) -> Dense:
             f"expected the activation of {module.path} to be one of {', '.join(_ACTIVATIONS)} of "
             f"torch.nn, found {written} in {file}"
         )
-    sizes = [settings.get(key) for key in ("in_features", "out_features")]
-    bias = settings.get("bias", True)
-    if not all(type(size) is int for size in sizes) or not isinstance(bias, bool):
+    inputs, outputs, bias = (settings.get(key) for key in ("in_features", "out_features", "bias"))
+    bias = True if bias is None else bias
+    if type(inputs) is not int or type(outputs) is not int or not isinstance(bias, bool):
         raise DamagedError(
-            f"expected in_features, out_features and bias in {file}, found {sizes} and {bias!r}"
+            f"expected in_features, out_features and bias in {file}, found {inputs!r}, "
+            f"{outputs!r} and {bias!r}"
         )
-    return Dense(*sizes, bias, _ACTIVATIONS[name])  # type: ignore[arg-type]
+    return Dense(inputs, outputs, bias, _ACTIVATIONS[name])
 
 
 def dense_weights(

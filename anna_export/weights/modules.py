@@ -60,7 +60,7 @@ class Modules:
     head: Head = LAST_TOKEN
     similarity: Similarity = Similarity.COSINE
     folder: Path | None = None
-    weights: Mapping[str, StoredTensor] = field(default_factory=dict)
+    weights: dict[str, StoredTensor] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     parts: Sequence[str] = ()
 

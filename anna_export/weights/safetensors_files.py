@@ -45,7 +45,7 @@ class StoredTensor:
         if self.dtype not in DTYPES:
             raise UnsupportedError(
                 f"expected {self.key} in fp32, fp16 or bf16, found {self.dtype} in {self.path}; "
-                "use the original, unquantized model"
+                "quantized weights are not read; use the original model"
             )
 
     def read(self) -> torch.Tensor:

@@ -34,7 +34,7 @@ from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.text.prompts import PROMPTS_FILE
-from tests.support.folders import edit_json, names
+from tests.support.folders import edit_json
 
 TEXTS = ["a transfer", "", "漢字とかな " * 5]
 

@@ -158,7 +158,10 @@ def test_dora_is_refused_by_name(
 
 def test_folder_that_is_no_adapter_is_refused(base: Path, root: Path, refused: Refused) -> None:
     line = refused("--model", base, "--adapter", base, "--out", root / "out")
-    assert line.startswith(f"expected the file {base / 'adapter_config.json'}, found none; is ")
+    assert line == (
+        f"expected the file {base / 'adapter_config.json'}, found none; it holds a model: give it "
+        "as --model"
+    )
 
 
 # -- outputs --

@@ -18,7 +18,7 @@ from anna_export.errors import (
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from tests.support import refusals
-from tests.support.folders import edit_tensors
+from tests.support.folders import edit_json, edit_tensors
 from tests.support.types import MakeAdapter, MakeModel
 from tests.weights.conftest import ROWS
 
@@ -71,6 +71,22 @@ def test_weight_of_a_type_that_is_no_plain_float_is_refused_at_once(
     edit_tensors(copy / SINGLE_FILE, lambda name, t: t.to(dtype) if name == Q else t)
     with pytest.raises(UnsupportedError, match=f"expected {Q} in fp32, fp16 or bf16"):
         Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("left_over", [None, {"quant_method": "bitsandbytes"}, "fp8"], ids=str)
+def test_setting_of_quantization_beside_plain_weights_is_left_over(
+    copy: Path, left_over: object
+) -> None:
+    edit_json(copy / "config.json", lambda config: config.update(quantization_config=left_over))
+    Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("name", [Q, Q.replace("weight", "qweight")])
+def test_quantized_base_is_refused_by_its_weights(copy: Path, name: str) -> None:
+    edit_json(copy / "config.json", lambda c: c.update(quantization_config={"bits": 4}))
+    path = copy / SINGLE_FILE
+    save_file(load_file(path) | {name: torch.ones(1920, 1, dtype=torch.uint8)}, path)
+    assert f"expected {name} in fp32, fp16 or bf16, found U8" in refusal(UnsupportedError, copy)
 
 
 def test_missing_shard_is_refused_by_name(make_model: MakeModel) -> None:

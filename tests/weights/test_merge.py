@@ -23,6 +23,7 @@ from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.weights.merge import write_merged
+from tests.support.folders import edit_json
 from tests.support.st_folders import dense, save_st
 from tests.support.types import MakeAdapter, MakeModel
 from tests.weights.conftest import ROWS
@@ -152,6 +153,17 @@ def test_config_keeps_all_but_what_the_merge_changes(
     write_merged(base, make_adapter(base, headed=True), tmp_path / "out")
     merged = json.loads((tmp_path / "out" / "config.json").read_text())
     assert merged == config | {"architectures": ["MistralModel"]}
+
+
+def test_merged_folder_opens_without_a_left_over_setting_of_quantization(
+    small: Path, lora: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(small, tmp_path / "base"))
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit_json(base / "config.json", lambda config: config.update(quantization_config=bits))
+    write_merged(base, lora, tmp_path / "out")
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    require_equal(merged.state_dict(), by_peft(small, lora).state_dict())
 
 
 def test_language_head_is_left_out_and_the_rest_is_pefts_merge(

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, BitsAndBytesConfig, MistralModel
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
 from anna_export.text.framing import find_tokenizer, read_framing
 from anna_export.text.tokeniser import Tokeniser
@@ -58,6 +59,7 @@ def open_base(name: str) -> Base:
 
     Raises:
         MissingError: If there is none.
+        UnsupportedError: If it is quantised, or of another shape than Mistral's.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -69,6 +71,11 @@ def open_base(name: str) -> Base:
                 f"{str(error).splitlines()[0]}; name the base model's folder"
             ) from None
     spec = read_spec(folder)
+    if read_json(folder / "config.json").get("quantization_config"):
+        raise UnsupportedError(
+            f"expected a base in fp32, fp16 or bf16, found quantization_config in {folder}; train "
+            "on the original, or remove that key if the weights are plain"
+        )
     framing = read_framing(find_tokenizer(folder, None), spec, None)
     return Base(folder, spec, Tokeniser.open(folder, framing))
 
@@ -77,7 +84,8 @@ def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedM
     """Load a base's weights and put a new adapter into it.
 
     Raises:
-        InputError: If the base has no layers of an adapter's target.
+        InputError: If the base has no layers of an adapter's target, or names its weights in a way
+            that transformers does not.
         UnsupportedError: If it is to be quantised without CUDA.
     """
     require_targets(base.spec, recipe.lora)
@@ -96,9 +104,18 @@ def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedM
             bnb_4bit_compute_dtype=options["dtype"],
         )
         options["device_map"] = {"": device}
-    loaded = AutoModel.from_pretrained(
-        base.folder, local_files_only=True, attn_implementation="sdpa", **options
+    loaded, loading = AutoModel.from_pretrained(
+        base.folder,
+        local_files_only=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        **options,
     )
+    if missing := loading["missing_keys"]:
+        raise InputError(
+            f"expected the weight {min(missing)} by that name in {base.folder}, found another name "
+            f"({len(missing)} such); save the base again with save_pretrained"
+        )
     torch.manual_seed(recipe.seed)
     adapted = get_peft_model(loaded, lora_config(recipe.lora))
     if recipe.lora.quantise == "none":

@@ -1,0 +1,69 @@
+"""A model's or adapter's folder, held to the file that makes it one: often it lies a level down."""
+
+from pathlib import Path
+from typing import Final
+
+from anna_export.errors import MissingError, UnsupportedError
+
+ADAPTER: Final = "adapter_config.json"
+MODEL: Final = "config.json"
+# what it makes a folder, the field to give that as, and the key by which it is known: modules of
+# sentence-transformers have a config.json too
+_KINDS: Final = {
+    ADAPTER: ("an adapter", "`adapter`", '"peft_type"'),
+    MODEL: ("a model", "`model`", '"model_type"'),
+}
+_MOST: Final = 5
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """Return the path of the file that makes a folder an adapter's or a model's.
+
+    Args:
+        folder: What was given.
+        name: ADAPTER or MODEL.
+
+    Raises:
+        MissingError: If there is none, naming what lies in its place.
+        UnsupportedError: If the folder is of a layout of Mistral's own.
+    """
+    path = folder / name
+    if path.is_file():
+        return path
+    if (folder / "params.json").is_file():
+        _refuse_mistrals(folder, name)
+    raise MissingError(f"expected the file {path}, found none; {_hint(folder, name)}")
+
+
+def _hint(folder: Path, name: str) -> str:
+    for other, (called, field, _) in _KINDS.items():
+        if (folder / other).is_file():
+            return f"it holds {called}: give it as {field}"
+    key = _KINDS[name][2]
+    # two levels down in the hub's cache; checkpoint-500 comes before checkpoint-1000
+    below = [
+        str(path.parent.relative_to(folder))
+        for path in (*folder.glob(f"*/{name}"), *folder.glob(f"snapshots/*/{name}"))
+        if key in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    below.sort(key=lambda lower: (len(lower), lower))
+    if below[1:]:
+        listed = ", ".join(below[:_MOST]) + (", …" if below[_MOST:] else "")
+        return f"these folders in it have one: {listed}; name one of them"
+    return f"name {folder / below[0]}, which has one" if below else f"is {folder} the right folder?"
+
+
+def _refuse_mistrals(folder: Path, name: str) -> None:
+    if name == ADAPTER and (folder / "lora.safetensors").is_file():
+        raise UnsupportedError(
+            f"expected an adapter of peft ({ADAPTER}), found mistral-finetune's own layout "
+            f"(lora.safetensors, params.json) in {folder}; save the merged model there "
+            "(save_adapters: false), convert it with transformers' "
+            "convert_mistral_weights_to_hf.py and give it as `model`"
+        )
+    if name == MODEL and any(folder.glob("consolidated*")):
+        raise UnsupportedError(
+            f"expected a Hugging Face model ({MODEL}), found Mistral's own layout (params.json, "
+            f"consolidated weights) in {folder}; convert it with transformers' "
+            "convert_mistral_weights_to_hf.py"
+        )
