@@ -22,6 +22,7 @@ class Recipe:
         verify: Prove it.
         prompts: A prompts.json; None for the prompts of the adapter, else of the model.
         engines: Engines to build of it; None for none.
+        eos: Whether an end token follows a text; None asks the tokenizer's files.
     """
 
     model: Path
@@ -33,6 +34,7 @@ class Recipe:
     verify: bool = True
     prompts: Path | None = None
     engines: EngineRequest | None = None
+    eos: bool | None = None
 
     @property
     def calibration_folder(self) -> Path:

@@ -61,6 +61,7 @@ def write_artifact(
         quantised=_quantised(scheme, calibration),
         spec=prepared.checkpoint.spec,
         framing=framing,
+        framing_source=dict(prepared.framing_source),
         prompts=prepared.prompts,
         similarity=prepared.checkpoint.modules.similarity,
         prefixes={},

@@ -20,7 +20,7 @@ from anna_export.spec import (
     Head,
     Similarity,
 )
-from anna_export.text.framing import LIMIT_FILE
+from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompts import PROMPTS_FILE
 from anna_export.text.st_files import MODULE_CLASS, MODULES_FILE
 from anna_export.weights.module_settings import (
