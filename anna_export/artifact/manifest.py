@@ -17,6 +17,7 @@ from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision, Similarity
 from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
+from anna_export.text.st_files import MODULES_FILE
 
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
@@ -69,8 +70,14 @@ class Source(_Model):
     sha256: dict[str, str]
 
     def is_of(self, hashes: Mapping[str, str]) -> bool:
-        """Say whether these are the hashes of what it names; artifacts from before list fewer."""
-        return self.sha256.items() <= hashes.items()
+        """Say whether these are the hashes of what it names."""
+        if MODULES_FILE not in self.sha256:  # from before modules were read
+            hashes = {
+                name: digest
+                for name, digest in hashes.items()
+                if name != MODULES_FILE and "/" not in name
+            }
+        return self.sha256 == hashes
 
 
 class Quantised(_Model):
