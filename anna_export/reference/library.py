@@ -29,7 +29,7 @@ from tokenizers import processors
 from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES
-from anna_export.text.prompts import MODULES_FILE
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.safetensors_files import read_header
 
@@ -56,8 +56,11 @@ class Library:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """What stands in front of a text, by name."""
-        return {name: text for name, text in self.model.prompts.items() if text is not None}
+        """What stands in front of a text, by name; the library's own names without a text left out.
+
+        A folder without modules.json has none: sentence-transformers reads them beside that file.
+        """
+        return {name: text for name, text in self.model.prompts.items() if text}
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from anna_export.export.recipe import Recipe
 from anna_export.quantise.calibration import ActivationStats, Calibration, read_calibration
 from anna_export.quantise.int8 import Int8PerToken
 from anna_export.quantise.options import Int8
-from anna_export.reference.backend import PytorchBackend
+from anna_export.reference.encoder import LibraryBackend
 from anna_export.reference.load import open_reference
 from anna_export.spec import LINEAR_INPUTS, Precision
 from anna_export.text.batch import TokenBatch
@@ -207,7 +207,7 @@ def test_effect_of_a_layer_is_that_of_a_model_with_it_alone_quantised(
     truths = [reference.run(batch).astype(np.float64) for batch in batches]
     for layer in range(LAYERS):
         backend = copy.deepcopy(reference)
-        assert isinstance(backend, PytorchBackend)
+        assert isinstance(backend, LibraryBackend)
         emulate_layer(backend.model, layer, unquantized)
         cosines = [
             (backend.run(batch) * truth).sum(axis=1)

@@ -110,11 +110,10 @@ def test_long_text_is_cut_as_it_is_behind_the_whole_prompt(
 ) -> None:
     texts = [long_text(MAX_TOKENS), "short"]
     for name in ("many", "back"):
-        longest = max(
-            len(row.joined()) for row in encoder.tokenise(texts, encoder.prompts.find(name))
-        )
-        assert longest == MAX_TOKENS
-        assert worst(encoder.encode(texts, name), truth.encode(texts, name)) <= CLOSE
+        rows = [row.joined() for row in encoder.tokenise(texts, encoder.prompts.find(name))]
+        assert max(map(len, rows)) == MAX_TOKENS
+        # no library keeps what stands behind a text that is cut: it is given the ids
+        assert worst(encoder.encode(texts, name), truth.encode_ids(rows)) <= CLOSE
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])

@@ -133,10 +133,8 @@ def test_a_missing_end_token_fails(
 
     parity = proved(without_end)
     assert parity.verdict == "fail"
-    assert parity.reasons[0].startswith(
-        "token ids differ from the reference's: its tokenizer puts </s> behind a text, the artifact "
-        "does not"
-    )
+    cause = "its tokenizer puts </s> behind a text, the artifact does not"
+    assert cause in parity.reasons[0]
 
 
 def test_one_vector_that_is_not_finite_fails(
