@@ -12,7 +12,7 @@ import pytest
 
 import anna_export
 from anna_export.encoder import Encoder
-from anna_export.errors import DamagedError, InputError, MissingError
+from anna_export.errors import AnnaError, DamagedError, InputError, MissingError
 from anna_export.export.edit_prompts import add_prompts
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.verify.texts import ODD_TEXTS
@@ -68,7 +68,8 @@ def test_pickled_encoder_of_a_folder_that_changed_is_refused(
         shutil.rmtree(moved)
     if change == "weights":
         shutil.copytree(make_artifact(base, max_tokens=61).folder, moved)
-    kind, message = DamagedError, "of which an encoder was pickled, found"
+    kind: type[AnnaError] = DamagedError
+    message = "of which an encoder was pickled, found"
     if change == "nothing there":
         kind, message = MissingError, "expected an artifact"
     with pytest.raises(kind, match=message):
