@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     example="anna-export plan --model base --adapter lora --out artifact",
 )
 @options.model_option
-@options.adapter_option
+@options.adapter_option()
 @click.option(
     "--out",
     type=commands.path,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @options.max_tokens_option
 @output.json_option
 def command(
-    model: Path, adapter: Path | None, out: Path, max_tokens: int | None, as_json: bool
+    model: Path, adapter: tuple[Path, ...], out: Path, max_tokens: int | None, as_json: bool
 ) -> None:
     """Forecast disk, memory and time of an export in every precision, before any work.
 

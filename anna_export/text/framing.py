@@ -8,6 +8,7 @@ import tokenizers
 
 from anna_export.errors import InputError, MissingError
 from anna_export.files.json_file import read_json
+from anna_export.files.model_folders import Adapters, from_last
 from anna_export.spec import EmbeddingSpec
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -123,9 +124,10 @@ def framing_of(
     )
 
 
-def find_tokenizer(model: Path, adapter: Path | None) -> Path:
-    """Return the folder with the tokenizer: the adapter's, if it brings one, else the model's."""
-    return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
+def find_tokenizer(model: Path, adapter: Adapters) -> Path:
+    """Return the folder with the tokenizer: that of the last adapter with one, else the model's."""
+    brought = (folder for folder in from_last(adapter) if (folder / TOKENIZER_FILE).exists())
+    return next(brought, model)
 
 
 def find_limit_file(folder: Path, base: Path | None) -> Path | None:
