@@ -16,7 +16,7 @@ from anna_export.artifact.manifest import (
     read_manifest,
 )
 from anna_export.errors import DamagedError, InputError
-from anna_export.files.containment import is_inside
+from anna_export.files.containment import stays_inside
 from anna_export.text.prompts import PROMPTS_FILE, read_prompts
 from anna_export.text.tokeniser import Tokeniser
 
@@ -119,7 +119,10 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a listed file, which may not lead out of the folder."""
-    if not is_inside(folder, name):
+    """Return the path of a listed file, whose name may not lead out of the folder.
+
+    The file may be a link to anywhere, as in the hub's cache: its hash says what it must hold.
+    """
+    if not stays_inside(name):
         raise DamagedError(f"expected files inside {folder}, found {name} leading out of it")
     return folder / name

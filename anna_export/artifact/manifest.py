@@ -95,6 +95,7 @@ class Manifest(_Model):
     quantised: Quantised | None = None
     spec: EmbeddingSpec
     framing: TokenFraming
+    framing_source: dict[str, str] = {}  # bos, eos or pad → what decided it
     prompts: Prompts
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]

@@ -1,6 +1,5 @@
 """What is embedded while it is timed: real sentences, of an exact number of tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
 
@@ -53,8 +52,3 @@ def texts_of(tokeniser: Tokeniser, prompt: Prompt, shape: Shape, calls: int) -> 
         return tokeniser.truncate([text], body)[0]
 
     return [[numbered() for _ in range(shape.batch)] for _ in range(calls)]
-
-
-def tokens_of(tokeniser: Tokeniser, texts: Sequence[str]) -> int:
-    """Count the tokens of texts without a prompt."""
-    return sum(len(ids) for ids in tokeniser.ids(texts))

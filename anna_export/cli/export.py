@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     "prompted. Default: the prompts in the adapter's folder, else the model's.",
 )
 @options.max_tokens_option
+@options.eos_option
 @commands.overwrite_option
 @options.target_option(default=None)
 @options.capability_option
@@ -61,6 +62,7 @@ def command(
     adapter: tuple[Path, ...],
     out: Path,
     max_tokens: int | None,
+    eos: bool | None,
     high_precision: str | None,
     calibration: Path | None,
     max_loss: float | None,
@@ -107,6 +109,7 @@ def command(
         verify=not no_verify,
         prompts=prompts,
         engines=engines,
+        eos=eos,
     )
     try:
         _show(export(recipe, output.stage), as_json)
@@ -116,6 +119,8 @@ def command(
 
 
 def _show(exported: "Exported", as_json: bool) -> None:
+    from anna_export.text.framing import framing_note
+
     artifact, parity = exported.artifact, exported.parity
     if as_json:
         output.print_json(
@@ -124,6 +129,7 @@ def _show(exported: "Exported", as_json: bool) -> None:
                 "artifact_id": artifact.manifest.artifact_id,
                 "precision": artifact.manifest.precision,
                 "size_bytes": artifact.size_bytes,
+                "framing_source": artifact.manifest.framing_source,
                 "prompts": {
                     name: {"tokens": len(entry.ids), "size_bytes": entry.size_bytes}
                     for name, entry in artifact.manifest.prefixes.items()
@@ -140,6 +146,8 @@ def _show(exported: "Exported", as_json: bool) -> None:
         "size": output.size(artifact.size_bytes),
         "time": spent,
     }
+    if note := framing_note(artifact.manifest.framing_source):
+        rows["framing"] = note
     if artifact.manifest.prompts.by_name:
         rows["prompts"] = shown.baked(artifact)
     rows |= shown.parity_rows(parity) if parity else {"proof": _unproved(artifact)}

@@ -41,6 +41,12 @@ max_tokens_option = click.option(
     "Default: the first of the model's max_seq_length, its tokenizer's model_max_length, its "
     "sliding window and its position count that is set.",
 )
+eos_option = click.option(
+    "--eos/--no-eos",
+    default=None,
+    help="Whether an end token follows every text, where the tokenizer's files do not say it or "
+    "contradict one another. Default: as the tokenizer does.",
+)
 backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),

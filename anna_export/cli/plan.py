@@ -27,9 +27,15 @@ if TYPE_CHECKING:
     help="Where the artifact would go; plan measures that disk.",
 )
 @options.max_tokens_option
+@options.eos_option
 @output.json_option
 def command(
-    model: Path, adapter: tuple[Path, ...], out: Path, max_tokens: int | None, as_json: bool
+    model: Path,
+    adapter: tuple[Path, ...],
+    out: Path,
+    max_tokens: int | None,
+    eos: bool | None,
+    as_json: bool,
 ) -> None:
     """Forecast disk, memory and time of an export in every precision, before any work.
 
@@ -38,11 +44,11 @@ def command(
     a few matrices to time the processor.
     """
     from anna_export.export.forecast import Machine, forecast_all
-    from anna_export.text.framing import find_tokenizer, read_framing
+    from anna_export.text.framing import read_framing
     from anna_export.weights.checkpoint import Checkpoint
 
     spec = Checkpoint.open(model, adapter).spec
-    framing = read_framing(find_tokenizer(model, adapter), spec, max_tokens, model)
+    framing = read_framing(model, spec, max_tokens, adapter=adapter, eos=eos)
     machine = Machine.probe(out)
     forecasts = forecast_all(spec, framing, machine)
     if as_json:

@@ -86,9 +86,18 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
     help="A file with one key a line.",
 )
 @_option(
+    "--cors-allow-origin",
+    "cors_allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages browsers let call the server, such as http://localhost:3000, or * for "
+    "every page; repeatable. In the variable, separate origins by spaces. Default: none.",
+)
+@_option(
     "--require-verified",
     is_flag=True,
-    help="Refuse an artifact without a passing parity verdict for the backend it is served with.",
+    help="Refuse an artifact without a passing parity verdict for the backend it is served with. "
+    "The server then listens when the model is loaded, and not before.",
 )
 @_option("--threads", type=int, help="CPU threads that compute. Default: one a core.")
 @_option(
@@ -127,10 +136,10 @@ def command(
     from anna_export.serve.api_keys import read_keys
     from anna_export.serve.config import ServerConfig
     from anna_export.serve.load_model import ModelLoader
-    from anna_export.serve.server import listen, run_server
+    from anna_export.serve.server import run_server
 
     name = model_name or artifact.resolve().name
     config = ServerConfig(name, api_keys=read_keys(api_keys, api_key_file), **limits)
     opened = open_artifact(artifact)
     loader = ModelLoader(artifact, backend, device, threads, require_verified)
-    run_server(opened, config, loader, listen(host, port))
+    run_server(opened, config, loader, (host, port), load_first=require_verified)

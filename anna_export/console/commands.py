@@ -55,7 +55,10 @@ def with_flags(message: str, parameters: Iterable[click.Parameter]) -> str:
 
     The library knows fields, `max_tokens`; a command line knows flags, --max-tokens.
     """
-    flags = {parameter.name: parameter.opts[0] for parameter in parameters}
+    flags = {
+        parameter.name: " or ".join([parameter.opts[0], *parameter.secondary_opts])
+        for parameter in parameters
+    }
     return re.sub(r"`(\w+)`", lambda field: flags.get(field[1], field[0]), message)
 
 

@@ -31,6 +31,7 @@ from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
+from anna_export.graph.stored_graph import read_graph
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine.gpu import find_device
 from anna_export.progress import Stage
@@ -87,7 +88,7 @@ def build(artifact: Artifact, request: EngineRequest, stage: Stage) -> Built:
             plans = _refit(trt, graph, source, chosen, stage)
         else:
             every = [_options(artifact, request, capability) for capability in chosen]
-            plans = _build(trt, graph, artifact, every, fingerprint, stage)
+            plans = _build(trt, graph, artifact, every, fp8_modules, fingerprint, stage)
         started = time.perf_counter()
         for plan in plans:
             seconds = round(time.perf_counter() - started, 1)
@@ -146,10 +147,11 @@ def _build(
     graph: Path,
     artifact: Artifact,
     every: Sequence[Options],
+    fp8_modules: Collection[str],
     fingerprint: str,
     stage: Stage,
 ) -> Iterator[_EnginePlan]:
-    manifest, fp8_modules = artifact.manifest, _fp8_modules(artifact)
+    manifest = artifact.manifest
     for options in every:
         request, capability = options.request, options.capability
         with stage(f"build for {capability}", "steps") as progress:
@@ -191,7 +193,7 @@ def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Cap
 
 def gpu_form(artifact: Artifact) -> ir.Model:
     """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
-    model = ir.load(artifact.graph(CANONICAL))
+    model = read_graph(artifact, CANONICAL)
     require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).compute_dtype])
     prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
     return ir.passes.Sequential(prefix, MergeLinear())(model).model

@@ -13,7 +13,7 @@ from anna_export.artifact.manifest import CARD_FILE, MANIFEST_FILE, PARITY_FILE,
 from anna_export.artifact.prefixes import with_prefixes
 from anna_export.errors import ExistsError, InputError
 from anna_export.export.bake import bake, prefix_bytes
-from anna_export.files.atomic import staged
+from anna_export.files.atomic import make_parents, staged
 from anna_export.files.disk import require_disk
 from anna_export.progress import Progress
 from anna_export.report.card import model_card
@@ -156,8 +156,9 @@ def _with_prompts(
             for name, entry in manifest.prefixes.items()
             if name in prompts.by_name and name not in to_bake
         }
-        # never written in place: the old folder shares them
+        # never written in place, or through a link: others share them
         for name in manifest.prefixes.keys() - remaining.keys():
+            make_parents(folder, manifest.prefixes[name].file)
             (folder / manifest.prefixes[name].file).unlink()
         baked = bake(edited, to_bake, edited.tokeniser(), checkpoint, progress)
         changed = with_prefixes(edited, remaining | baked)

@@ -1,5 +1,6 @@
 """Read all that an export needs, and refuse what it cannot do, before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anna_export.artifact.manifest import MANIFEST_FILE
@@ -10,8 +11,9 @@ from anna_export.export.bake import prefix_bytes
 from anna_export.export.recipe import Recipe
 from anna_export.files.atomic import require_absent, require_outside
 from anna_export.quantise.footprint import DEFAULT_TOKENS, forecast
-from anna_export.quantise.options import Int8
+from anna_export.quantise.options import Quantised
 from anna_export.quantise.scheme import Scheme
+from anna_export.text.framing import framing_of
 from anna_export.text.prompt_file import find_prompts, read_prompt_file
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
@@ -27,6 +29,7 @@ class Prepared:
         scheme: How the graphs are made.
         checkpoint: Base and adapter, their weights not read yet.
         tokeniser: The model's; no other is loaded while the artifact is made.
+        framing_source: What decided how it frames a text.
         prompts: Those to bake.
         texts: What to calibrate on; None where nothing is quantised.
     """
@@ -35,6 +38,7 @@ class Prepared:
     scheme: Scheme
     checkpoint: Checkpoint
     tokeniser: Tokeniser
+    framing_source: Mapping[str, str]
     prompts: Prompts
     texts: CalibrationTexts | None
 
@@ -69,9 +73,10 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.engines is not None:
         require_buildable(scheme.precision, recipe.engines)
     checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
-    tokeniser = Tokeniser.of_model(
-        recipe.tokenizer, checkpoint.spec, recipe.max_tokens, recipe.model
+    reading = framing_of(
+        recipe.model, checkpoint.spec, recipe.max_tokens, adapter=recipe.adapter, eos=recipe.eos
     )
+    tokeniser = Tokeniser.open(recipe.tokenizer, reading.framing)
     prompts = (
         find_prompts(recipe.model, recipe.adapter)
         if recipe.prompts is None
@@ -79,6 +84,6 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     tokeniser.require_room(prompts.by_name.values())
     texts = None
-    if isinstance(storage, Int8):
+    if isinstance(storage, Quantised):
         texts = calibration_texts(storage.calibration, tokeniser, prompts)
-    return Prepared(recipe, scheme, checkpoint, tokeniser, prompts, texts)
+    return Prepared(recipe, scheme, checkpoint, tokeniser, reading.source, prompts, texts)

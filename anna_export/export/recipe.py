@@ -24,6 +24,7 @@ class Recipe:
         prompts: A prompts.json; None for the prompts of the last adapter with some, else of the
             model.
         engines: Engines to build of it; None for none.
+        eos: Whether an end token follows a text; None asks the tokenizer's files.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class Recipe:
     verify: bool = True
     prompts: Path | None = None
     engines: EngineRequest | None = None
+    eos: bool | None = None
 
     @property
     def calibration_folder(self) -> Path:

@@ -62,6 +62,7 @@ def write_artifact(
         quantised=_quantised(scheme, calibration),
         spec=prepared.checkpoint.spec,
         framing=framing,
+        framing_source=dict(prepared.framing_source),
         prompts=prepared.prompts,
         prefixes={},
         golden=_golden(prepared.tokeniser),

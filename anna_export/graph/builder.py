@@ -1,7 +1,8 @@
 """The canonical graph: a Mistral-shaped encoder in standard operators, built from its spec.
 
 Built, not traced: tracing needs the whole model in memory and loses the grouped key/value heads.
-Inputs are right-padded, so causal attention alone keeps padding out of every real token's state.
+Tokens come first in every row, once its entrance has moved those padded on the left, so causal
+attention alone keeps padding out of every real token's state.
 In front of them may stand a prefix, by its keys and values, which all texts of a batch share.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from anna_export.graph import attention, pooling
+from anna_export.graph import attention, padding, pooling
 from anna_export.graph.names import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -38,7 +39,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
         max_tokens: Longest sequence, prefix included; the length of the rotary tables.
 
     Returns:
-        A model of input_ids and attention_mask, int64 (B, S), padded on the right, to
+        A model of input_ids and attention_mask, int64 (B, S), padded on the right or left, to
         sentence_embedding, float32 (B, D). Optional inputs are prefix_keys and prefix_values,
         float32 (L, K, P, head_dim); without them, P is 0. Opset 23, and functions for attention
         and pooling.
@@ -164,10 +165,14 @@ class _Graph:
     def embed(self) -> ir.Value:
         spec = self.spec
         last_layer = spec.layers - 1
-        last, positions = self.last_index(), self.all_positions()
+        ids, lengths = padding.tokens_first(
+            self, self.input_ids, self.attention_mask, spec.vocab_size
+        )
+        last = self.op("Sub", lengths, self.int64("one", 1))
+        positions = self.all_positions()
         text = self.text_positions(positions)
         embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
-        x = self.widen(self.op("Gather", embedding, self.input_ids, axis=0, name="embed_tokens"))
+        x = self.widen(self.op("Gather", embedding, ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
             x = self.layer(layer, x, text)
         x = self.layer_for_last_token(last_layer, x, last, text, positions)
@@ -184,11 +189,6 @@ class _Graph:
             name="pool",
             output=ir.val(EMBEDDING, dtype=ir.DataType.FLOAT, shape=["batch", spec.dim]),
         )
-
-    def last_index(self) -> ir.Value:
-        """(B,) index of each row's last real token."""
-        axis, unit = self.int64("axis_1", [1]), self.int64("one", 1)
-        return self.op("Sub", self.op("ReduceSum", self.attention_mask, axis, keepdims=0), unit)
 
     def prefix_length(self) -> ir.Value:
         """P, a scalar."""

@@ -10,7 +10,7 @@ from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import MIN_TOKENS
+from anna_export.text.limit import MIN_TOKENS
 from anna_export.text.tokeniser import Tokeniser
 
 try:

@@ -32,8 +32,8 @@ class Bf16:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
-    """8-bit integers, which take a calibration.
+class Quantised:
+    """What takes a calibration; the base of Int8, Int4 and Fp8.
 
     Args:
         calibration: A file of texts to calibrate on; None for docstrings of the standard library.
@@ -55,11 +55,19 @@ class Int8:
         return self._scheme().with_max_loss(self.max_loss)
 
     def _scheme(self) -> Scheme:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Int8(Quantised):
+    """8-bit integers."""
+
+    def _scheme(self) -> Scheme:
         return int8.SCHEME
 
 
 @dataclass(frozen=True, slots=True)
-class Int4(Int8):
+class Int4(Quantised):
     """4-bit integers in blocks; the embedding table 8-bit integers."""
 
     def _scheme(self) -> Scheme:
@@ -67,7 +75,7 @@ class Int4(Int8):
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8(Int8):
+class Fp8(Quantised):
     """8-bit floats (E4M3) in linear layers.
 
     Args:
@@ -80,7 +88,7 @@ class Fp8(Int8):
         return fp8.scheme(self.high_precision)
 
 
-Storage: TypeAlias = Fp32 | Fp16 | Bf16 | Int8
+Storage: TypeAlias = Fp32 | Fp16 | Bf16 | Quantised
 STORAGES: Final[dict[Precision, type[Storage]]] = {
     Precision.FP32: Fp32,
     Precision.FP16: Fp16,

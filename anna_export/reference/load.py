@@ -45,7 +45,7 @@ def open_reference(
     checkpoint = Checkpoint.open(model, adapter)
     spec = checkpoint.spec
     tokenizer = find_tokenizer(model, adapter)
-    framing = framing or read_framing(tokenizer, spec, None, model)
+    framing = framing or read_framing(model, spec, None, adapter=adapter)
     device = pick_torch_device(device, spec)
     with quiet_libraries():
         loaded = _load(checkpoint).to(device)

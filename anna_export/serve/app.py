@@ -5,9 +5,11 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from anna_export.machine.versions import installed
 from anna_export.serve.guard import Call, answer_json, answer_refusal, respond
@@ -18,7 +20,7 @@ from anna_export.serve.service import Answer, EmbeddingService
 from anna_export.serve.vector_formats import encode_json, integer_limit
 
 
-def build_app(service: EmbeddingService) -> Starlette:
+def build_app(service: EmbeddingService) -> ASGIApp:
     """Return the application over a service."""
     document = openapi_document(ENDPOINTS)
 
@@ -27,11 +29,23 @@ def build_app(service: EmbeddingService) -> Starlette:
 
     routes = [Route("/openapi.json", openapi)]
     for endpoint in ENDPOINTS:
-        route = Route(endpoint.path, _answer(service, endpoint), methods=[endpoint.method])
+        path = endpoint.path.replace("}", ":path}")  # a model's name may hold slashes
+        route = Route(path, _answer(service, endpoint), methods=[endpoint.method])
         route.methods = {endpoint.method}  # without the HEAD that Starlette adds to GET
         routes.append(route)
     handlers: Any = {HTTPException: _no_route}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    if not service.config.cors_allow_origins:
+        return app
+    # around the application, so that a page may read its every answer, errors too
+    return CORSMiddleware(
+        app,
+        allow_origins=service.config.cors_allow_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+        allow_private_network=True,  # of a page elsewhere that is let in
+    )
 
 
 def _answer(
@@ -39,7 +53,7 @@ def _answer(
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         if endpoint.guarded:
-            return await respond(service, request, endpoint.handler)
+            return await respond(service, request, endpoint.path, endpoint.handler)
         return await endpoint.handler(service, Call(bytearray()))
 
     return answer
@@ -72,13 +86,13 @@ async def embeddings(service: EmbeddingService, call: Call) -> Response:
     }
     name = service.config.model_name
     body = {"object": "list", "data": data, "model": name, "usage": usage}
-    return answer_json(body, _timings(answer))
+    return answer_json(body, _headers(service, answer))
 
 
 async def embed(service: EmbeddingService, call: Call) -> Response:
     """TEI's embeddings: a list of vectors."""
     answer = await service.embed(read_body(TeiRequest, call.body), call.deadline)
-    return answer_json(list(answer.vectors), _timings(answer))
+    return answer_json(list(answer.vectors), _headers(service, answer))
 
 
 async def tokenize(service: EmbeddingService, call: Call) -> Response:
@@ -88,16 +102,15 @@ async def tokenize(service: EmbeddingService, call: Call) -> Response:
 
 async def models(service: EmbeddingService, call: Call) -> Response:
     """OpenAI's list of models, which holds the one served."""
-    manifest = service.artifact.manifest
-    model = {
-        "id": service.config.model_name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "anna-export",
-        "artifact_id": manifest.artifact_id,
-        "dimensions": manifest.spec.dim,
-    }
-    return answer_json({"object": "list", "data": [model]})
+    return answer_json({"object": "list", "data": [_model(service)]})
+
+
+async def model(service: EmbeddingService, call: Call) -> Response:
+    """OpenAI's description of one model, by its name or its artifact_id."""
+    if not call.path["model"]:  # /v1/models/
+        return await models(service, call)
+    _require_model(service, call.path["model"])
+    return answer_json(_model(service))
 
 
 async def info(service: EmbeddingService, call: Call) -> Response:
@@ -110,6 +123,7 @@ async def info(service: EmbeddingService, call: Call) -> Response:
         "model_dtype": str(manifest.precision),
         "model_type": {"embedding": {"pooling": "last_token"}},
         "dimensions": manifest.spec.dim,
+        "normalized": service.normalizes,
         "max_input_length": manifest.framing.max_tokens,
         "max_batch_tokens": service.scheduler.batch_limits.tokens,
         "max_client_batch_size": config.max_inputs,
@@ -155,6 +169,7 @@ ENDPOINTS: Final = (
     Endpoint("POST", "/", embed, TeiRequest),
     Endpoint("POST", "/tokenize", tokenize, TokenizeRequest),
     Endpoint("GET", "/v1/models", models),
+    Endpoint("GET", "/v1/models/{model}", model),
     Endpoint("GET", "/info", info),
     Endpoint("GET", "/health", health, refusals=(), guarded=False),
     Endpoint("GET", "/ping", health, refusals=(), guarded=False),
@@ -174,8 +189,21 @@ def _require_model(service: EmbeddingService, name: str | None) -> None:
         )
 
 
-def _timings(answer: Answer) -> dict[str, str]:
-    """Return TEI's headers: milliseconds, and what was computed."""
+def _model(service: EmbeddingService) -> dict[str, Any]:
+    """Describe the model in OpenAI's shape."""
+    manifest = service.artifact.manifest
+    return {
+        "id": service.config.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "anna-export",
+        "artifact_id": manifest.artifact_id,
+        "dimensions": manifest.spec.dim,
+    }
+
+
+def _headers(service: EmbeddingService, answer: Answer) -> dict[str, str]:
+    """Return TEI's headers, milliseconds and what was computed, and whether vectors are unit."""
     seconds = {
         "x-tokenization-time": answer.tokenize_seconds,
         "x-queue-time": answer.queue_seconds,
@@ -186,4 +214,5 @@ def _timings(answer: Answer) -> dict[str, str]:
         **{name: str(round(value * 1e3)) for name, value in seconds.items()},
         "x-compute-tokens": str(answer.texts.tokens - answer.texts.cached_tokens),
         "x-truncated-texts": str(answer.texts.truncated),
+        "x-normalized": str(service.normalizes).lower(),
     }

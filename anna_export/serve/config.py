@@ -1,5 +1,6 @@
 """A server's names and limits."""
 
+import re
 from dataclasses import dataclass, fields
 
 from anna_export.errors import InputError
@@ -24,9 +25,10 @@ class ServerConfig:
         drain_seconds: How long requests in flight may take after SIGTERM.
         instruction_format: How a request's own instruction is worded: a name of FORMATS.
         api_keys: A request must bring one of these; empty for a server open to everybody.
+        cors_allow_origins: Origins whose pages browsers let call the server; "*" for all.
 
     Raises:
-        InputError: If a limit is not above zero.
+        InputError: If a limit is not above zero, or an origin is none.
     """
 
     model_name: str
@@ -41,9 +43,27 @@ class ServerConfig:
     drain_seconds: float = 30.0
     instruction_format: str = "e5"
     api_keys: tuple[str, ...] = ()
+    cors_allow_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not value > 0:
                 raise InputError(f"expected `{field.name}` above 0, found {value}")
+        for origin in self.cors_allow_origins:
+            _require_origin(origin)
+
+
+def _require_origin(origin: str) -> None:
+    """Refuse what no browser sends as a page's origin: it would never be let in.
+
+    Raises:
+        InputError: If it is neither "*", "null" nor SCHEME://HOST[:PORT] in small letters.
+    """
+    exact = re.match(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin.lower())
+    if origin in ("*", "null") or (exact is not None and exact[0] == origin):
+        return
+    raise InputError(
+        "expected `cors_allow_origins` as browsers send them, such as http://localhost:3000, found "
+        f"{origin!r}; name {exact[0] if exact is not None else 'one, or * for all'}"
+    )

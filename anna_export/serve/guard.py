@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -27,10 +27,17 @@ _LARGEST_BODIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as a handler gets it: its body, and `time.perf_counter` at its deadline."""
+    """A request as a handler gets it.
+
+    Args:
+        body: Its bytes.
+        deadline: `time.perf_counter` when the client stops waiting; None for never.
+        path: What stands in the route's {NAME}s.
+    """
 
     body: bytearray
     deadline: float | None = None
+    path: Mapping[str, str] = field(default_factory=dict)
 
 
 Handler = Callable[[EmbeddingService, Call], Awaitable[Response]]
@@ -49,13 +56,14 @@ def answer_refusal(request: Request, refusal: Refusal) -> Response:
     return answer_json(refusal.body(openai=openai), refusal.headers, status)
 
 
-async def respond(service: EmbeddingService, request: Request, handler: Handler) -> Response:
-    """Return the handler's answer or a refusal; count, time and log the request.
+async def respond(
+    service: EmbeddingService, request: Request, route: str, handler: Handler
+) -> Response:
+    """Return the handler's answer or a refusal; count, time and log the request by its route.
 
     The handler is cancelled when the client leaves.
     """
     started = time.perf_counter()
-    route = request.url.path
     service.active += 1
     try:
         _require_key(request, service.config.api_keys)
@@ -64,7 +72,8 @@ async def respond(service: EmbeddingService, request: Request, handler: Handler)
             raise Refusal.overloaded(f"{limit:,} requests, the limit, are being answered", 1)
         deadline = _deadline(request, started)
         async with _body(request, service) as body:
-            response = await _unless_left(request, handler(service, Call(body, deadline)))
+            call = Call(body, deadline, request.path_params)
+            response = await _unless_left(request, handler(service, call))
     except Refusal as refusal:
         response = answer_refusal(request, refusal)
     except ClientDisconnect:  # in the middle of its body

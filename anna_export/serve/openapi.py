@@ -32,14 +32,23 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route and its handler, whose name and docstring the document has."""
+    """A route and its handler, whose name and docstring the document has.
+
+    Args:
+        method: The HTTP method.
+        path: The route; {NAME} in it is the rest of the path.
+        handler: Answers it.
+        body: What it reads; None for no body.
+        refusals: The statuses it may answer besides 200.
+        guarded: Whether it needs a key, and is limited, counted and logged.
+    """
 
     method: str
     path: str
     handler: Handler
     body: type[BaseModel] | None = None
     refusals: Sequence[int] = tuple(_REFUSALS)
-    guarded: bool = True  # it needs a key, and is limited, counted and logged
+    guarded: bool = True
 
 
 def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
@@ -69,6 +78,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "description": endpoint.handler.__doc__,
         "operationId": re.sub(r"\W", "_", name + endpoint.path) + f"_{endpoint.method.lower()}",
     }
+    if parts := re.findall(r"{(\w+)}", endpoint.path):
+        in_path = {"in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [{"name": part, **in_path} for part in parts]
     if endpoint.body is not None:
         content = {"schema": {"$ref": _SCHEMAS + endpoint.body.__name__}}
         operation["requestBody"] = {"content": {"application/json": content}, "required": True}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.prefixes import StoredPrefixes
@@ -11,9 +11,14 @@ from anna_export.errors import InputError
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.queue_item import QueueItem
 from anna_export.serve.refusal import Refusal
-from anna_export.serve.schema import EmbedRequest, InputType, TokenizeRequest
+from anna_export.serve.schema import EmbedRequest, TokenizeRequest
 from anna_export.text.prompt_formats import FORMATS
 from anna_export.text.prompts import NO_PROMPT, Prompt
+
+# The commonest client that sends ids of another tokenizer does so unless it is told not to.
+_SEND_TEXTS: Final = (
+    "send texts (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class RequestTokeniser:
         if request.instruction is not None:
             return FORMATS[self._config.instruction_format].prompt(request.instruction)
         try:
-            if request.input_type is InputType.DOCUMENT:
+            if request.input_type is not None and request.input_type.is_document:
                 default = self._prompts.default
                 return self._prompts.find(self._prompts.documents.get(default or "", ""))
             return self._prompts.find(request.prompt_name)
@@ -161,21 +166,49 @@ class RequestTokeniser:
             raise Refusal.invalid(
                 "expected texts behind a prompt, found token ids, which are used as they are", field
             )
-        framed = request.add_special_tokens
-        bos = self._framing.front_ids if framed else []
-        eos = self._framing.back_ids if framed else []
-        room = self._framing.max_tokens - len(bos) - len(eos)
+        front, back = self._framing.front_ids, self._framing.back_ids
+        framed = not request.add_special_tokens
+        room = self._framing.room
+        items, truncated = [], 0
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
-            if len(row) > room and not request.truncate:
-                raise Refusal.invalid(
-                    f"expected at most {room:,} token ids, found {len(row):,}; shorten them, or "
-                    "send truncate: true",
-                    f"{field}.{index}",
-                    "text_too_long",
-                )
-        items = [_item([*bos, *row[:room], *eos], self._prefix_ids) for row in rows]
-        return TokenisedTexts(items, sum(len(row) > room for row in rows))
+            if framed:
+                row = self._unframed(row, f"{field}.{index}")
+            if len(row) > room:
+                truncated += 1
+                if not request.truncate:
+                    frame = len(front) + len(back) if framed else 0
+                    raise Refusal.invalid(
+                        f"expected at most {room + frame:,} token ids, found "
+                        f"{len(row) + frame:,}; shorten them, or send truncate: true",
+                        f"{field}.{index}",
+                        "text_too_long",
+                    )
+            items.append(_item([*front, *row[:room], *back], self._prefix_ids))
+        return TokenisedTexts(items, truncated)
+
+    def _unframed(self, row: Sequence[int], param: str) -> Sequence[int]:
+        """Return the token ids between the special tokens that every text of the model has.
+
+        Raises:
+            Refusal: If they are not there: the ids are another tokenizer's, or incomplete.
+        """
+        front, back = self._framing.front_ids, self._framing.back_ids
+        between = row[len(front) : len(row) - len(back)]
+        if [*front, *between, *back] == list(row):
+            return between
+        frame = " and ".join(
+            f"{verb} with {token} ({self._tokeniser.id_to_token(token)})"
+            for verb, tokens in (("begin", front), ("end", back))
+            for token in tokens
+        )
+        raise Refusal.invalid(
+            f"expected token ids of this model's tokenizer, which {frame}, found ids from {row[0]} "
+            f"to {row[-1]}, as of another one; {_SEND_TEXTS}, or add_special_tokens: true with ids "
+            "of this tokenizer",
+            param,
+            "foreign_token_ids",
+        )
 
     def _require_ids(self, row: Sequence[int], param: str) -> None:
         if not row:
@@ -184,7 +217,7 @@ class RequestTokeniser:
         if least < 0 or most >= self._spec.vocab_size:
             raise Refusal.invalid(
                 f"expected token ids from 0 to {self._spec.vocab_size - 1}, found "
-                f"{least if least < 0 else most}",
+                f"{least if least < 0 else most}, an id of another tokenizer; {_SEND_TEXTS}",
                 param,
             )
 

@@ -3,12 +3,23 @@
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticUseDefault
 
 from anna_export.serve.refusal import Refusal
 
 TokenIds = list[Annotated[StrictInt, Field(ge=0, le=2**31)]]
-Body = TypeVar("Body", bound=BaseModel)
+Content = TypeVar("Content", bound="Body")
 
 
 class EmbedDtype(StrEnum):
@@ -22,28 +33,84 @@ class EmbedDtype(StrEnum):
 
 
 class InputType(StrEnum):
-    """What a text is to the model's default task."""
+    """What a text is to the model's default task, in this server's, NVIDIA's and Cohere's words."""
 
     QUERY = "query"
     DOCUMENT = "document"
+    PASSAGE = "passage"  # NVIDIA's
+    SEARCH_QUERY = "search_query"  # Cohere's, as the next
+    SEARCH_DOCUMENT = "search_document"
+
+    @property
+    def is_document(self) -> bool:
+        """Whether the text is searched, not searched for."""
+        return self not in (InputType.QUERY, InputType.SEARCH_QUERY)
 
 
-class EmbedFields(BaseModel):
+def _truncate(value: object) -> object:
+    """Read NVIDIA's and Cohere's words for `truncate`."""
+    match value:
+        case "END":
+            return True
+        case "NONE":
+            return False
+        case str():
+            message = "{word}; texts are truncated at their end: send true or END, false or NONE"
+            raise PydanticCustomError("truncate_word", message, {"word": repr(value[:40])})
+    return value
+
+
+Truncate = Annotated[
+    bool,
+    BeforeValidator(_truncate),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["END", "NONE"]}]}),
+]
+_TRUNCATE_TEXT = (
+    "Truncate texts that are too long at their end (`true`, `END`); otherwise they are refused."
+)
+
+
+def _say_nullable(schema: dict[str, Any]) -> None:
+    """Have a body's JSON Schema allow null in every optional field."""
+    for name, field in schema["properties"].items():
+        variants = field.get("anyOf", [])
+        if name in schema.get("required", ()) or {"type": "null"} in variants:
+            continue
+        kind = {key: field.pop(key) for key in ("$ref", "anyOf", "enum", "type") if key in field}
+        field["anyOf"] = [*(variants or [kind]), {"type": "null"}]
+
+
+class Body(BaseModel):
+    """A request's body: fields of other servers are ignored, and null is as good as no field."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_say_nullable)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def null_is_left_out(cls, value: Any) -> Any:
+        """Take the field's default for null, which clients write where nothing was set."""
+        if value is None:
+            raise PydanticUseDefault
+        return value
+
+
+class EmbedFields(Body):
     """Texts, their prompt, in one of three fields, and what their vectors are to be."""
 
-    model_config = ConfigDict(extra="ignore")
     texts_field: ClassVar[str]
 
     prompt_name: StrictStr | None = Field(None, description="Name of one of the model's prompts.")
     input_type: InputType | None = Field(
-        None, description="query: the default prompt; document: the prompt of its documents."
+        None,
+        description="`query` or `search_query`: the default prompt; `document`, `passage` or "
+        "`search_document`: the prompt of its documents.",
     )
     instruction: StrictStr | None = Field(
         None, description="Your own instruction, put into the model's prompt format."
     )
     add_special_tokens: bool = Field(
         False,
-        description="Add begin and end tokens to token ids; otherwise they are used unchanged.",
+        description="Add begin and end tokens to token ids; otherwise they must have them.",
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Return only the first dimensions, normalised again."
@@ -71,9 +138,7 @@ class OpenAIRequest(EmbedFields):
     model: StrictStr | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = None
-    truncate: bool = Field(
-        False, description="Truncate texts that are too long; otherwise they are refused."
-    )
+    truncate: Truncate = Field(False, description=_TRUNCATE_TEXT)
 
 
 class TeiRequest(EmbedFields):
@@ -83,29 +148,29 @@ class TeiRequest(EmbedFields):
     inputs: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
         description="A text, texts, token ids of one, or token ids of several."
     )
-    truncate: bool | None = Field(
-        False, description="Truncate texts that are too long; otherwise they are refused."
-    )
+    truncate: Truncate = Field(False, description=_TRUNCATE_TEXT)
     truncation_direction: Literal["right", "Right"] | None = Field(
         None, description="Texts are truncated at their end."
     )
-    normalize: Literal[True] | None = Field(True, description="Vectors have unit length.")
+    normalize: bool = Field(
+        True,
+        description="Vectors have unit length, with `false` too, if that is the model's own last "
+        "step: see `normalized` in `/info`, and the header `x-normalized` of every answer.",
+    )
 
 
 EmbedRequest = OpenAIRequest | TeiRequest
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """A body of POST /tokenize."""
-
-    model_config = ConfigDict(extra="ignore")
 
     inputs: StrictStr | list[StrictStr]
     add_special_tokens: bool = True
     prompt_name: StrictStr | None = None
 
 
-def read_body(model: type[Body], content: bytearray) -> Body:
+def read_body(model: type[Content], content: bytearray) -> Content:
     """Read a JSON body.
 
     Raises:

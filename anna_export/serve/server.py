@@ -56,7 +56,9 @@ def run_server(
     artifact: Artifact,
     config: ServerConfig,
     load_model: Callable[[], LoadedModel],
-    listening: socket.socket,
+    address: tuple[str, int],
+    *,
+    load_first: bool = False,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
@@ -64,14 +66,15 @@ def run_server(
         artifact: The model.
         config: The server's limits.
         load_model: Loads the model in the process that computes.
-        listening: Where requests come in.
+        address: Host and port where requests come in.
+        load_first: Listen there when the model is loaded, and not while it loads.
 
     Raises:
-        InputError: If the model cannot be served.
+        InputError: If the model cannot be served, or not there.
         KeyboardInterrupt: After Ctrl-C, when all that was begun is done.
     """
     _raise_file_limit()
-    stopped_by = asyncio.run(_serve(artifact, config, load_model, listening))
+    stopped_by = asyncio.run(_serve(artifact, config, load_model, address, load_first))
     if isinstance(stopped_by, str):
         raise InputError(stopped_by)
     if stopped_by is signal.SIGINT:
@@ -82,7 +85,8 @@ async def _serve(
     artifact: Artifact,
     config: ServerConfig,
     load_model: Callable[[], LoadedModel],
-    listening: socket.socket,
+    address: tuple[str, int],
+    load_first: bool,
 ) -> signal.Signals | str:
     """Serve, and return the signal that ended it, or why the model cannot be served."""
     loop = asyncio.get_running_loop()
@@ -93,6 +97,27 @@ async def _serve(
             ended.set_result(reason)
 
     service = EmbeddingService(artifact, config, load_model, on_unusable=end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    with contextlib.closing(service):
+        listening = None if load_first else listen(*address)
+        service.process.start()
+        if listening is None:
+            loaded = asyncio.ensure_future(service.loaded.wait())
+            await asyncio.wait((loaded, ended), return_when=asyncio.FIRST_COMPLETED)
+            loaded.cancel()
+            if ended.done():
+                return ended.result()
+            listening = listen(*address)
+        return await _answer_until(ended, service, listening)
+
+
+async def _answer_until(
+    ended: "asyncio.Future[signal.Signals | str]",
+    service: EmbeddingService,
+    listening: socket.socket,
+) -> signal.Signals | str:
+    """Answer requests until there is a reason to end, and return it."""
     uvicorn_config = uvicorn.Config(
         build_app(service),
         log_config=None,
@@ -102,9 +127,6 @@ async def _serve(
         lifespan="off",
     )
     server = _Server(uvicorn_config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, number)
-    service.process.start()
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     host, port = listening.getsockname()[:2]
     log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -64,11 +64,17 @@ class EmbeddingService:
             on_unusable=on_unusable,
         )
         self.scheduler = Scheduler(config, self.metrics, self.process)
+        self.loaded = asyncio.Event()  # once; a process that dies is not waited for again
         self.draining = False
         self.active = 0  # requests that are being answered
         self.body_bytes = 0  # of all of these
         self._tokeniser = RequestTokeniser(artifact, config)
         self._threads = ThreadPoolExecutor(_TOKENISER_THREADS, "tokenise")
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have unit length whatever a request says: the graph's last step."""
+        return True
 
     @property
     def parity(self) -> str | None:
@@ -140,6 +146,7 @@ class EmbeddingService:
     def _on_ready(self, ready: Ready) -> None:
         self.scheduler.on_ready(ready)
         self.metrics.ready.set(1)
+        self.loaded.set()
 
     def _on_result(self, result: BatchResult) -> None:
         self.scheduler.on_result(result)

@@ -1,18 +1,28 @@
 """Token framing, read from a folder: the special tokens around a text, and the longest sequence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import tokenizers
 
 from anna_export.errors import InputError, MissingError
-from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import Adapters, from_last
-from anna_export.spec import EmbeddingSpec
+from anna_export.files.model_folders import Adapters, from_last, in_order
+from anna_export.spec import EmbeddingSpec, PoolingMode
+from anna_export.text.limit import MIN_TOKENS, longest_sequence
+from anna_export.text.prompts import MODULES_FILE
+from anna_export.text.tokenizer_files import (
+    SETTINGS_FILE,
+    Ends,
+    read_ends,
+    read_settings,
+    require_rows,
+    special_id,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
+CONFIG_FILE = SETTINGS_FILE
 # copied byte for byte into every artifact, where the model has them
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -21,10 +31,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
 )
-# where sentence-transformers keeps the longest sequence
-LIMIT_FILE = "sentence_bert_config.json"
-# below it, framing and a prompt leave no room for a text
-MIN_TOKENS = 8
+# where an end of the framing comes from: the tokenizer itself, or whoever exports
+POST_PROCESSOR: Final = "post-processor"
+CHOSEN: Final = "chosen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,112 +79,135 @@ class TokenFraming:
         return self.max_tokens - len(self.front_ids) - len(self.back_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class FramingReading:
+    """A folder's framing, and by `bos`, `eos` and `pad` what decided it."""
+
+    framing: TokenFraming
+    source: dict[str, str]
+
+
+def framing_note(source: Mapping[str, str]) -> str:
+    """Say in one line what the files did not agree on; "" where they did."""
+    return "; ".join(
+        f"{end}: {reason}" for end, reason in source.items() if reason != POST_PROCESSOR
+    )
+
+
 def read_framing(
-    folder: Path, spec: EmbeddingSpec, max_tokens: int | None, base: Path | None = None
+    model: Path,
+    spec: EmbeddingSpec,
+    max_tokens: int | None,
+    *,
+    adapter: Adapters = None,
+    eos: bool | None = None,
 ) -> TokenFraming:
-    """Read how a model folder's tokenizer frames a text.
-
-    Args:
-        folder: A Hugging Face folder with tokenizer.json and tokenizer_config.json.
-        spec: The model's numbers; ids must fit its vocabulary.
-        max_tokens: The longest sequence; None takes the folder's max_seq_length, else that of
-            `base`, else the tokenizer's model_max_length, else the sliding window, else every
-            position.
-        base: The model's folder, where the tokenizer is the adapter's.
-
-    Raises:
-        MissingError: If a tokenizer file is missing.
-        InputError: If the tokenizer has no EOS, or max_tokens is out of range.
-    """
-    return framing_of(load_tokenizer(folder), folder, spec, max_tokens, base)
+    """Return the framing alone of what `framing_of` reads; arguments and errors are the same."""
+    return framing_of(model, spec, max_tokens, adapter=adapter, eos=eos).framing
 
 
 def framing_of(
-    tokenizer: tokenizers.Tokenizer,
-    folder: Path,
+    model: Path,
     spec: EmbeddingSpec,
     max_tokens: int | None,
-    base: Path | None = None,
-) -> TokenFraming:
-    """Return how a loaded tokenizer frames a text; arguments and errors as of `read_framing`."""
-    config = read_json(folder / CONFIG_FILE)
-    eos_id = _special_id(tokenizer, config, "eos_token")
-    if eos_id is None:
-        raise InputError(
-            f"expected an eos_token in {folder / CONFIG_FILE}, found none: the last token's "
-            "state is the embedding; name the one the model was trained with"
-        )
-    bos_id = _special_id(tokenizer, config, "bos_token")
-    adds_bos = config.get("add_bos_token")
-    if adds_bos is None:
-        adds_bos = bos_id is not None and tokenizer.encode("a").ids[:1] == [bos_id]
-    pad_id = _special_id(tokenizer, config, "pad_token")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= spec.vocab_size:
-        raise InputError(
-            f"expected token ids below the model's vocabulary of {spec.vocab_size}, found "
-            f"{largest} in {folder / TOKENIZER_FILE}; use the tokenizer the model was trained with"
-        )
-    return TokenFraming(
-        bos_id=bos_id if adds_bos else None,
+    *,
+    adapter: Adapters = None,
+    eos: bool | None = None,
+) -> FramingReading:
+    """Read how a model's tokenizer frames a text, and what decided it.
+
+    What the post-processor of tokenizer.json does is what transformers 5 does for every class
+    that reads the file: its loader drops add_bos_token and add_eos_token wherever there is one
+    (PreTrainedTokenizerBase._from_pretrained, 5.23). Version 4 wrote the same two keys, and
+    honoured them in LlamaTokenizerFast alone (update_post_processor, 4.57), so that a model may
+    have been trained with an end token that no file but those keys shows.
+
+    Args:
+        model: A Hugging Face folder.
+        spec: The model's numbers; ids must fit its vocabulary.
+        max_tokens: The longest sequence; None takes the max_seq_length beside the tokenizer, else
+            the model's, else the tokenizer's model_max_length, else the sliding window, else
+            every position.
+        adapter: The adapters' folders: the tokenizer.json of the last that brings one counts.
+        eos: Whether an end token follows a text; None asks the files.
+
+    Raises:
+        MissingError: If a tokenizer file is missing.
+        InputError: If the files do not say whether an end token follows a text, a token has no
+            row in the model, or max_tokens is out of range.
+        UnsupportedError: If the tokenizer puts several tokens at one end of a text.
+    """
+    folder = find_tokenizer(model, adapter)
+    path, settings = folder / TOKENIZER_FILE, read_settings(folder)
+    tokenizer = load_tokenizer(folder)
+    ends = read_ends(tokenizer, path)
+    eos_token_id = special_id(tokenizer, settings, "eos", folder, model)
+    pad_id = special_id(tokenizer, settings, "pad", folder, model)
+    require_rows(tokenizer, path, spec, pad_id)
+    if eos is None:
+        folders = (*in_order(adapter), model)
+        modules = any((parent / MODULES_FILE).exists() for parent in folders)
+        _require_decided(folder, settings, spec, ends, modules)
+    source = {end: _source(settings, ends, end) for end in ("bos", "eos")}
+    eos_id = ends.back
+    if eos is not None:
+        source["eos"] = CHOSEN
+        eos_id = None
+        if eos and (eos_id := eos_token_id if ends.back is None else ends.back) is None:
+            raise InputError(
+                f"expected an eos_token of {path} in {folder / CONFIG_FILE}, found none; name the "
+                "one the model was trained with"
+            )
+    if pad_id is None or pad_id >= spec.vocab_size:
+        if pad_id is not None:
+            source["pad"] = f"eos_token, as the model has no row {pad_id} for the pad_token"
+        real = (eos_token_id, ends.back, ends.front, 0)
+        pad_id = next(token_id for token_id in real if token_id is not None)
+    framing = TokenFraming(
+        bos_id=ends.front,
         eos_id=eos_id,
-        pad_id=eos_id if pad_id is None else pad_id,
-        max_tokens=_max_tokens(folder, base, config, spec, max_tokens),
+        pad_id=pad_id,
+        max_tokens=longest_sequence(folder, model, settings, spec, max_tokens),
     )
+    return FramingReading(framing, source)
+
+
+def _require_decided(
+    folder: Path, settings: dict[str, Any], spec: EmbeddingSpec, ends: Ends, modules: bool
+) -> None:
+    """Refuse files that leave open whether the last token, which is pooled, is an end token."""
+    if spec.head.pooling is not PoolingMode.LAST or ends.back is not None:
+        return
+    unread = f"the post-processor of {folder / TOKENIZER_FILE}"
+    if settings.get("add_eos_token"):
+        raise InputError(
+            f"expected one answer to whether a text ends with the eos_token, whose state is the "
+            f"embedding, found add_eos_token true in {folder / CONFIG_FILE} and none added by "
+            f"{unread}; give `eos`: yes as transformers 4 ran a LlamaTokenizerFast, no as "
+            "transformers 5 runs this tokenizer"
+        )
+    if not modules:
+        raise InputError(
+            "expected to read whether a text ends with the eos_token, whose state is the "
+            f"embedding, found none added by {unread}, and no {MODULES_FILE}, with which "
+            "sentence-transformers says how the model was trained; give `eos`: yes if training put "
+            "it there, else no"
+        )
+
+
+def _source(settings: dict[str, Any], ends: Ends, end: str) -> str:
+    """Say that the post-processor decided, and against which key of the settings, if any."""
+    added = (ends.front if end == "bos" else ends.back) is not None
+    stated = settings.get(f"add_{end}_token")
+    if not isinstance(stated, bool) or stated == added:
+        return POST_PROCESSOR
+    return f"{POST_PROCESSOR}, against add_{end}_token {str(stated).lower()}"
 
 
 def find_tokenizer(model: Path, adapter: Adapters) -> Path:
     """Return the folder with the tokenizer: that of the last adapter with one, else the model's."""
     brought = (folder for folder in from_last(adapter) if (folder / TOKENIZER_FILE).exists())
     return next(brought, model)
-
-
-def find_limit_file(folder: Path, base: Path | None) -> Path | None:
-    """Return the LIMIT_FILE that counts: beside the tokenizer, else the model's, else None."""
-    paths = [parent / LIMIT_FILE for parent in (folder, base) if parent is not None]
-    return next((path for path in paths if path.exists()), None)
-
-
-def _max_tokens(
-    folder: Path,
-    base: Path | None,
-    config: dict[str, Any],
-    spec: EmbeddingSpec,
-    max_tokens: int | None,
-) -> int:
-    if max_tokens is not None:
-        if not MIN_TOKENS <= max_tokens <= spec.max_positions:
-            raise InputError(
-                f"expected max tokens between {MIN_TOKENS} and the model's {spec.max_positions} "
-                f"positions, found {max_tokens}"
-            )
-        return max_tokens
-    limit, source = _limit(folder, base, config, spec)
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= MIN_TOKENS:
-        raise InputError(
-            f"expected at least {MIN_TOKENS} tokens as {source}, found {limit!r}; correct it or "
-            "give `max_tokens`"
-        )
-    return int(min(limit, spec.max_positions))
-
-
-def _limit(
-    folder: Path, base: Path | None, config: dict[str, Any], spec: EmbeddingSpec
-) -> tuple[Any, str]:
-    """Return the first limit that is given, as it is written, and where."""
-    # sentence-transformers writes the limit to the first place up to version 5, since then to the
-    # second, where transformers writes 1e30 for none
-    path = find_limit_file(folder, base)
-    trained = read_json(path).get("max_seq_length") if path is not None else None
-    if trained is not None:
-        return trained, f"max_seq_length in {path}"
-    tokenizer_limit = config.get("model_max_length")
-    unlimited = isinstance(tokenizer_limit, int | float) and tokenizer_limit > spec.max_positions
-    if tokenizer_limit is not None and not unlimited:
-        return tokenizer_limit, f"model_max_length in {folder / CONFIG_FILE}"
-    if spec.sliding_window is not None:
-        return spec.sliding_window, "sliding_window in config.json"
-    return spec.max_positions, "max_position_embeddings in config.json"
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -202,9 +234,3 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _special_id(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], name: str) -> int | None:
-    token = config.get(name)
-    content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else tokenizer.token_to_id(content)

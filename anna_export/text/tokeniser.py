@@ -15,9 +15,8 @@ import numpy as np
 import tokenizers
 
 from anna_export.errors import InputError
-from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
-from anna_export.text.framing import TokenFraming, framing_of, load_tokenizer
+from anna_export.text.framing import TokenFraming, load_tokenizer
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.text.special_tokens import add_aliases
@@ -53,14 +52,6 @@ class Tokeniser:
             InputError: If it cannot be read.
         """
         return cls(load_tokenizer(folder), framing)
-
-    @classmethod
-    def of_model(
-        cls, folder: Path, spec: EmbeddingSpec, max_tokens: int | None, base: Path | None = None
-    ) -> Self:
-        """Load a model folder's tokenizer and read its framing; arguments as of `read_framing`."""
-        tokenizer = load_tokenizer(folder)
-        return cls(tokenizer, framing_of(tokenizer, folder, spec, max_tokens, base))
 
     def ids(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[list[int]]:
         """Return each text's token ids, framed and truncated to max_tokens.

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from anna_export.files.vector_store import KEY_BYTES
 from anna_export.text.prompts import Prompt
-from anna_export.verify.stored_encoder import StoredEncoder
-from anna_export.verify.vector_store import KEY_BYTES, text_key
+from anna_export.verify.stored_encoder import StoredEncoder, text_key
 
 # Values of the vectors that stand in for a model's: as few as mteb's evaluators can work with.
 _DIM: Final = KEY_BYTES // 2

@@ -1,5 +1,6 @@
 """An encoder behind its store: a text that was embedded once, in whichever run, is only read."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -7,13 +8,26 @@ from typing import Protocol
 import numpy as np
 
 from anna_export.artifact.manifest import Manifest
+from anna_export.files.vector_store import KEY_BYTES, Pair, VectorStore, key_of
 from anna_export.progress import Progress
 from anna_export.text.prompts import Prompt
-from anna_export.verify.vector_store import VectorStore, behind, text_key
 
 # What a kill may lose: a part is stored when it is embedded.
 PART_TEXTS = 256
 PART_CHARACTERS = 1 << 16
+
+
+def text_key(text: str, prompt: Prompt) -> bytes:
+    """Return the key of a text with a prompt."""
+    return key_of(prompt.front, prompt.back, text)
+
+
+def behind(prefix: str, keys: Sequence[bytes]) -> list[bytes]:
+    """Return the keys of texts behind a stored prefix with this sha256; "" is none."""
+    if not prefix:
+        return list(keys)
+    salt = bytes.fromhex(prefix)[:KEY_BYTES]
+    return [hashlib.blake2b(key, digest_size=KEY_BYTES, salt=salt).digest() for key in keys]
 
 
 class Embedder(Protocol):
@@ -62,21 +76,19 @@ class StoredEncoder:
         """Return (N, D) float32 vectors, in order.
 
         Raises:
-            DamagedError: If a vector is not finite.
+            DamagedError: If a stored vector is damaged, or a new one not finite.
             SpaceError: If the disk is full.
         """
         self.requested += len(texts)
         keys = self.keys([text_key(text, prompt) for text in texts], prompt)
-        rows = self.store.rows(keys)
-        absent = {keys[index]: texts[index] for index in np.flatnonzero(rows < 0)}
-        if absent:
-            for part in self._parts(list(absent.items())):
-                vectors = self.encoder.encode([text for _, text in part], prompt)
-                self.store.append([key for key, _ in part], vectors)
-                self.embedded += len(part)
-                self._report()
-            rows = self.store.rows(keys)
-        return self.store.read(rows)
+
+        def compute(part: Sequence[str]) -> np.ndarray:
+            vectors = self.encoder.encode(part, prompt)
+            self.embedded += len(part)
+            self._report()
+            return vectors
+
+        return self.store.embed(keys, texts, compute, self._parts)
 
     def keys(self, keys: Sequence[bytes], prompt: Prompt) -> list[bytes]:
         """Return what the store calls texts with this prompt."""
@@ -86,13 +98,13 @@ class StoredEncoder:
         if self._progress is not None:
             self._progress(self.embedded, max(self._total, self.embedded))
 
-    def _parts(self, pairs: list[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
+    def _parts(self, pairs: list[Pair]) -> Iterator[list[Pair]]:
         """Split pairs of a key and a text: alike in length, or shuffled."""
         if self.shuffled:
             random.Random(0).shuffle(pairs)
         else:
             pairs.sort(key=lambda pair: len(pair[1]))
-        part: list[tuple[bytes, str]] = []
+        part: list[Pair] = []
         characters = 0
         for pair in pairs:
             if part and (len(part) == PART_TEXTS or characters + len(pair[1]) > PART_CHARACTERS):

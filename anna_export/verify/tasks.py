@@ -13,6 +13,7 @@ from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import Manifest
 from anna_export.errors import InputError
 from anna_export.files.model_folders import Adapters
+from anna_export.files.vector_store import open_store
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
 from anna_export.progress import Stage, no_stage
@@ -35,7 +36,6 @@ from anna_export.verify.statistics import compare_scores, judge, over_all
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.task_data import TaskSource
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
-from anna_export.verify.vector_store import open_store
 
 
 @dataclass(frozen=True, slots=True)

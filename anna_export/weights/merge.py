@@ -19,7 +19,8 @@ from anna_export.files.json_file import read_json, read_json_list
 from anna_export.files.model_folders import Adapters, from_last, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_limit_file, find_tokenizer
+from anna_export.text.framing import TOKENIZER_FILES, find_tokenizer
+from anna_export.text.limit import LIMIT_FILE, find_limit_file
 from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, read_prompts
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes

@@ -145,8 +145,8 @@ def measure(arguments: Namespace) -> Results:
 
 def _task(model: Path, adapter: Path) -> Task:
     checkpoint = Checkpoint.open(model, adapter)
-    tokenizer = find_tokenizer(model, adapter)
-    tokeniser = Tokeniser.open(tokenizer, read_framing(tokenizer, checkpoint.spec, None, model))
+    framing = read_framing(model, checkpoint.spec, None, adapter=adapter)
+    tokeniser = Tokeniser.open(find_tokenizer(model, adapter), framing)
     rows = calibration_texts(None, tokeniser, find_prompts(model, adapter)).rows
     seen_rows = [row for index, row in enumerate(rows) if index % OTHERS_SHARE]
     batches, heldout = (_batches(part, tokeniser) for part in (seen_rows, rows[::OTHERS_SHARE]))

@@ -31,7 +31,7 @@ from anna_export.encoder import Encoder
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.quantise import fp8
-from anna_export.quantise.options import Int8
+from anna_export.quantise.options import Quantised
 from anna_export.quantise.scheme import Scheme
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
@@ -51,7 +51,7 @@ HIGH_PRECISIONS: Final = (Precision.BF16, Precision.FP32)
 
 
 @dataclass(frozen=True, slots=True)
-class SchemeStorage(Int8):
+class SchemeStorage(Quantised):
     """A storage of any scheme: it may be one that no option asks for."""
 
     variant: Scheme | None = None

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from anna_export.files.vector_store import open_store
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify.demand import Demand
 from anna_export.verify.stored_encoder import StoredEncoder
-from anna_export.verify.vector_store import open_store
 
 
 class Random:

@@ -20,12 +20,12 @@ import numpy as np
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
+from anna_export.files.vector_store import open_store
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.verify.mteb_model import MtebModel
 from anna_export.verify.scoring import score
 from anna_export.verify.stored_encoder import StoredEncoder
 from anna_export.verify.task_data import TaskSource, load, sources
-from anna_export.verify.vector_store import open_store
 from benchmarks.lib.record import Figure, Results, main, say
 from tests.support.minilm import MiniLM
 

@@ -22,7 +22,7 @@ from anna_export.export.pipeline import RejectedError, export
 from anna_export.export.prepare import Prepared
 from anna_export.export.recipe import Recipe
 from anna_export.progress import Progress
-from anna_export.quantise.options import Int8, storage
+from anna_export.quantise.options import Quantised, storage
 from anna_export.spec import Precision, read_spec
 from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
@@ -99,11 +99,11 @@ def begin(tokeniser: Tokeniser) -> Begin:
 
     def calibrate_until(recipe: Recipe, interrupt_after: int) -> list[int]:
         recorded = Recorded(interrupt_after)
-        assert isinstance(recipe.storage, Int8)
+        assert isinstance(recipe.storage, Quantised)
         checkpoint = Checkpoint.open(recipe.model, recipe.adapter)
         texts = calibration_texts(recipe.storage.calibration, tokeniser, Prompts({}))
         prepared = Prepared(
-            recipe, recipe.storage.scheme, checkpoint, tokeniser, Prompts({}), texts
+            recipe, recipe.storage.scheme, checkpoint, tokeniser, {}, Prompts({}), texts
         )
         with pytest.raises(KeyboardInterrupt):
             calibrate(checkpoint, texts, tokeniser, prepared.calibration_request, recorded)

@@ -19,7 +19,7 @@ from anna_export.artifact.folder import open_artifact
 from anna_export.artifact.prefixes import StoredPrefixes
 from anna_export.encoder import Encoder
 from anna_export.serve.config import ServerConfig
-from anna_export.serve.server import listen, run_server
+from anna_export.serve.server import run_server
 from anna_export.serve.worker import LoadedModel
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
@@ -122,7 +122,7 @@ def main() -> None:
     )
     opened = open_artifact(options.artifact)
     stub = OpenStub(options.artifact, options.us_per_token)
-    run_server(opened, config, stub, listen("127.0.0.1", options.port))
+    run_server(opened, config, stub, ("127.0.0.1", options.port))
 
 
 if __name__ == "__main__":

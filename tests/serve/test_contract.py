@@ -12,6 +12,7 @@ from anna_export import open_encoder
 from anna_export.artifact.folder import Artifact
 from anna_export.encoder import Encoder
 from anna_export.serve.api_keys import read_keys
+from anna_export.serve.schema import OpenAIRequest, TeiRequest, TokenizeRequest
 from anna_export.serve.vector_formats import integer_limit
 from tests.serve.running import Running, running
 
@@ -31,6 +32,9 @@ def encoder(served_artifact: Artifact) -> Encoder:
         ({"prompt_name": ""}, ""),
         ({"input_type": "query"}, "query"),
         ({"input_type": "document"}, "passage"),
+        ({"input_type": "passage"}, "passage"),
+        ({"input_type": "search_query"}, "query"),
+        ({"input_type": "search_document"}, "passage"),
     ],
 )
 def test_prompts_by_name_and_by_what_a_text_is(
@@ -92,6 +96,64 @@ def test_headers_tell_times_and_what_was_computed(server: Running) -> None:
     assert answer.headers["x-truncated-texts"] == "0"
 
 
+def test_vectors_of_a_model_that_normalises_are_unit_and_said_to_be(
+    server: Running, encoder: Encoder
+) -> None:
+    for path in ("/", "/embed"):
+        # as Haystack's clients ask unless told otherwise
+        answer = server.post(path, {"inputs": ["a"], "truncate": True, "normalize": False})
+        np.testing.assert_allclose(answer.json(), encoder.encode(["a"]), **CLOSE)
+        assert answer.headers["x-normalized"] == "true"
+    answer = server.post("/v1/embeddings", {"input": "a"})
+    assert answer.headers["x-normalized"] == "true"
+    assert server.client.get("/info").json()["normalized"] is True
+
+
+NULLABLE = [
+    (path, name)
+    for path, body in (
+        ("/v1/embeddings", OpenAIRequest),
+        ("/embed", TeiRequest),
+        ("/", TeiRequest),
+        ("/tokenize", TokenizeRequest),
+    )
+    for name, field in body.model_fields.items()
+    if not field.is_required()
+]
+
+
+@pytest.mark.parametrize(("path", "name"), NULLABLE)
+def test_null_in_an_optional_field_is_as_good_as_no_field(
+    server: Running, path: str, name: str
+) -> None:
+    text = {"input" if path.startswith("/v1") else "inputs": "a"}
+    answer = server.post(path, {**text, name: None})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == server.post(path, text).json()
+
+
+def test_null_for_the_texts_is_as_bad_as_none(server: Running) -> None:
+    refused = server.post("/v1/embeddings", {"input": None})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+    assert server.post("/tokenize", {"inputs": None}).status_code == 422
+
+
+def test_texts_are_truncated_in_nvidias_and_coheres_words(server: Running) -> None:
+    long = "word " * 400
+    cut = server.embed(long, truncate=True)
+    for path, field in (("/embed", "inputs"), ("/", "inputs"), ("/v1/embeddings", "input")):
+        answer = server.post(path, {field: long, "truncate": "END"})
+        assert answer.headers["x-truncated-texts"] == "1"
+        assert path.startswith("/v1") or answer.json() == cut
+        for word, message in (
+            ("NONE", "expected at most 256 tokens a text"),
+            ("START", "found at truncate: 'START'; texts are truncated at their end"),
+            ("end", "found at truncate: 'end'; texts are truncated at their end"),
+        ):
+            refused = server.post(path, {field: long, "truncate": word})
+            assert refused.status_code in (400, 422) and message in refused.text
+
+
 def test_a_text_that_is_too_long_is_refused_or_cut(server: Running, encoder: Encoder) -> None:
     long = "word " * 400
     refused = server.post("/v1/embeddings", {"input": ["a", long]})
@@ -123,9 +185,18 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"input": ["a", 3]}, "input", "expected a body as /openapi.json says"),
     ({"input": ["a"] * 2049}, "input", "expected at most 2,048 texts, found 2,049"),
     ({"input": [[]]}, "input.0", "expected token ids, found none"),
-    ({"input": [[5, 32000]]}, "input.0", "expected token ids from 0 to 31999, found 32000"),
+    (
+        {"input": [[1, 32000, 2]]},
+        "input.0",
+        "expected token ids from 0 to 31999, found 32000, an id of another tokenizer; send texts",
+    ),
+    ({"input": [5, 6]}, "input.0", "begin with 1 (<s>) and end with 2 (</s>), found ids from 5"),
     ({"input": [-1]}, "input", "expected a body as /openapi.json says"),
-    ({"input": [[5] * 257]}, "input.0", "expected at most 256 token ids, found 257"),
+    (
+        {"input": [[1, *[5] * 255, 2]]},
+        "input.0",
+        "expected at most 256 token ids, found 257",
+    ),
     (
         {"input": "a", "prompt_name": "no"},
         "prompt_name",
@@ -157,7 +228,7 @@ def test_what_is_wrong_is_said_in_openais_shape(
     assert (error["param"] or "").startswith(param)
 
 
-@pytest.mark.parametrize(("body", "param", "message"), WRONG[1:6], ids=range(5))
+@pytest.mark.parametrize(("body", "param", "message"), WRONG[1:7], ids=range(6))
 def test_what_is_wrong_is_said_in_teis_shape(
     server: Running, body: dict[str, Any], param: str, message: str
 ) -> None:
@@ -183,6 +254,23 @@ def test_unknown_models_and_routes(server: Running) -> None:
     assert server.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert server.client.get("/embed").status_code == 405
     assert server.client.get("/nothing").json()["error_type"] == "NotFound"
+
+
+def test_a_model_is_described_by_its_name(server: Running, served_artifact: Artifact) -> None:
+    def counted() -> float:
+        return server.metric("anna_requests_total", route="/v1/models/{model}")
+
+    (listed,) = server.client.get("/v1/models").json()["data"]
+    before = counted()
+    artifact_id = served_artifact.manifest.artifact_id
+    for name in ("small", artifact_id):
+        assert server.client.get(f"/v1/models/{name}").json() == listed
+    assert server.client.get("/v1/models/").json()["data"] == [listed]
+    for name in ("large", "org/large"):
+        refused = server.client.get(f"/v1/models/{name}")
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "model_not_found"
+    assert counted() == before + 5
 
 
 def test_info_tells_what_is_served_and_the_limits(

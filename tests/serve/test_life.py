@@ -1,11 +1,13 @@
 """From start to end: what is not served, SIGTERM, Ctrl-C, memory."""
 
+import errno
 import json
 import shutil
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,10 @@ import psutil
 import pytest
 
 from anna_export.artifact.folder import Artifact
+from anna_export.errors import InputError
+from anna_export.serve.config import ServerConfig
+from anna_export.serve.server import listen, run_server
+from anna_export.serve.worker import LoadedModel
 from tests.offline import Offline
 from tests.serve.running import ANSWERED, Stub, running
 
@@ -123,8 +129,13 @@ def test_memory_stays_flat(stub: Stub) -> None:
         ),
         (("--max-batch-tokens", "0"), "expected --max-batch-tokens above 0, found 0"),
         (("--api-key-file", "/nowhere"), "expected API keys, one a line, in /nowhere"),
+        (
+            ("--cors-allow-origin", "*", "--cors-allow-origin", "https://a.b/c"),
+            "expected --cors-allow-origin as browsers send them, such as http://localhost:3000, "
+            "found 'https://a.b/c'; name https://a.b",
+        ),
     ],
-    ids=["backend", "not verified", "limit", "keys"],
+    ids=["backend", "not verified", "limit", "keys", "origin"],
 )
 def test_what_cannot_be_served_ends_in_one_line(
     served_artifact: Artifact, options: tuple[str, ...], message: str
@@ -144,12 +155,41 @@ def test_what_cannot_be_served_ends_in_one_line(
     assert run.returncode == 2
     lines = [line for line in run.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1 and lines[0].startswith(f"anna-export: {message}"), run.stderr
+    # a backend is looked for while the server listens
+    assert ('"listening"' in run.stderr) == (options[0] == "--backend")
+
+
+@dataclass(frozen=True)
+class FindsThePort:
+    """Refuses the model with whether the server listens while it loads."""
+
+    port: int
+
+    def __call__(self) -> LoadedModel:
+        with socket.socket() as client:
+            client.settimeout(5)
+            refused = client.connect_ex(("127.0.0.1", self.port)) == errno.ECONNREFUSED
+        raise InputError("closed" if refused else "open")
+
+
+@pytest.mark.parametrize(("load_first", "port"), [(True, "closed"), (False, "open")])
+def test_a_model_that_must_be_loaded_first_is_refused_before_the_server_listens(
+    served_artifact: Artifact, load_first: bool, port: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    with pytest.raises(InputError, match=f"^{port}$"):
+        run_server(
+            served_artifact,
+            ServerConfig("small"),
+            FindsThePort(address[1]),
+            address,
+            load_first=load_first,
+        )
 
 
 def test_a_port_that_is_taken_is_said(served_artifact: Artifact) -> None:
-    from anna_export.errors import InputError
-    from anna_export.serve.server import listen
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -177,9 +177,28 @@ def test_limits_are_the_most_that_is_allowed(tokeniser: RequestTokeniser) -> Non
 
 
 def test_token_ids_are_used_as_they_are(tokeniser: RequestTokeniser) -> None:
-    assert tokeniser.read(openai(input=[5, 6])).items == [QueueItem((5, 6))]
-    request = tokeniser.read(openai(input=[[5, 6], [VOCABULARY - 1]]))
-    assert request.items == [QueueItem((5, 6)), QueueItem((VOCABULARY - 1,))]
+    row, other = [BOS, 5, 6, EOS], [BOS, VOCABULARY - 1, EOS]
+    assert tokeniser.read(openai(input=row)).items == [QueueItem(tuple(row))]
+    request = tokeniser.read(openai(input=[row, other, [BOS, EOS]]))
+    assert request.items == [QueueItem(tuple(row)), QueueItem(tuple(other)), QueueItem((BOS, EOS))]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[5, 6, 7], [BOS, 5], [5, EOS], [BOS], [EOS], [EOS, BOS]],
+    ids=["neither", "no end", "no begin", "begin alone", "end alone", "turned round"],
+)
+def test_token_ids_that_this_models_tokenizer_cannot_have_made_are_refused(
+    tokeniser: RequestTokeniser, row: list[int]
+) -> None:
+    error = refusal(tokeniser, input=[[BOS, 5, EOS], row])
+    assert (error.code, error.param) == ("foreign_token_ids", "input.1")
+    assert error.message == (
+        "expected token ids of this model's tokenizer, which begin with 1 (<s>) and end with "
+        f"2 (</s>), found ids from {row[0]} to {row[-1]}, as of another one; send texts "
+        "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False), or "
+        "add_special_tokens: true with ids of this tokenizer"
+    )
 
 
 def test_special_tokens_are_put_around_token_ids_where_the_request_says_so(
@@ -202,22 +221,32 @@ def test_token_ids_that_start_with_a_prompt_are_split_after_its_cached_prefix(
 def test_token_ids_that_are_too_long_are_refused_or_truncated(
     tokeniser: RequestTokeniser, framed: bool
 ) -> None:
-    room = MAX_TOKENS - 2 * framed
-    row = [5] * (room + 1)
+    limit = MAX_TOKENS - 2 * framed
+    row = list(range(5, limit + 6)) if framed else [BOS, *range(5, limit + 4), EOS]
+    least = [5] if framed else [BOS, 5, EOS]
     options: dict[str, Any] = {"add_special_tokens": framed}
-    error = refusal(tokeniser, input=[[5], row], **options)
+    error = refusal(tokeniser, input=[least, row], **options)
     assert (error.code, error.param) == ("text_too_long", "input.1")
-    assert f"expected at most {room} token ids, found {room + 1}" in error.message
-    assert tokeniser.read(openai(input=[row[:-1]], **options)).truncated == 0
-    request = tokeniser.read(openai(input=[row], truncate=True, **options))
+    assert f"expected at most {limit} token ids, found {limit + 1}" in error.message
+    del row[5]
+    assert tokeniser.read(openai(input=[row], **options)).truncated == 0
+    row.insert(5, 9)
+    (item,) = (request := tokeniser.read(openai(input=[row], truncate=True, **options))).items
     assert request.truncated == 1 and request.tokens == MAX_TOKENS
+    # the model reads its vector from the end token
+    assert (item.ids[0], item.ids[-1]) == (BOS, EOS)
+    assert item.ids[1:-1] == tuple(row if framed else row[1:])[: MAX_TOKENS - 2]
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"input": [[5], []]}, "input.1", "expected token ids, found none"),
-        ({"input": [[5, 600]]}, "input.0", "expected token ids from 0 to 599, found 600"),
+        ({"input": [[BOS, EOS], []]}, "input.1", "expected token ids, found none"),
+        (
+            {"input": [[BOS, 600, EOS]]},
+            "input.0",
+            "expected token ids from 0 to 599, found 600, an id of another tokenizer; send texts",
+        ),
         ({"input": [5], "prompt_name": "sts"}, "input", "expected texts behind a prompt"),
         ({"input": [5], "instruction": "a"}, "input", "expected texts behind a prompt"),
         ({"input": [5], "prompt_name": "no"}, "prompt_name", "expected a known prompt"),
@@ -232,8 +261,8 @@ def test_token_ids_that_have_no_meaning_are_refused(
 
 
 def test_token_ids_may_say_that_they_have_no_prompt(tokeniser: RequestTokeniser) -> None:
-    request = openai(input=[5], prompt_name="")
-    assert tokeniser.read(request).items == [QueueItem((5,))]
+    request = openai(input=[BOS, 5, EOS], prompt_name="")
+    assert tokeniser.read(request).items == [QueueItem((BOS, 5, EOS))]
 
 
 # -- /tokenize --

@@ -1,6 +1,7 @@
 """Two models on made-up data, and how often their true difference is told rightly."""
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -134,3 +135,15 @@ def v_measure(rng: np.random.Generator, count: int) -> Models:
         return VMeasure.of_levels([(gold, indices, np.stack(drawn))], count)
 
     return clustered(reference), clustered(candidate), np.arange(count)
+
+
+SIMULATIONS: Final[dict[str, Make]] = {
+    "mean, continuous": continuous,
+    "mean, right or wrong": right_or_wrong,
+    "mean, a tenth changed": tenth_changed,
+    "mean, few lost": few_lost,
+    "mean, three of a text": of_one_text,
+    "Spearman": spearman,
+    "average precision": average_precision,
+    "V-measure": v_measure,
+}

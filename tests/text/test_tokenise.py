@@ -14,12 +14,12 @@ import tokenizers
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
 
 from anna_export.errors import InputError, MissingError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.text.framing import CONFIG_FILE, LIMIT_FILE, TokenFraming, read_framing
+from anna_export.text.framing import CONFIG_FILE, TokenFraming, read_framing
+from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompts import Prompt, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
@@ -279,78 +279,26 @@ def test_tokenizer_of_a_larger_vocabulary_is_refused(
     folder = changed(lambda tokenizer: tokenizer.add_tokens(["<extra>"]))
     with pytest.raises(InputError) as error:
         read_framing(folder, spec, None)
-    assert "below the model's vocabulary of 32000, found 32000" in one_line(error)
-
-
-def test_tokenizer_without_eos_is_refused(
-    changed: Callable[..., Path], spec: EmbeddingSpec
-) -> None:
-    with pytest.raises(InputError) as error:
-        read_framing(changed(eos_token=None), spec, None)
-    assert "expected an eos_token" in one_line(error)
+    assert "embedding of 32000 for every token, found none for '<extra>' (32000)" in one_line(error)
 
 
 # -- tokenizers as they come --
 
 
-def without_eos(tokenizer: tokenizers.Tokenizer) -> None:
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-
-
 EDITS: dict[str, Edit] = {
     "truncation": lambda tokenizer: tokenizer.enable_truncation(5),
     "padding": lambda tokenizer: tokenizer.enable_padding(length=64, direction="left"),
-    "post-processor without EOS": without_eos,
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_tokenizers_own_framing_changes_nothing(
+def test_tokenizers_own_padding_and_truncation_change_nothing(
     changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser, name: str
 ) -> None:
     folder = changed(EDITS[name])
     tokeniser = Tokeniser.open(folder, read_framing(folder, spec, 4096))
     assert tokeniser.framing == roomy.framing
     assert tokeniser.ids(ODD_TEXTS) == roomy.ids(ODD_TEXTS)
-
-
-def test_tokenizer_that_adds_no_bos_gets_none(
-    changed: Callable[..., Path], spec: EmbeddingSpec, roomy: Tokeniser
-) -> None:
-    folder = changed(add_bos_token=False)
-    framing = read_framing(folder, spec, 21)
-    assert framing.bos_id is None and framing.room == 20
-    ids = Tokeniser.open(folder, framing).ids(ODD_TEXTS[:5])
-    assert ids == [row[1:] for row in roomy.ids(ODD_TEXTS[:5])]
-
-
-@pytest.mark.parametrize(("single", "bos"), [("<s> $A </s>", BOS), ("$A </s>", None)])
-def test_bos_is_what_the_post_processor_does_where_the_settings_are_silent(
-    changed: Callable[..., Path], spec: EmbeddingSpec, single: str, bos: int | None
-) -> None:
-    def edit(tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, special_tokens=[("<s>", BOS), ("</s>", EOS)]
-        )
-
-    assert read_framing(changed(edit, add_bos_token=None), spec, None).bos_id == bos
-
-
-def test_special_tokens_may_be_written_as_objects(
-    changed: Callable[..., Path], spec: EmbeddingSpec
-) -> None:
-    token = {"__type": "AddedToken", "content": "</s>", "special": True}
-    folder = changed(eos_token=token, pad_token={**token, "content": "<unk>"})
-    framing = read_framing(folder, spec, None)
-    assert (framing.eos_id, framing.pad_id) == (EOS, 0)
-
-
-def test_eos_pads_where_there_is_no_pad_token(
-    changed: Callable[..., Path], spec: EmbeddingSpec
-) -> None:
-    assert read_framing(changed(pad_token=None), spec, None).pad_id == EOS
 
 
 @pytest.mark.parametrize(
@@ -399,7 +347,7 @@ def test_default_length_is_the_adapters_before_the_models(
     for folder, length in ((adapter, adapters), (model, models)):
         if length is not None:
             (folder / LIMIT_FILE).write_text(json.dumps({"max_seq_length": length}))
-    assert read_framing(adapter, spec, None, model).max_tokens == expected
+    assert read_framing(model, spec, None, adapter=adapter).max_tokens == expected
 
 
 @pytest.mark.parametrize("length", [1, 7, 0, -1, "512", True, [512], float("nan")], ids=str)

@@ -49,8 +49,8 @@ def verified(command: list[str], cache: Path, tmp_path: Path) -> dict[str, Any]:
 
 def stored_rows(cache: Path) -> list[int]:
     """Return how many vectors each store holds, the oldest first."""
-    paths = sorted(cache.glob("vectors/*/keys"), key=lambda path: path.parent.stat().st_ctime_ns)
-    return [path.stat().st_size // 16 for path in paths]
+    paths = sorted(cache.glob("vectors/*/index"), key=lambda path: path.parent.stat().st_ctime_ns)
+    return [path.stat().st_size // 20 for path in paths]
 
 
 def kill_when(

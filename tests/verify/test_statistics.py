@@ -7,42 +7,31 @@ from anna_export.errors import InputError
 from anna_export.verify.estimators import MeanOf, Sample, Spearman
 from anna_export.verify.parity_report import Difference, Verdict
 from anna_export.verify.statistics import compare_scores, judge, margin_of, over_all
-from tests.support.simulated import (
-    Make,
-    average_precision,
-    compared,
-    continuous,
-    few_lost,
-    of_one_text,
-    right_or_wrong,
-    simulate,
-    spearman,
-    tenth_changed,
-    v_measure,
-)
+from tests.support.simulated import SIMULATIONS, compared, simulate
 
 SIMULATED = 150
+# of texts; others 60
+COUNTS = {
+    "mean, right or wrong": 100,
+    "mean, a tenth changed": 100,
+    "mean, few lost": 100,
+    "V-measure": 80,
+}
 # of so few simulations: benchmarks/statistics/bootstrap.py has thousands, and 93 to 97 %
 LEAST_COVERAGE, MOST_FALSE_PASSES = 0.90, 0.09
 
 
 @pytest.mark.parametrize(
-    ("make", "count"),
+    "name",
     [
-        (continuous, 60),
-        (right_or_wrong, 100),
-        (tenth_changed, 100),
-        (few_lost, 100),
-        (of_one_text, 60),
-        (spearman, 60),
-        (average_precision, 60),
-        pytest.param(v_measure, 80, marks=pytest.mark.slow),
+        pytest.param(name, marks=pytest.mark.slow if name == "V-measure" else ())
+        for name in SIMULATIONS
     ],
 )
 def test_interval_holds_the_truth_and_few_pass_that_are_at_the_margin(
-    make: Make, count: int
+    name: str,
 ) -> None:
-    shares = simulate(make, count, SIMULATED, replicates=300, seed=3)
+    shares = simulate(SIMULATIONS[name], COUNTS.get(name, 60), SIMULATED, replicates=300, seed=3)
     assert shares["coverage"] >= LEAST_COVERAGE and shares["false_passes"] <= MOST_FALSE_PASSES
 
 
@@ -198,7 +187,7 @@ def test_the_margin_is_half_a_percent_and_at_least_two_thousandths() -> None:
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    models = spearman(np.random.default_rng(0), 50)
+    models = SIMULATIONS["Spearman"](np.random.default_rng(0), 50)
     assert compared(models, 0.01, seed=4) == compared(models, 0.01, seed=4)
     assert compared(models, 0.01, seed=4) != compared(models, 0.01, seed=5)
 

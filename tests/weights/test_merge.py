@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.spec import read_spec
-from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILE, find_tokenizer, read_framing
+from anna_export.text.framing import TOKENIZER_FILE, read_framing
+from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, read_prompts
 from anna_export.weights import merge
@@ -255,7 +256,7 @@ def test_longest_text_is_the_one_that_an_export_would_take(
         (tuned / LIMIT_FILE).write_text(json.dumps({"max_seq_length": limit}))
     write_merged(model, tuned, tmp_path / "out")
     spec = read_spec(model)
-    exported = read_framing(find_tokenizer(model, tuned), spec, None, model)
+    exported = read_framing(model, spec, None, adapter=tuned)
     assert read_framing(tmp_path / "out", spec, None) == exported
     assert exported.max_tokens == (limit or 19)
 

@@ -30,10 +30,11 @@ from anna_export.text.prompts import Prompt
 # What marks a folder as one that may be overwritten.
 MARK: Final = "anna-export.json"
 # What the tokenizer's model imports of anna_export.
-_MODULES: Final = ("errors.py", "spec.py")
-_PACKAGES: Final = ("files", "text")
+_MODULES: Final = ("errors.py",)
+_PACKAGES: Final = ("files", "spec", "text")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELAY_US: Final = 1000
+_ENSEMBLE_TEXT: Final = "An ensemble needs a version, and its version needs no file but this one.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,10 @@ def write_repository(
             tokenizer = f"{name}.tokenizer"
             version = _put_model(folder, tokenizer_config(tokenizer, package.batch, _DELAY_US))
             _put_tokenizer(artifact, artifact.manifest.prompts.find(prompt), version)
-            _put_model(folder, ensemble_config(name, tokenizer, encoder, package.batch, dim))
+            ensemble = ensemble_config(name, tokenizer, encoder, package.batch, dim)
+            # stores of objects, git and archives drop a folder that is empty, and Triton then
+            # finds no version of the model
+            (_put_model(folder, ensemble) / "README").write_text(_ENSEMBLE_TEXT, encoding="utf-8")
         mark = {"artifact_id": artifact.manifest.artifact_id, "ensembles": names}
         (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     return names

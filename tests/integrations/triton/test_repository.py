@@ -80,6 +80,20 @@ def test_every_config_is_one_of_tritons_schema(repository: Path) -> None:
         assert (model / "1").is_dir()
 
 
+def test_no_folder_is_lost_where_only_files_are_stored(repository: Path, tmp_path: Path) -> None:
+    def folders(root: Path) -> set[Path]:
+        return {path.relative_to(root) for path in root.rglob("*") if path.is_dir()}
+
+    # as stores of objects, git and most archives do
+    for file in repository.rglob("*"):
+        if file.is_file():
+            copy = tmp_path / file.relative_to(repository)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    assert folders(tmp_path) == folders(repository)
+    assert Path("small/1") in folders(repository)
+
+
 def described(tensors: Any) -> dict[str, tuple[int, list[int]]]:
     """Return each tensor's type and shape, by its name."""
     return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in tensors}

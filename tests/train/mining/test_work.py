@@ -8,16 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from anna_train.cli import run
 from anna_train.mining import mine as mining
-from anna_train.mining import parts, vector_cache
+from anna_train.mining import parts
+from anna_train.mining.collection import folder_sha256
 from anna_train.mining.mine import mine
 from anna_train.mining.settings import MiningSettings, TeacherSettings
 from anna_train.mining.teacher import Teacher
 
-from anna_export.errors import DamagedError, ExistsError
+from anna_export.errors import ExistsError
+from anna_export.files import vector_store
+from anna_export.files.vector_store import open_store
 from anna_export.files.work_folder import work_folder
 
 PART_ROWS = 20
@@ -25,14 +27,14 @@ PART_ROWS = 20
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from anna_export.files import work_folder
-from anna_train.mining import mine, parts, teacher, vector_cache
+from anna_export.files import vector_store, work_folder
+from anna_train.mining import mine, parts, teacher
 from anna_train.mining.settings import MiningSettings, TeacherSettings
 
 parts.PART_ROWS = mine.PART_ROWS = {part_rows}
-vector_cache.SHARD_TEXTS = 50
+vector_store.PART_TEXTS = 50
 owner, name, call, late = {moment!r}
-module = {{"os": os, "work_folder": work_folder, "mine": mine, "vector_cache": vector_cache}}[owner]
+module = {{"work_folder": work_folder, "mine": mine, "store": vector_store.VectorStore}}[owner]
 function, calls = getattr(module, name), [0]
 
 def killing(*arguments, **options):
@@ -56,7 +58,7 @@ raise SystemExit("it was not killed")
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (parts, mining):
         monkeypatch.setattr(module, "PART_ROWS", PART_ROWS)
-    monkeypatch.setattr(vector_cache, "SHARD_TEXTS", 50)
+    monkeypatch.setattr(vector_store, "PART_TEXTS", 50)
 
 
 @pytest.mark.slow
@@ -68,14 +70,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         (("mine", "_part", 3, False), 40),
         (("mine", "_part", 3, True), 40),
         (("work_folder", "staged_file", 4, False), 40),  # the first writes the learned reranker
-        (("vector_cache", "_write", 2, False), 0),
+        (("store", "append", 2, False), 0),
         (("mine", "staged_file", 1, False), 90),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
     moment: tuple[str, str, int, bool], resumed: int, rows: Path, encoder_folder: Path
 ) -> None:
-    with_encoder = moment[0] == "vector_cache"
+    with_encoder = moment[0] == "store"
     script = KILLED.format(part_rows=PART_ROWS, moment=moment)
     killed = subprocess.run(
         [sys.executable, "-c", script, rows, encoder_folder if with_encoder else ""],
@@ -164,61 +166,6 @@ def test_two_processes_do_not_share_an_output(rows: Path) -> None:
     assert not out.exists()
 
 
-class Spy:
-    """Embeds a text as its length and its letters, and remembers what it was asked for."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def __call__(self, texts: Any) -> np.ndarray:
-        self.texts += texts
-        return np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32)
-
-
-def test_only_texts_that_are_new_are_embedded(tmp_path: Path) -> None:
-    cache, spy = vector_cache.VectorCache(tmp_path, "encoder"), Spy()
-    first = cache.embed(["a", "bb", "a"], "", spy)
-    assert spy.texts == ["a", "bb"] and first.tolist() == [[1, 1], [2, 0], [1, 1]]
-    grown = cache.embed(["ccc", "bb", "a"], "", spy)
-    assert spy.texts == ["a", "bb", "ccc"] and grown.tolist() == [[3, 0], [2, 0], [1, 1]]
-
-
-@pytest.mark.parametrize(("identity", "prompt"), [("another", ""), ("encoder", "query: ")])
-def test_another_encoder_or_prompt_embeds_anew(identity: str, prompt: str, tmp_path: Path) -> None:
-    spy = Spy()
-    vector_cache.VectorCache(tmp_path, "encoder").embed(["a"], "", spy)
-    vector_cache.VectorCache(tmp_path, identity).embed(["a"], prompt, spy)
-    assert spy.texts == ["a", "a"]
-
-
-def test_an_interrupt_loses_at_most_the_shard_it_was_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vector_cache, "SHARD_TEXTS", 2)
-    cache, spy = vector_cache.VectorCache(tmp_path, "encoder"), Spy()
-
-    def stopped(texts: Any) -> np.ndarray:
-        if "ccc" in texts:
-            raise KeyboardInterrupt
-        return spy(texts)
-
-    with pytest.raises(KeyboardInterrupt):
-        cache.embed(["a", "bb", "ccc", "dddd"], "", stopped)
-    cache.embed(["a", "bb", "ccc", "dddd"], "", spy)
-    assert spy.texts == ["a", "bb", "ccc", "dddd"]
-
-
-def test_a_damaged_shard_and_a_vector_that_is_not_finite_are_refused(tmp_path: Path) -> None:
-    cache = vector_cache.VectorCache(tmp_path, "encoder")
-    with pytest.raises(DamagedError, match="expected finite vectors, found NaN"):
-        cache.embed(["a"], "", lambda texts: np.full((1, 2), np.nan))
-    cache.embed(["a"], "", Spy())
-    (shard,) = tmp_path.rglob("*.npz")
-    shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(DamagedError, match="; remove it"):
-        cache.embed(["a"], "", Spy())
-
-
 def test_a_cache_folder_serves_a_later_run(
     rows: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,3 +180,19 @@ def test_a_cache_folder_serves_a_later_run(
     monkeypatch.setattr("anna_train.mining.dense._SentenceTransformer.queries", refuse)
     mine(rows, rows.with_name("two.jsonl"), settings)
     assert rows.with_name("one.jsonl").read_bytes() == rows.with_name("two.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_share_a_cache(
+    rows: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, out = rows.with_name("cache"), rows.with_name("out.jsonl")
+    settings = MiningSettings(TeacherSettings(encoder=encoder_folder, cache=cache))
+    mine(rows, rows.with_name("one.jsonl"), settings)
+    dim = json.loads(next(cache.glob("*/identity.json")).read_text())["dim"]
+    with open_store(cache, {"encoder": folder_sha256(encoder_folder)}, dim):
+        command = ["mine", str(rows), "--out", str(out), "--encoder", str(encoder_folder)]
+        assert run([*command, "--cache", str(cache)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected to be the only process" in line and "choose another --cache" in line
+    assert not out.exists()

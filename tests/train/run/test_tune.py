@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +28,11 @@ from sentence_transformers import SentenceTransformer
 
 import anna_export
 from anna_export.cli import run as export
+from anna_export.text.framing import CONFIG_FILE, TOKENIZER_FILE
 from anna_export.text.prompt_file import read_task_file
+from anna_export.text.tokenizer_files import framed_json
 from demo.corpus import Corpus
+from tests.support.folders import edit_json
 
 MakeRecipe = Callable[..., Path]
 STEPS = 8
@@ -115,15 +119,27 @@ def tune_arguments(recipe: Path) -> list[str]:
     return ["tune", "--config", str(recipe), "--out", str(recipe.parent / "adapter")]
 
 
+@pytest.fixture(params=["adds both", "adds no end token"])
+def any_base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> Path:
+    """The base, and one whose tokenizer adds no `</s>`, as Mistral's does."""
+    if request.param == "adds both":
+        return tiny_base
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    path = folder / TOKENIZER_FILE
+    path.write_text(framed_json(path, [1], []))
+    edit_json(folder / CONFIG_FILE, lambda config: config.update(add_eos_token=False))
+    return folder
+
+
 @pytest.mark.slow
 def test_a_run_writes_an_adapter_that_all_can_read(
-    make_recipe: MakeRecipe, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+    make_recipe: MakeRecipe, any_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tuned(make_recipe())
+    out = tuned(make_recipe(base=str(any_base)))
     assert "nDCG@10" in capsys.readouterr().out
     weights = load_file(out / "adapter_model.safetensors")
     assert len(weights) == 2 * 3 * 7 and all(weight.any() for weight in weights.values())
-    assert PeftConfig.from_pretrained(out).base_model_name_or_path == str(tiny_base)
+    assert PeftConfig.from_pretrained(out).base_model_name_or_path == str(any_base)
     assert not (out.parent / "adapter.training").exists()
 
     texts = ["Return the sum of a list.", "</s> is plain text"]
@@ -131,7 +147,7 @@ def test_a_run_writes_an_adapter_that_all_can_read(
         str(out), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
     )
     artifact = out.parent / "artifact"
-    source = ["--model", str(tiny_base), "--adapter", str(out)]
+    source = ["--model", str(any_base), "--adapter", str(out)]
     assert export([*source, "--out", str(artifact)]) == 0
     ours = anna_export.open_encoder(artifact)
     for prompt in ("query", "document", "query-few-shot"):

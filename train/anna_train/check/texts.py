@@ -117,7 +117,7 @@ class Truncated:
         from anna_export.text.framing import read_framing
         from anna_export.text.tokeniser import Tokeniser
 
-        framing = read_framing(model, read_spec(model), max_tokens)
+        framing = read_framing(model, read_spec(model), max_tokens, eos=True)
         self.limit = framing.max_tokens
         self._tokeniser = Tokeniser.open(model, replace(framing, max_tokens=2**40))
         self._texts = self._long = self._longest = 0

@@ -18,6 +18,7 @@ QUERY_PROMPT: Final = "query"
 class TextEncoder(Protocol):
     """Embeds queries and documents, each with its own prompt."""
 
+    dim: int
     query_prompt: str
     document_prompt: str
 
@@ -35,6 +36,7 @@ class _Artifact:
 
     def __init__(self, folder: Path, prompt: str | None) -> None:
         self._encoder = open_encoder(folder)
+        self.dim = self._encoder.dim
         prompts = self._encoder.prompts
         if prompt is None and QUERY_PROMPT in prompts.by_name:
             prompt = QUERY_PROMPT
@@ -58,6 +60,7 @@ class _SentenceTransformer:
         from sentence_transformers import SentenceTransformer
 
         self._model = SentenceTransformer(str(folder), local_files_only=True)
+        self.dim = len(self._model.encode(""))
         prompts = self._model.prompts
         if prompt and prompt not in prompts:
             names = ", ".join(sorted(prompts)) or "none"

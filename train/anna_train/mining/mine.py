@@ -86,10 +86,13 @@ def mine(
     source = RowFile(rows)
     collection = collect(source, corpus=settings.corpus, replace=settings.replace)
     counts, resumed = Counts(), 0
-    with work_folder(out, _state(rows, settings)) as work, repeatable(settings.teacher):
-        teacher = open_teacher(
+    with (
+        work_folder(out, _state(rows, settings)) as work,
+        repeatable(settings.teacher),
+        open_teacher(
             settings.teacher, source, collection, work, stage, replace=settings.replace
-        )
+        ) as teacher,
+    ):
         names = []
         with stage("mine", "rows") as progress:
             for start, end in parts(len(source)):

@@ -91,9 +91,13 @@ def score(
         raw = [_raw(row, source, number) for number, row in enumerate(source)]
         earlier = {row.other.get(TEMPERATURE) for row in source if row.neg}
         return _write(source, raw, earlier, out, settings)
-    with work_folder(out, _state(rows, settings)) as work, repeatable(settings.teacher):
-        collection = collect(source, negatives=True)
-        teacher = open_teacher(settings.teacher, source, collection, work, stage)
+    with (
+        work_folder(out, _state(rows, settings)) as work,
+        repeatable(settings.teacher),
+        open_teacher(
+            settings.teacher, source, collect(source, negatives=True), work, stage
+        ) as teacher,
+    ):
         components: list[tuple[np.ndarray, np.ndarray]] = []
         resumed = 0
         with stage("score", "rows") as progress:

@@ -10,11 +10,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from anna_export.errors import DamagedError
+from anna_export.files.vector_store import key_of, open_store
 from anna_export.files.work_folder import WorkFolder
-from anna_export.progress import Stage
+from anna_export.progress import Progress, Stage
 from anna_train.data.rows import Row, RowFile, text_key
 from anna_train.mining.collection import Collection, Question, folder_sha256
-from anna_train.mining.dense import TextEncoder, open_text_encoder
+from anna_train.mining.dense import open_text_encoder
 from anna_train.mining.lexical import Lsa, Words
 from anna_train.mining.pool import Pool, Retriever
 from anna_train.mining.rerank import (
@@ -27,7 +28,8 @@ from anna_train.mining.rerank import (
     folds_of,
 )
 from anna_train.mining.settings import TeacherSettings
-from anna_train.mining.vector_cache import VectorCache
+
+_Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Teacher:
         self,
         collection: Collection,
         retriever: Retriever,
-        embed: Callable[[Sequence[str]], np.ndarray],
+        embed: _Embed,
         *,
         replace: bool,
     ) -> None:
@@ -100,6 +102,7 @@ def repeatable(settings: TeacherSettings) -> Iterator[None]:
         yield
 
 
+@contextmanager
 def open_teacher(
     settings: TeacherSettings,
     rows: RowFile,
@@ -108,8 +111,8 @@ def open_teacher(
     stage: Stage,
     *,
     replace: bool = False,
-) -> Teacher:
-    """Embed the collection and make the reranker ready.
+) -> Iterator[Teacher]:
+    """Embed the collection and make the reranker ready, for as long as its vectors are kept open.
 
     Args:
         settings: What ranks and scores.
@@ -123,31 +126,38 @@ def open_teacher(
         AnnaError: If a model cannot be used, or there are too few queries to learn from.
     """
     words = Words(collection.texts)
+    with _vectors(settings, words, collection, work, stage) as (vectors, embed):
+        retriever = Retriever(collection, words, vectors, settings.depth)
+        teacher = Teacher(collection, retriever, embed, replace=replace)
+        if settings.reranker == "learned":
+            teacher.reranker = _learned(teacher, settings.seed, rows, work, stage)
+        elif isinstance(settings.reranker, Path):
+            teacher.reranker = CrossEncoderReranker(settings.reranker)
+        yield teacher
+
+
+@contextmanager
+def _vectors(
+    settings: TeacherSettings, words: Words, collection: Collection, work: WorkFolder, stage: Stage
+) -> Iterator[tuple[np.ndarray, _Embed]]:
+    """Give the (N, D) vectors of the collection's texts, and what embeds queries."""
     if settings.encoder is None:
         lsa = Lsa(words, settings.seed)
-        vectors = lsa.vectors
-        embed: Callable[[Sequence[str]], np.ndarray] = lsa.embed
-    else:
-        encoder = open_text_encoder(settings.encoder, settings.query_prompt)
-        cache = VectorCache(
-            settings.cache or work.path / "vectors", folder_sha256(settings.encoder)
-        )
+        yield lsa.vectors, lsa.embed
+        return
+    encoder = open_text_encoder(settings.encoder, settings.query_prompt)
+    cache = settings.cache or work.path / "vectors"
+    with open_store(cache, {"encoder": folder_sha256(settings.encoder)}, encoder.dim) as store:
+
+        def stored(
+            texts: Sequence[str], prompt: str, compute: _Embed, progress: Progress | None = None
+        ) -> np.ndarray:
+            keys = [key_of(prompt, text) for text in texts]
+            return store.embed(keys, texts, compute, progress=progress)
+
         with stage("embed", "texts") as progress:
-            vectors = cache.embed(
-                collection.texts, encoder.document_prompt, encoder.documents, progress
-            )
-        embed = _queries_of(encoder, cache)
-    retriever = Retriever(collection, words, vectors, settings.depth)
-    teacher = Teacher(collection, retriever, embed, replace=replace)
-    if settings.reranker == "learned":
-        teacher.reranker = _learned(teacher, settings.seed, rows, work, stage)
-    elif isinstance(settings.reranker, Path):
-        teacher.reranker = CrossEncoderReranker(settings.reranker)
-    return teacher
-
-
-def _queries_of(encoder: TextEncoder, cache: VectorCache) -> Callable[[Sequence[str]], np.ndarray]:
-    return lambda texts: cache.embed(texts, encoder.query_prompt, encoder.queries)
+            vectors = stored(collection.texts, encoder.document_prompt, encoder.documents, progress)
+        yield vectors, lambda texts: stored(texts, encoder.query_prompt, encoder.queries)
 
 
 def _learned(

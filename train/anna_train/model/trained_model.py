@@ -13,7 +13,7 @@ from transformers import AutoModel, BitsAndBytesConfig, MistralModel
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec, read_spec
-from anna_export.text.framing import find_tokenizer, read_framing
+from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
 from anna_train.recipe import LoraRecipe, TuneRecipe
 
@@ -76,7 +76,7 @@ def open_base(name: str) -> Base:
             f"expected a base in fp32, fp16 or bf16, found quantization_config in {folder}; train "
             "on the original, or remove that key if the weights are plain"
         )
-    framing = read_framing(find_tokenizer(folder, None), spec, None)
+    framing = read_framing(folder, spec, None, eos=True)  # which training decides
     return Base(folder, spec, Tokeniser.open(folder, framing))
 
 

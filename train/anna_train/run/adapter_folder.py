@@ -10,9 +10,19 @@ import yaml
 from peft import PeftModel
 
 from anna_export.files.atomic import write_text
-from anna_export.text.framing import LIMIT_FILE, TOKENIZER_FILES, find_tokenizer
+from anna_export.files.json_file import read_json
+from anna_export.text.framing import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    TokenFraming,
+    load_tokenizer,
+)
+from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.text.prompt_formats import Example
+from anna_export.text.tokenizer_files import Ends, framed_json, read_ends
+from anna_train.model.trained_model import Base
 from anna_train.recipe import TuneRecipe
 from anna_train.run.adapter_card import TuneReport, adapter_card
 
@@ -40,7 +50,7 @@ def with_examples(tasks: TaskFile, examples: Mapping[str, Sequence[Example]]) ->
 def write_adapter(
     folder: Path,
     adapted: PeftModel,
-    base: Path,
+    base: Base,
     recipe: TuneRecipe,
     tasks: TaskFile,
     report: TuneReport,
@@ -50,7 +60,7 @@ def write_adapter(
     Args:
         folder: Where; it exists.
         adapted: The trained model.
-        base: The base's folder.
+        base: What was trained over.
         recipe: What was asked.
         tasks: The prompts it was trained with.
         report: What came of it.
@@ -85,11 +95,25 @@ def write_adapter(
         (folder / name).parent.mkdir(exist_ok=True)
         write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for name in (*TOKENIZER_FILES, LIMIT_FILE):
-        source = base if name == LIMIT_FILE else find_tokenizer(base, None)
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+        if (base.folder / name).exists():
+            shutil.copyfile(base.folder / name, folder / name)
+    _frame(folder, base.tokeniser.framing)
     write_text(folder / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
     write_text(folder / "README.md", adapter_card(recipe, tasks, report))
+
+
+def _frame(folder: Path, framing: TokenFraming) -> None:
+    """Have the tokenizer put around a text what training did, where it does not by itself."""
+    path, settings = folder / TOKENIZER_FILE, folder / CONFIG_FILE
+    ends = read_ends(load_tokenizer(folder), path)
+    if ends == Ends(framing.bos_id, framing.eos_id):
+        return
+    write_text(path, framed_json(path, framing.front_ids, framing.back_ids))
+    added = {
+        "add_bos_token": framing.bos_id is not None,
+        "add_eos_token": framing.eos_id is not None,
+    }
+    write_text(settings, json.dumps(read_json(settings) | added, indent=2) + "\n")
 
 
 def _yaml(value: Any) -> str:

@@ -149,7 +149,7 @@ def _write_output(
     """Write the adapter's folder, the run's plan and logs in it, and remove the run."""
     tasks = with_examples(prepared.tasks, prepared.examples)
     with staged(out, overwrite=overwrite, holding=ADAPTER_FILE) as folder:
-        write_adapter(folder, model.adapted, prepared.base.folder, recipe, tasks, report)
+        write_adapter(folder, model.adapted, prepared.base, recipe, tasks, report)
         (folder / "training").mkdir()
         for path in sorted(run.folder.iterdir()):
             if path.name in (PLAN_FILE, LOG_FILE, EVALUATIONS_FILE):
