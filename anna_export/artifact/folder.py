@@ -18,6 +18,7 @@ from anna_export.artifact.manifest import (
 from anna_export.errors import DamagedError, InputError
 from anna_export.files.containment import stays_inside
 from anna_export.text.prompts import PROMPTS_FILE, read_prompts
+from anna_export.text.st_files import st_prompts
 from anna_export.text.tokeniser import Tokeniser
 
 # Loading hashes files up to this many bytes in all; larger ones by size, with check=True by hash.
@@ -112,8 +113,10 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
     return (
         identity(manifest.files, manifest.spec, manifest.framing) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
-        and (st_prompts := read_prompts(folder)).fronts() == manifest.prompts.fronts()
-        and st_prompts.default == manifest.prompts.default
+        # artifacts from before have no names beside the prompts' own
+        and (read := read_prompts(folder)).fronts()
+        in (manifest.prompts.fronts(), st_prompts(manifest.prompts))
+        and read.default == manifest.prompts.default
         and all(hashes.get(name) == entry.prompt for name, entry in manifest.prefixes.items())
     )
 

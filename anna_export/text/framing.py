@@ -11,7 +11,7 @@ from anna_export.errors import InputError, MissingError
 from anna_export.files.model_folders import Adapters, from_last, in_order
 from anna_export.spec import EmbeddingSpec, PoolingMode
 from anna_export.text.limit import MIN_TOKENS, longest_sequence
-from anna_export.text.prompts import MODULES_FILE
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.text.tokenizer_files import (
     SETTINGS_FILE,
     Ends,

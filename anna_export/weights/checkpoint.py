@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,6 +21,7 @@ from anna_export.weights.adapter import (
     read_adapter,
 )
 from anna_export.weights.fit import require_all, require_fit
+from anna_export.weights.modules import Modules, read_modules
 from anna_export.weights.names import by_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
@@ -51,6 +52,7 @@ class Checkpoint:
     spec: EmbeddingSpec
     base: dict[str, StoredTensor]
     adapters: tuple[Adapter, ...]
+    modules: Modules = field(default_factory=Modules)
 
     def __post_init__(self) -> None:
         shapes = self.spec.weight_shapes()
@@ -65,7 +67,8 @@ class Checkpoint:
     @classmethod
     def open(cls, model: Path, adapter: Adapters = None) -> Self:
         """Open a Hugging Face model folder and, over it, folders of LoRA adapters, in order."""
-        spec = read_spec(model)
+        modules = read_modules(model, adapter)
+        spec = modules.with_head(read_spec(model))
         base = by_name(
             tensor for path in _weight_files(model) for tensor in read_header(path).values()
         )
@@ -75,7 +78,7 @@ class Checkpoint:
             if embedding is not None and len(embedding.shape) == 2:
                 # an adapter trained with added tokens brings its own, larger embedding
                 spec = replace(spec, vocab_size=embedding.shape[0])
-        return cls(model, spec, base, adapters)
+        return cls(model, spec, base | modules.weights, adapters, modules)
 
     def deltas(self, name: str) -> tuple[Delta, ...]:
         """Return what is added to a weight, in order."""
@@ -91,7 +94,7 @@ class Checkpoint:
         """Read one merged weight.
 
         Args:
-            name: As in a MistralModel's state dict.
+            name: As in the spec's `weight_shapes`.
             dtype: Type of the result; sums are in fp32 and rounded once.
             transpose: Return a matrix as (in, out) instead of (out, in).
             merge: Add the adapters' deltas; what they replace, they replace in either case.
@@ -118,14 +121,15 @@ class Checkpoint:
     def source_hashes(self) -> dict[str, str]:
         """Return sha256 of the files that identify where the weights came from, all but the base's.
 
-        Those of the second adapter start with "2/", and so on.
+        Those of the second adapter start with "2-", and so on.
         """
         files = {"config.json": self.folder / "config.json"}
         if (index := self.folder / INDEX_FILE).exists():
             files[INDEX_FILE] = index
         for number, adapter in enumerate(self.adapters, start=1):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                files[name if number == 1 else f"{number}/{name}"] = adapter.folder / name
+                files[name if number == 1 else f"{number}-{name}"] = adapter.folder / name
+        files |= self.modules.files
         return {name: file_sha256(path) for name, path in files.items()}
 
     def _counting(self, name: str) -> tuple[Adapter, ...]:

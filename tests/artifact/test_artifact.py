@@ -34,7 +34,7 @@ from anna_export.errors import DamagedError, InputError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.text.prompts import PROMPTS_FILE
-from tests.support.folders import edit_json, names
+from tests.support.folders import edit_json
 
 TEXTS = ["a transfer", "", "漢字とかな " * 5]
 
@@ -89,7 +89,9 @@ def test_manifest_reads_back_as_written(artifact: Artifact) -> None:
 
 def test_manifest_lists_every_file_but_itself(artifact: Artifact) -> None:
     manifest = artifact.manifest
-    assert set(manifest.files) | set(manifest.evidence) | {MANIFEST_FILE} == names(artifact.folder)
+    files = [path for path in artifact.folder.rglob("*") if path.is_file()]
+    listed = {*manifest.files, *manifest.evidence, MANIFEST_FILE}
+    assert listed == {path.relative_to(artifact.folder).as_posix() for path in files}
     assert set(manifest.evidence) == {PARITY_FILE, CARD_FILE}
 
 
