@@ -118,33 +118,30 @@ def _named(module: Any) -> str:
     return type(module).__name__
 
 
-def open_library(
-    model: Path, adapter: Path | None, vocab_size: int, device: str = "cpu"
-) -> Library:
-    """Open base and adapter, unmerged, in fp32.
+def open_library(model: Path, adapters: Sequence[Path], device: str = "cpu") -> Library:
+    """Open base and adapters in fp32; all adapters but the last are merged, by peft.
 
     Args:
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
-        vocab_size: Rows of the embedding that the adapter was trained with.
+        adapters: The LoRA adapters' folders, in order.
         device: PyTorch's name of it.
 
     Raises:
-        InputError: If peft has no place for a tensor of the adapter.
+        InputError: If peft has no place for a tensor of an adapter.
     """
-    with quiet_libraries(), _folder_of(model, adapter) as folder:
+    with quiet_libraries(), _folder_of(model, adapters) as folder:
         opened = _open(folder, {}, torch.float32)
         transformer = opened[0]
-        if transformer.model.config.vocab_size != vocab_size:
-            transformer.model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        if adapter is not None:
-            transformer.model = _with_adapter(transformer.model, adapter)
-        return Library(opened.to(device).eval(), adapter is not None)
+        for adapter in adapters:
+            transformer.model = _with_adapter(
+                transformer.model, adapter, merged=adapter != adapters[-1]
+            )
+        return Library(opened.to(device).eval(), bool(adapters))
 
 
-def open_library_shell(model: Path, adapter: Path | None) -> Library:
+def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
-    with quiet_libraries(), _folder_of(model, adapter) as folder:
+    with quiet_libraries(), _folder_of(model, adapters) as folder:
         shell = _open(folder, _NO_LAYERS, torch.bfloat16)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
@@ -154,7 +151,7 @@ def open_library_shell(model: Path, adapter: Path | None) -> Library:
         for module in list(shell)[1:]:
             module.float()
         shell[0].model = decoder
-        return Library(shell.eval(), adapter is not None)
+        return Library(shell.eval(), bool(adapters))
 
 
 def _open(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> SentenceTransformer:
@@ -170,49 +167,56 @@ def _open(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> SentenceT
 
 
 @contextmanager
-def _folder_of(model: Path, adapter: Path | None) -> Iterator[Path]:
-    """Give one folder, of links, with the base's weights and what the adapter says around them.
+def _folder_of(model: Path, adapters: Sequence[Path]) -> Iterator[Path]:
+    """Give one folder, of links, with the base's weights and what adapters say around them.
 
     An adapter of sentence-transformers says all but the weights; any other, if anything, which
-    tokenizer it was trained with.
+    tokenizer it was trained with. The last one counts.
     """
-    if adapter is None:
+    if not adapters:
         yield model
         return
     paths = {path.name: path for path in model.iterdir()}
-    if (adapter / MODULES_FILE).exists():
-        paths |= {
-            path.name: path
-            for path in adapter.iterdir()
-            if path.name not in (CONFIG_FILE, WEIGHTS_FILE)
-        }
-    elif (adapter / TOKENIZER_FILE).exists():
-        for name in TOKENIZER_FILES:
-            paths.pop(name, None)
-            if (adapter / name).exists():
-                paths[name] = adapter / name
+    for adapter in adapters:
+        if (adapter / MODULES_FILE).exists():
+            paths |= {path.name: path for path in adapter.iterdir()}
+        if (adapter / TOKENIZER_FILE).exists():
+            for name in TOKENIZER_FILES:
+                paths.pop(name, None)
+                if (adapter / name).exists():
+                    paths[name] = adapter / name
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, path in paths.items():
-            (folder / name).symlink_to(path.resolve())
+            if name not in (CONFIG_FILE, WEIGHTS_FILE):
+                (folder / name).symlink_to(path.resolve())
         yield folder
 
 
-def _with_adapter(decoder: Any, adapter: Path) -> Any:
-    """Put the adapter on a decoder, by peft."""
-    keys = set(read_header(adapter / WEIGHTS_FILE))
+def _with_adapter(decoder: Any, adapter: Path, *, merged: bool) -> Any:
+    """Put an adapter on a decoder, by peft, and merge it where others follow."""
+    tensors = read_header(adapter / WEIGHTS_FILE)
+    keys = set(tensors)
+    # an adapter trained with added tokens brings its own, larger embedding
+    rows = [
+        tensor.shape[0]
+        for key, tensor in tensors.items()
+        if "embed_tokens." in key and key.endswith(".weight") and "lora_" not in key
+    ]
+    if rows and rows[0] != decoder.config.vocab_size:
+        decoder.resize_token_embeddings(rows[0], mean_resizing=False)
     # an adapter trained under a language head names its modules one level deeper
     headed = any(key.startswith("base_model.model.model.") for key in keys)
     base = _under_head(decoder) if headed else decoder
     tuned = peft.PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
-    # peft ignores tensors it finds no place for; a reference without them would prove nothing
+    # peft ignores tensors it finds no module for; a reference without them would prove nothing
     loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
     if lost := keys - loaded:
         raise InputError(
             f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "
             f"such as {min(lost)}"
         )
-    unwrapped = tuned.get_base_model()
+    unwrapped = tuned.merge_and_unload() if merged else tuned.get_base_model()
     return unwrapped.model if headed else unwrapped
 
 

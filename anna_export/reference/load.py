@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.reference.backend import compute_label, pick_torch_device
 from anna_export.reference.encoder import LibraryBackend, LibraryTokeniser, ReferenceEncoder
 from anna_export.reference.library import open_library, open_library_shell
@@ -15,18 +16,18 @@ from anna_export.weights.checkpoint import Checkpoint
 
 def open_reference(
     model: Path,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     *,
     framing: TokenFraming | None = None,
     prompts: Prompts | None = None,
     device: str = "auto",
     eos_chosen: bool = False,
 ) -> ReferenceEncoder:
-    """Load base and adapter, unmerged, in fp32, as their libraries do.
+    """Load base and adapters in fp32, the last adapter unmerged, as their libraries do.
 
     Args:
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         framing: An artifact's; its longest sequence is the reference's too. None reads the model
             folder's.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
@@ -41,7 +42,7 @@ def open_reference(
     spec = checkpoint.spec
     framing = framing or read_framing(model, spec, None, adapter=adapter)
     device = pick_torch_device(device, spec)
-    library = open_library(model, adapter, spec.vocab_size, device)
+    library = open_library(model, in_order(adapter), device)
     if eos_chosen:
         library.frame(framing.front_ids, framing.back_ids)
     return ReferenceEncoder(
@@ -58,19 +59,19 @@ def open_streamed_reference(
     *,
     eos_chosen: bool = False,
 ) -> ReferenceEncoder:
-    """Open base and adapter, unmerged, in fp32, one matrix in memory at a time.
+    """Open base and adapters, unmerged, in fp32, one matrix in memory at a time.
 
     Tokenizer and modules are the libraries' own, and so is the decoder's forward pass; its weights
     are read when they are used: y = W x + s B (A x).
 
     Args:
-        checkpoint: Base and adapter.
+        checkpoint: Base and adapters.
         framing: As of `open_reference`.
         on_read: Called after every weight is read, once a batch.
         eos_chosen: As of `open_reference`.
     """
-    adapter = checkpoint.adapter.folder if checkpoint.adapter is not None else None
-    library = open_library_shell(checkpoint.folder, adapter)
+    adapters = [adapter.folder for adapter in checkpoint.adapters]
+    library = open_library_shell(checkpoint.folder, adapters)
     if eos_chosen:
         library.frame(framing.front_ids, framing.back_ids)
     stream_checkpoint(library.transformer.model, checkpoint, on_read)

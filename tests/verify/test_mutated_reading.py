@@ -59,7 +59,9 @@ def of_framing(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[FramingReading], FramingReading]
 ) -> None:
     true = prepare.framing_of
-    monkeypatch.setattr(prepare, "framing_of", lambda *args, **options: change(true(*args, **options)))
+    monkeypatch.setattr(
+        prepare, "framing_of", lambda *args, **options: change(true(*args, **options))
+    )
 
 
 def of_head(monkeypatch: pytest.MonkeyPatch, change: Callable[[Head], Head]) -> None:
@@ -89,9 +91,7 @@ def test_unmutated_it_passes(model: Path, tmp_path: Path) -> None:
 def test_a_dropped_end_token_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_framing(
-        monkeypatch, lambda read: replace(read, framing=replace(read.framing, eos_id=None))
-    )
+    of_framing(monkeypatch, lambda read: replace(read, framing=replace(read.framing, eos_id=None)))
     message = refused(model, tmp_path / "out")
     assert "its tokenizer puts </s> behind a text, the artifact does not" in message
     assert "(no prompt: '')" in message
