@@ -24,10 +24,10 @@ from anna_export.export import prepare
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.spec import EmbeddingSpec, Head, PoolingMode
-from anna_export.text.framing import FramingReading
+from anna_export.text.framing import FramingReading, framing_of
+from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
 from anna_export.verify import reading
-from anna_export.weights import checkpoint
 from anna_export.weights.modules import Modules
 from tests.support.types import MakeModel
 
@@ -58,17 +58,17 @@ def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_framing(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[FramingReading], FramingReading]
 ) -> None:
-    true = prepare.framing_of
-    monkeypatch.setattr(
-        prepare, "framing_of", lambda *args, **options: change(true(*args, **options))
-    )
+    def changed(*args: Any, **options: Any) -> FramingReading:
+        return change(framing_of(*args, **options))
+
+    monkeypatch.setattr(prepare, "framing_of", changed)
 
 
 def of_head(monkeypatch: pytest.MonkeyPatch, change: Callable[[Head], Head]) -> None:
     def with_head(self: Modules, spec: EmbeddingSpec) -> EmbeddingSpec:
         return replace(spec, head=change(self.head))
 
-    monkeypatch.setattr(checkpoint.Modules, "with_head", with_head)
+    monkeypatch.setattr(Modules, "with_head", with_head)
 
 
 def refused(model: Path, out: Path) -> str:
@@ -131,10 +131,8 @@ def test_a_cut_at_the_other_side_is_named(
 def test_swapped_prompts_are_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = prepare.find_prompts
-
     def swapped(*args: Any) -> Prompts:
-        read = true(*args)
+        read = find_prompts(*args)
         query, document = read.by_name["query"], read.by_name["document"]
         return replace(read, by_name={"query": document, "document": query})
 

@@ -14,7 +14,7 @@ from anna_export.artifact.folder import open_artifact
 from anna_export.cli import run
 from anna_export.errors import ShapeError
 from anna_export.reference.load import open_reference
-from anna_export.reference.streamed import open_streamed_reference
+from anna_export.reference.streamed import open_streamed_checkpoint
 from anna_export.text.framing import TOKENIZER_FILE, find_tokenizer
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import PROMPTS_FILE, Prompt
@@ -127,7 +127,7 @@ def test_unmerged_references_run_several_adapters_as_the_merged_weights(
     expected = torch.nn.functional.normalize(last, dim=-1).detach().numpy()
     for backend in (
         open_reference(base, adapters).backend,
-        open_streamed_reference(Checkpoint.open(base, adapters)),
+        open_streamed_checkpoint(Checkpoint.open(base, adapters)),
     ):
         # fp32 rounding of three layers, at unit length
         np.testing.assert_allclose(backend.run(batch), expected, atol=1e-5)
