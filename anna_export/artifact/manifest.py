@@ -67,7 +67,13 @@ class Source(_Model):
 
     model: str
     adapter: str | None
+    further_adapters: list[str] = []  # merged after the first, in this order
     sha256: dict[str, str]
+
+    @property
+    def adapters(self) -> list[str]:
+        """The folder names of all adapters, in the order they were merged in."""
+        return [] if self.adapter is None else [self.adapter, *self.further_adapters]
 
     def is_of(self, hashes: Mapping[str, str]) -> bool:
         """Say whether these are the hashes of what it names."""

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import tokenizers
 
 from anna_export.errors import InputError, MissingError
+from anna_export.files.model_folders import Adapters, from_last, in_order
 from anna_export.spec import EmbeddingSpec, PoolingMode
 from anna_export.text.limit import MIN_TOKENS, longest_sequence
 from anna_export.text.st_files import MODULES_FILE
@@ -98,7 +99,7 @@ def read_framing(
     spec: EmbeddingSpec,
     max_tokens: int | None,
     *,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     eos: bool | None = None,
 ) -> TokenFraming:
     """Return the framing alone of what `framing_of` reads; arguments and errors are the same."""
@@ -110,7 +111,7 @@ def framing_of(
     spec: EmbeddingSpec,
     max_tokens: int | None,
     *,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     eos: bool | None = None,
 ) -> FramingReading:
     """Read how a model's tokenizer frames a text, and what decided it.
@@ -127,7 +128,7 @@ def framing_of(
         max_tokens: The longest sequence; None takes the max_seq_length beside the tokenizer, else
             the model's, else the tokenizer's model_max_length, else the sliding window, else
             every position.
-        adapter: The adapter's folder, whose tokenizer.json counts, if it brings one.
+        adapter: The adapters' folders: the tokenizer.json of the last that brings one counts.
         eos: Whether an end token follows a text; None asks the files.
 
     Raises:
@@ -144,7 +145,8 @@ def framing_of(
     pad_id = special_id(tokenizer, settings, "pad", folder, model)
     require_rows(tokenizer, path, spec, pad_id)
     if eos is None:
-        modules = any((parent / MODULES_FILE).exists() for parent in (adapter, model) if parent)
+        folders = (*in_order(adapter), model)
+        modules = any((parent / MODULES_FILE).exists() for parent in folders)
         _require_decided(folder, settings, spec, ends, modules)
     source = {end: _source(settings, ends, end) for end in ("bos", "eos")}
     eos_id = ends.back
@@ -202,9 +204,10 @@ def _source(settings: dict[str, Any], ends: Ends, end: str) -> str:
     return f"{POST_PROCESSOR}, against add_{end}_token {str(stated).lower()}"
 
 
-def find_tokenizer(model: Path, adapter: Path | None) -> Path:
-    """Return the folder with the tokenizer: the adapter's, if it brings one, else the model's."""
-    return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
+def find_tokenizer(model: Path, adapter: Adapters) -> Path:
+    """Return the folder with the tokenizer: that of the last adapter with one, else the model's."""
+    brought = (folder for folder in from_last(adapter) if (folder / TOKENIZER_FILE).exists())
+    return next(brought, model)
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
