@@ -151,11 +151,8 @@ class _Graph:
         return self.op("Cast", x, to=IR_DTYPES[target])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
-        tables = rotary_tables(self.spec, self.max_tokens)
-        cos, sin = (
-            self.cast(self.tape.initializer(table), Precision.FP32, self.precision)
-            for table in tables
-        )
+        tables = map(self.tape.initializer, rotary_tables(self.spec, self.max_tokens))
+        cos, sin = (self.cast(x, Precision.FP32, self.precision) for x in tables)
         return cos, sin
 
     def embed(self) -> ir.Value:
@@ -185,7 +182,7 @@ class _Graph:
         # past the last layer there is one token a row, at index 0
         shape, zero = self.op("Shape", index), ir.tensor([0], name="zero")
         zeros = self.op("ConstantOfShape", shape, value=zero)
-        attributes = {"plugin_namespace": pooling.DOMAIN, "aot": 1}
+        attributes: dict[str, Any] = {"plugin_namespace": pooling.DOMAIN, "aot": 1}
         return self.tape.op(
             pooling.NAME, [x, zeros], attributes, domain=pooling.DOMAIN, name="pool"
         )

@@ -90,11 +90,12 @@ def mean(graph: Recorder, hidden: ir.Value, lengths: ir.Value, first: ir.Value |
     if first is not None:
         behind_prompt = op("GreaterOrEqual", positions, op("Unsqueeze", first, axis))
         pooled = op("And", pooled, behind_prompt)
+    pooled.dtype = ir.DataType.BOOL  # passes must know what is cast
     column = op("Unsqueeze", pooled, graph.constant("axis_last", np.array([-1])))
-    nothing = graph.constant("nothing", np.float32(0))
+    nothing = graph.constant("nothing", np.array(0, np.float32))
     total = op("ReduceSum", op("Where", column, hidden, nothing), axis, keepdims=0)
     count = op("ReduceSum", op("Cast", pooled, to=ir.DataType.FLOAT), axis, keepdims=1)
-    least = graph.constant("smallest_count", np.float32(_SMALLEST_COUNT))
+    least = graph.constant("smallest_count", np.array(_SMALLEST_COUNT, np.float32))
     return op("Div", total, op("Max", count, least))
 
 
@@ -110,7 +111,7 @@ def behind_pooling(graph: Recorder, row: ir.Value, head: Head) -> ir.Value:
     if not head.normalize:
         return row
     norm = graph.op("ReduceL2", row, graph.constant("axis_last", np.array([-1])), keepdims=1)
-    least = graph.constant("smallest_norm", np.float32(SMALLEST_NORM))
+    least = graph.constant("smallest_norm", np.array(SMALLEST_NORM, np.float32))
     return graph.op("Div", row, graph.op("Max", norm, least))
 
 

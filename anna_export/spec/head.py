@@ -101,6 +101,11 @@ class Head:
         dense = [f"Dense {x.in_features} to {x.out_features} ({x.activation})" for x in self.dense]
         return ", ".join([pooling, *dense])
 
+    @property
+    def length(self) -> str:
+        """What is said of a vector's length."""
+        return "unit length" if self.normalize else "as long as the model makes them"
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each Dense weight's name and its shape: (out, in), and (out,) of a bias."""
         shapes: dict[str, tuple[int, ...]] = {}
