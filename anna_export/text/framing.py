@@ -20,8 +20,9 @@ from anna_export.text.tokenizer_files import (
     require_rows,
     special_id,
 )
+from anna_export.text.tokenizer_files import TOKENIZER_FILE as TOKENIZER_FILE
+from anna_export.text.unread_tokenizer import require_same_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = SETTINGS_FILE
 # copied byte for byte into every artifact, where the model has them
 TOKENIZER_FILES = (
@@ -205,9 +206,19 @@ def _source(settings: dict[str, Any], ends: Ends, end: str) -> str:
 
 
 def find_tokenizer(model: Path, adapter: Adapters) -> Path:
-    """Return the folder with the tokenizer: that of the last adapter with one, else the model's."""
-    brought = (folder for folder in from_last(adapter) if (folder / TOKENIZER_FILE).exists())
-    return next(brought, model)
+    """Return the folder with the tokenizer: that of the last adapter with one, else the model's.
+
+    Raises:
+        InputError: If an adapter after it describes another tokenizer in files that are not read.
+    """
+    adapters = list(from_last(adapter))
+    brought = (folder for folder in adapters if (folder / TOKENIZER_FILE).exists())
+    source = next(brought, model)
+    for folder in adapters:
+        if folder == source:
+            break
+        require_same_tokenizer(folder, source, load_tokenizer)
+    return source
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
