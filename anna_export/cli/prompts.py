@@ -110,7 +110,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
     entries: dict[str, dict[str, Any]] = {
         name: {
-            "tokens": tokeniser.prompt_tokens(prompt),
+            "tokens": tokeniser.prompt_length(prompt),
             "documents": prompts.documents.get(name, ""),
             "proved": name in proved,
             "baked": _baked(artifact, name),

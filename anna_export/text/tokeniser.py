@@ -81,7 +81,7 @@ class Tokeniser:
         require_text(texts)
         require_text([prompt.front, prompt.back], "prompt")
         encode = self._special.encode
-        if prompt != NO_PROMPT and (length := self.prompt_tokens(prompt)) >= room:
+        if prompt != NO_PROMPT and (length := self.prompt_length(prompt)) >= room:
             raise InputError(
                 f"expected a prompt shorter than {room} tokens, found {length}; shorten it or "
                 "export with larger `max_tokens`"
@@ -104,7 +104,7 @@ class Tokeniser:
         """Return how a token is written in the vocabulary."""
         return self._tokenizer.id_to_token(token) or ""
 
-    def prompt_tokens(self, prompt: Prompt) -> int:
+    def prompt_length(self, prompt: Prompt) -> int:
         """Return how many tokens a prompt is by itself, unframed."""
         return len(self._special.encode([""], prompt)[0])
 
