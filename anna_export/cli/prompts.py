@@ -130,6 +130,12 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     rows = [_row(name, entry, prompts.default) for name, entry in entries.items()]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
+    head = artifact.manifest.spec.head
+    if not head.takes_prefix:
+        output.print_line(
+            f"none is baked: {head.describe()} takes the states of the prompt's own tokens, which "
+            "are computed with every text"
+        )
     if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
         output.print_line(
             "* by rounded weights; prompts add --model MODEL --adapter ADAPTER computes it exactly"
