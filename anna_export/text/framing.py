@@ -22,7 +22,7 @@ from anna_export.text.tokenizer_files import (
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = SETTINGS_FILE
-# copied byte for byte into every artifact, where the model has them
+# what a tokenizer's folder may hold; those of an artifact are part of its identity
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     CONFIG_FILE,
