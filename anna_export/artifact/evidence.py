@@ -12,7 +12,7 @@ from anna_export.artifact.manifest import (
     write_manifest,
 )
 from anna_export.errors import DamagedError
-from anna_export.files.atomic import write_bytes, write_text
+from anna_export.files.atomic import make_parents, write_bytes, write_text
 from anna_export.files.json_file import read_json
 from anna_export.files.locks import locked
 from anna_export.text.framing import TOKENIZER_FILE
@@ -30,7 +30,8 @@ def add_evidence(
 
     Args:
         artifact: What it is about.
-        name: Its file's name; folders in it are made.
+        name: Its file's name; folders in it are made. A link of that name becomes a file: what it
+            leads to stays.
         content: Its text or bytes.
         prompts: Names of those it is about; None for all.
     """
@@ -44,7 +45,7 @@ def add_evidence(
         others = {file: entry for file, entry in manifest.evidence.items() if file != name}
         if name in manifest.evidence:
             write_manifest(folder, manifest.model_copy(update={"evidence": others}))
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_parents(folder, name)
         if isinstance(content, str):
             write_text(folder / name, content)
         else:

@@ -16,8 +16,9 @@ from anna_export.artifact.manifest import (
     read_manifest,
 )
 from anna_export.errors import DamagedError, InputError
-from anna_export.files.containment import is_inside
+from anna_export.files.containment import stays_inside
 from anna_export.text.prompts import PROMPTS_FILE, read_prompts
+from anna_export.text.st_files import st_prompts
 from anna_export.text.tokeniser import Tokeniser
 
 # Loading hashes files up to this many bytes in all; larger ones by size, with check=True by hash.
@@ -112,14 +113,19 @@ def _consistent(folder: Path, manifest: Manifest) -> bool:
     return (
         identity(manifest.files, manifest.spec, manifest.framing) == manifest.artifact_id
         and set(manifest.graphs.values()) <= set(manifest.files)
-        and (st_prompts := read_prompts(folder)).fronts() == manifest.prompts.fronts()
-        and st_prompts.default == manifest.prompts.default
+        # artifacts from before have no names beside the prompts' own
+        and (read := read_prompts(folder)).fronts()
+        in (manifest.prompts.fronts(), st_prompts(manifest.prompts))
+        and read.default == manifest.prompts.default
         and all(hashes.get(name) == entry.prompt for name, entry in manifest.prefixes.items())
     )
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a listed file, which may not lead out of the folder."""
-    if not is_inside(folder, name):
+    """Return the path of a listed file, whose name may not lead out of the folder.
+
+    The file may be a link to anywhere, as in the hub's cache: its hash says what it must hold.
+    """
+    if not stays_inside(name):
         raise DamagedError(f"expected files inside {folder}, found {name} leading out of it")
     return folder / name

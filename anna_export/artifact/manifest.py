@@ -14,9 +14,10 @@ from anna_export.files.atomic import write_text
 from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
-from anna_export.spec import EmbeddingSpec, Precision
+from anna_export.spec import EmbeddingSpec, Precision, Similarity
 from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
+from anna_export.text.st_files import MODULES_FILE
 
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
@@ -68,6 +69,16 @@ class Source(_Model):
     adapter: str | None
     sha256: dict[str, str]
 
+    def is_of(self, hashes: Mapping[str, str]) -> bool:
+        """Say whether these are the hashes of what it names."""
+        if MODULES_FILE not in self.sha256:  # from before modules were read
+            hashes = {
+                name: digest
+                for name, digest in hashes.items()
+                if name != MODULES_FILE and "/" not in name
+            }
+        return self.sha256 == hashes
+
 
 class Quantised(_Model):
     """How a quantised artifact came to its numbers; the rest is in calibration.json."""
@@ -91,6 +102,7 @@ class Manifest(_Model):
     framing: TokenFraming
     framing_source: dict[str, str] = {}  # bos, eos or pad → what decided it
     prompts: Prompts
+    similarity: Similarity = Similarity.COSINE
     prefixes: dict[str, StoredPrefix]  # by the prompt's name
     golden: list[Golden]
     graphs: dict[str, str]  # target → file

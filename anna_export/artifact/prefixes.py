@@ -12,6 +12,7 @@ import safetensors
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import PREFIX_FOLDER, StoredPrefix, hash_file, write_manifest
 from anna_export.errors import DamagedError
+from anna_export.files.atomic import make_parents, write_bytes
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompt_file import NAME
 from anna_export.text.prompts import Prompt
@@ -107,11 +108,11 @@ def write_prefix(
 
     file = f"{PREFIX_FOLDER}/{_file_name(name)}.safetensors"
     path = artifact.folder / file
-    path.parent.mkdir(exist_ok=True)
+    make_parents(artifact.folder, file)
     tensors = {KEYS: keys.contiguous(), VALUES: values.contiguous()}
     metadata = {ARTIFACT_ID: artifact.manifest.artifact_id}
     # not by save_file, whose error says nothing of a full disk
-    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
     return StoredPrefix(
         **hash_file(path).model_dump(),
         file=file,

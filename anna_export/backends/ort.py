@@ -4,6 +4,7 @@ import os
 from typing import Final
 
 import numpy as np
+import onnx_ir as ir
 
 from anna_export import quantise
 from anna_export.artifact.folder import Artifact
@@ -16,6 +17,7 @@ from anna_export.graph.names import (
     PREFIX_KEYS,
     PREFIX_VALUES,
 )
+from anna_export.graph.stored_graph import read_graph, weights_path
 from anna_export.machine.devices import pick_device
 from anna_export.machine.hardware import multiplies_int8_exactly
 from anna_export.machine.memory import require_memory
@@ -32,6 +34,7 @@ except ImportError:
         "expected onnxruntime, found none; install anna-export[cpu], or [cuda] for a GPU"
     ) from None
 
+_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _CUDA: Final = "CUDAExecutionProvider"
 # As many scores as one text of 4,096 tokens has without a prefix; texts together keep a GPU busy.
 _CUDA_LIMITS: Final = BatchLimits(pairs=1 << 24, single=None)
@@ -81,16 +84,10 @@ def open_backend(
     device = pick_device(device, has_cuda=hindrance is None, without=hindrance or "")
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, found {threads}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    # a plan of one shape's allocations is kept beside the memory that other shapes have taken
-    options.enable_mem_pattern = False
-    # the arena finds no room for widened weights where the last run's were, and grows
-    options.enable_cpu_mem_arena = not scheme.dequantises
+    options = _options(scheme, threads)
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries, where pip has put them
-        path, provider = artifact.graph(CANONICAL), _CUDA
+        target, provider = CANONICAL, _CUDA
         compute_label = f"{manifest.precision} on CUDA"
         settings = {"use_tf32": "0"}  # else fp32 is not what it computes in
         limits = _CUDA_LIMITS
@@ -98,14 +95,17 @@ def open_backend(
         multiply_exactly(options)
         needed = forecast(manifest.spec, manifest.framing, scheme)
         require_memory(needed.serve_bytes, f"{artifact.folder} in ONNX Runtime")
-        path, provider, settings = artifact.graph(CPU), "CPUExecutionProvider", {}
+        target, provider, settings = CPU, "CPUExecutionProvider", {}
         compute_label, limits = scheme.cpu_compute_label, BatchLimits()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        graph = _graph_bytes(artifact, target, options)
+        session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)])
+    except DamagedError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise DamagedError(
             f"expected a graph that ONNX Runtime {onnxruntime.__version__} loads, found: "
-            f"{str(error).splitlines()[0]} ({path})"
+            f"{str(error).splitlines()[0]} ({artifact.graph(target)})"
         ) from None
     # where CUDA's libraries or its device are missing, ONNX Runtime would go on without a word
     if provider not in session.get_providers():
@@ -113,6 +113,33 @@ def open_backend(
             "expected a CUDA device that ONNX Runtime can use, found none; choose the device cpu"
         )
     return OrtBackend(session, manifest.spec, compute_label, limits)
+
+
+def _options(scheme: Scheme, threads: int | None) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    # a plan of one shape's allocations is kept beside the memory that other shapes have taken
+    options.enable_mem_pattern = False
+    # the arena finds no room for widened weights where the last run's were, and grows
+    options.enable_cpu_mem_arena = not scheme.dequantises
+    return options
+
+
+def _graph_bytes(artifact: Artifact, target: str, options: onnxruntime.SessionOptions) -> bytes:
+    """Return a graph for a session, and have that session map the weights at their real path.
+
+    Given the graph's own path, ONNX Runtime refuses weights behind a link
+    (findings/onnxruntime-linked-weights.sh).
+    """
+    model, weights = ir.to_proto(read_graph(artifact, target)), weights_path(artifact)
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.parent))
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = weights.name
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def multiply_exactly(options: onnxruntime.SessionOptions) -> None:

@@ -31,6 +31,7 @@ from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
+from anna_export.graph.stored_graph import read_graph
 from anna_export.graph.tensors import IR_DTYPES
 from anna_export.machine.gpu import find_device
 from anna_export.progress import Stage
@@ -192,7 +193,7 @@ def require_buildable(precision: Precision, request: EngineRequest) -> tuple[Cap
 
 def gpu_form(artifact: Artifact) -> ir.Model:
     """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
-    model = ir.load(artifact.graph(CANONICAL))
+    model = read_graph(artifact, CANONICAL)
     require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).compute_dtype])
     prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
     return ir.passes.Sequential(prefix, MergeLinear())(model).model

@@ -13,11 +13,12 @@ from anna_export.artifact.manifest import CARD_FILE, MANIFEST_FILE, PARITY_FILE,
 from anna_export.artifact.prefixes import with_prefixes
 from anna_export.errors import ExistsError, InputError
 from anna_export.export.bake import bake, prefix_bytes
-from anna_export.files.atomic import staged
+from anna_export.files.atomic import make_parents, staged
 from anna_export.files.disk import require_disk
 from anna_export.progress import Progress
 from anna_export.report.card import model_card
-from anna_export.text.prompts import PROMPTS_FILE, Prompts, write_st_files
+from anna_export.text.prompts import PROMPTS_FILE, Prompts
+from anna_export.text.st_files import write_prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.weights.checkpoint import Checkpoint
 
@@ -46,7 +47,7 @@ def add_prompts(
             else.
     """
     artifact = open_artifact(folder)
-    if checkpoint is not None and checkpoint.source_hashes() != artifact.manifest.source.sha256:
+    if checkpoint is not None and not artifact.manifest.source.is_of(checkpoint.source_hashes()):
         raise InputError(
             f"expected the model and adapter that {folder} was made from, found others; leave them "
             "out to compute prompts with the artifact's stored weights"
@@ -148,7 +149,7 @@ def _with_prompts(
         shutil.copytree(
             artifact.folder, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True
         )
-        write_st_files(folder, prompts)
+        write_prompts(folder, prompts, manifest.similarity)
         files = {**manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
         edited = Artifact(folder, manifest.model_copy(update={"prompts": prompts, "files": files}))
         remaining = {
@@ -156,8 +157,9 @@ def _with_prompts(
             for name, entry in manifest.prefixes.items()
             if name in prompts.by_name and name not in to_bake
         }
-        # never written in place: the old folder shares them
+        # never written in place, or through a link: others share them
         for name in manifest.prefixes.keys() - remaining.keys():
+            make_parents(folder, manifest.prefixes[name].file)
             (folder / manifest.prefixes[name].file).unlink()
         baked = bake(edited, to_bake, edited.tokeniser(), checkpoint, progress)
         changed = with_prefixes(edited, remaining | baked)

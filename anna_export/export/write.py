@@ -29,7 +29,7 @@ from anna_export.machine.versions import installed
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.scheme import Scheme
-from anna_export.text.prompts import write_st_files
+from anna_export.text.st_files import write_artifact_modules, write_prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.text.tokenizer_folder import write_tokenizer
 from anna_export.verify.texts import ODD_TEXTS
@@ -63,6 +63,7 @@ def write_artifact(
         framing=framing,
         framing_source=dict(prepared.framing_source),
         prompts=prepared.prompts,
+        similarity=prepared.checkpoint.modules.similarity,
         prefixes={},
         golden=_golden(prepared.tokeniser),
         graphs=graph_files,
@@ -94,14 +95,18 @@ def _write_files(
     written = write_data_file(folder, graphs, progress)
     for target, model in graphs.items():
         ir.save(model, folder / graph_files[target])
-    write_st_files(folder, prepared.prompts)
+    write_artifact_modules(folder, prepared.checkpoint.spec)
+    write_prompts(folder, prepared.prompts, prepared.checkpoint.modules.similarity)
     if calibration is not None:
         text = json.dumps(calibration.to_json(), indent=1) + "\n"
         write_text(folder / CALIBRATION_FILE, text)
     # the weights were hashed while they were written
-    paths = [path for path in sorted(folder.iterdir()) if path.name != DATA_FILE]
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DATA_FILE
+    ]
     weights = FileEntry(sha256=written.sha256, size_bytes=written.size_bytes)
-    return {path.name: hash_file(path) for path in paths} | {DATA_FILE: weights}
+    hashed = {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
+    return hashed | {DATA_FILE: weights}
 
 
 def _golden(tokeniser: Tokeniser) -> list[Golden]:

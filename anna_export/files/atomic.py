@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from anna_export.errors import ExistsError, InputError, MissingError
@@ -51,7 +51,8 @@ def staged(out: Path, *, overwrite: bool, holding: str) -> Iterator[Path]:
             stack.enter_context(locked(aside))
         yield aside
         for path in (aside, *aside.rglob("*")):
-            _sync(path)
+            if not path.is_symlink():  # what a link leads to was not written here
+                _sync(path)
         replace_folder(aside, out, overwrite=overwrite)
 
 
@@ -83,6 +84,34 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Put a binary file in place, whole or not at all."""
     with staged_file(path) as aside:
         aside.write_bytes(content)
+
+
+def make_parents(folder: Path, name: str) -> None:
+    """Make the folders below `folder` that a file goes to, and own those that are links.
+
+    A link leads to a folder of others, as in a store, whose content is not to change: it becomes,
+    in one step, a folder with a link to each of its files.
+    """
+    for parent in reversed(PurePosixPath(name).parents):
+        path = folder / parent
+        if path != folder and path.is_symlink():
+            _to_folder(path)
+        path.mkdir(exist_ok=True)
+
+
+def _to_folder(link: Path) -> None:
+    aside = link.with_name(f".{link.name}.partial-{secrets.token_hex(4)}")
+    aside.mkdir()
+    try:
+        for entry in link.iterdir() if link.is_dir() else ():
+            # a way that stays right where the folder around it moves, as a staged one does
+            (aside / entry.name).symlink_to(os.path.relpath(entry.resolve(), aside.resolve()))
+        _exchange(aside, link)
+    finally:
+        if aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def require_absent(out: Path, *, overwrite: bool, holding: str) -> None:

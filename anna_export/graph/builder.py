@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from anna_export.errors import UnsupportedError
 from anna_export.graph import attention, padding, pooling
 from anna_export.graph.names import (
     ATTENTION_MASK,
@@ -22,7 +23,7 @@ from anna_export.graph.names import (
     PREFIX_VALUES,
 )
 from anna_export.graph.tensors import IR_DTYPES, as_ir
-from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision
+from anna_export.spec import EMBEDDING_WEIGHT, LAST_TOKEN, EmbeddingSpec, Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 
 OPSET: Final = 23
@@ -44,6 +45,8 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
         float32 (L, K, P, head_dim); without them, P is 0. Opset 23, and functions for attention
         and pooling.
     """
+    if checkpoint.spec.head != LAST_TOKEN:
+        raise UnsupportedError(f"expected last-token pooling, found {checkpoint.spec.head}")
     graph = _Graph(checkpoint, precision, max_tokens)
     output = graph.embed()
     inputs = [graph.input_ids, graph.attention_mask, graph.prefix_keys, graph.prefix_values]

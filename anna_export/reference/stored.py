@@ -12,8 +12,8 @@ import torch
 from anna_export import quantise
 from anna_export.artifact.folder import Artifact
 from anna_export.errors import DamagedError
-from anna_export.graph.external_data import DATA_FILE
 from anna_export.graph.names import CANONICAL
+from anna_export.graph.stored_graph import read_graph
 from anna_export.quantise.calibration import read_calibration
 from anna_export.quantise.linear import Layout
 from anna_export.spec import EMBEDDING_WEIGHT
@@ -62,11 +62,11 @@ def stored_model(artifact: Artifact) -> StoredModel:
     """Return an artifact's weights; they are read one at a time, and no file is mapped.
 
     Raises:
-        DamagedError: If a weight lies anywhere but in the artifact's own data file.
+        DamagedError: If a weight lies anywhere but in the data file that the artifact lists.
     """
     manifest = artifact.manifest
-    graph = ir.load(artifact.graph(CANONICAL)).graph
-    tensors = _Tensors(artifact.folder, graph)
+    graph = read_graph(artifact, CANONICAL).graph
+    tensors = _Tensors(graph)
     scheme = quantise.scheme_of(manifest)
     linear, table = scheme.linear, scheme.embedding
     calibration = read_calibration(artifact)
@@ -94,7 +94,7 @@ def stored_model(artifact: Artifact) -> StoredModel:
 class _Tensors:
     """A graph's initializers, read when they are asked for."""
 
-    def __init__(self, folder: Path, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph) -> None:
         self._inline: dict[str, ir.TensorProtocol] = {}
         self._placed: dict[str, StoredTensor] = {}
         self._dtypes: dict[str, ir.DataType] = {}
@@ -103,7 +103,7 @@ class _Tensors:
             assert tensor is not None, name
             self._dtypes[name] = tensor.dtype
             if isinstance(tensor, ir.ExternalTensor):
-                self._placed[name] = _placed(folder, name, tensor)
+                self._placed[name] = _placed(name, tensor)
             else:
                 self._inline[name] = tensor
 
@@ -126,17 +126,12 @@ class _Tensors:
         return {suffix: self.read(name + suffix) for suffix in layout}
 
 
-def _placed(folder: Path, name: str, tensor: ir.ExternalTensor) -> StoredTensor:
-    """Return where a weight lies: onnx_ir would follow its location out of the folder."""
-    path = folder / tensor.location
-    if tensor.location != DATA_FILE or path.resolve().parent != folder.resolve():
-        raise DamagedError(
-            f"expected {name} in {DATA_FILE} of {folder}, found external data at "
-            f"{path.resolve()}; copy or export the artifact again"
-        )
+def _placed(name: str, tensor: ir.ExternalTensor) -> StoredTensor:
+    """Return where a weight lies."""
+    path = Path(tensor.path)
     if tensor.length != tensor.nbytes:
         raise DamagedError(
-            f"expected {tensor.nbytes} bytes of external data for {name} in {folder}, found "
+            f"expected {tensor.nbytes} bytes of external data for {name} in {path}, found "
             f"{tensor.length}; copy or export the artifact again"
         )
     shape = tensor.shape.numpy()

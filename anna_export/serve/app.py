@@ -18,6 +18,14 @@ from anna_export.serve.refusal import Kind, Refusal
 from anna_export.serve.schema import OpenAIRequest, TeiRequest, TokenizeRequest, read_body
 from anna_export.serve.service import Answer, EmbeddingService
 from anna_export.serve.vector_formats import encode_json, integer_limit
+from anna_export.spec import PoolingMode
+
+# TEI's words.
+_POOLING: Final = {
+    PoolingMode.LAST: "last_token",
+    PoolingMode.MEAN: "mean",
+    PoolingMode.CLS: "cls",
+}
 
 
 def build_app(service: EmbeddingService) -> ASGIApp:
@@ -86,13 +94,13 @@ async def embeddings(service: EmbeddingService, call: Call) -> Response:
     }
     name = service.config.model_name
     body = {"object": "list", "data": data, "model": name, "usage": usage}
-    return answer_json(body, _headers(service, answer))
+    return answer_json(body, _headers(answer))
 
 
 async def embed(service: EmbeddingService, call: Call) -> Response:
     """TEI's embeddings: a list of vectors."""
     answer = await service.embed(read_body(TeiRequest, call.body), call.deadline)
-    return answer_json(list(answer.vectors), _headers(service, answer))
+    return answer_json(list(answer.vectors), _headers(answer))
 
 
 async def tokenize(service: EmbeddingService, call: Call) -> Response:
@@ -121,8 +129,8 @@ async def info(service: EmbeddingService, call: Call) -> Response:
         "model_id": config.model_name,
         "model_sha": manifest.artifact_id,
         "model_dtype": str(manifest.precision),
-        "model_type": {"embedding": {"pooling": "last_token"}},
-        "dimensions": manifest.spec.dim,
+        "model_type": {"embedding": {"pooling": _POOLING[manifest.spec.head.pooling]}},
+        "dimensions": manifest.spec.embedding_dim,
         "normalized": service.normalizes,
         "max_input_length": manifest.framing.max_tokens,
         "max_batch_tokens": service.scheduler.batch_limits.tokens,
@@ -133,7 +141,7 @@ async def info(service: EmbeddingService, call: Call) -> Response:
         "auto_truncate": False,
         "prompts": sorted(manifest.prompts.by_name),
         "default_prompt": manifest.prompts.default,
-        "integer_limit": float(integer_limit(manifest.spec.dim)),
+        "integer_limit": float(integer_limit(manifest.spec.embedding_dim)),
         "backend": ready.backend if ready else None,
         "compute": ready.compute_label if ready else None,
         "parity": service.parity,
@@ -198,11 +206,11 @@ def _model(service: EmbeddingService) -> dict[str, Any]:
         "created": 0,
         "owned_by": "anna-export",
         "artifact_id": manifest.artifact_id,
-        "dimensions": manifest.spec.dim,
+        "dimensions": manifest.spec.embedding_dim,
     }
 
 
-def _headers(service: EmbeddingService, answer: Answer) -> dict[str, str]:
+def _headers(answer: Answer) -> dict[str, str]:
     """Return TEI's headers, milliseconds and what was computed, and whether vectors are unit."""
     seconds = {
         "x-tokenization-time": answer.tokenize_seconds,
@@ -214,5 +222,5 @@ def _headers(service: EmbeddingService, answer: Answer) -> dict[str, str]:
         **{name: str(round(value * 1e3)) for name, value in seconds.items()},
         "x-compute-tokens": str(answer.texts.tokens - answer.texts.cached_tokens),
         "x-truncated-texts": str(answer.texts.truncated),
-        "x-normalized": str(service.normalizes).lower(),
+        "x-normalized": str(answer.normalized).lower(),
     }

@@ -11,7 +11,7 @@ from anna_export.errors import InputError
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.queue_item import QueueItem
 from anna_export.serve.refusal import Refusal
-from anna_export.serve.schema import EmbedRequest, TokenizeRequest
+from anna_export.serve.schema import EmbedDtype, EmbedRequest, TokenizeRequest
 from anna_export.text.prompt_formats import FORMATS
 from anna_export.text.prompts import NO_PROMPT, Prompt
 
@@ -58,13 +58,11 @@ class RequestTokeniser:
         """Return a request's texts as items of the queue.
 
         Raises:
-            Refusal: If there is no text or too many, one is too long, or there is no such prompt.
+            Refusal: If there is no text or too many, one is too long, or there is no such prompt;
+                if the model truncates elsewhere, or has no vectors of that format.
         """
-        dim, field = self._spec.dim, request.texts_field
-        if request.dimensions is not None and request.dimensions > dim:
-            raise Refusal.invalid(
-                f"expected at most {dim} dimensions, found {request.dimensions}", "dimensions"
-            )
+        field = request.texts_field
+        self._require_format(request)
         inputs: Any = request.texts
         if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
             inputs = [inputs]
@@ -93,7 +91,7 @@ class RequestTokeniser:
             rows = self._tokeniser.ids(texts, self._prompts.find(request.prompt_name))
         except InputError as error:
             raise Refusal.invalid(str(error), "inputs") from None
-        special = {self._framing.bos_id, self._framing.eos_id}
+        special = {*self._framing.front_ids, *self._framing.back_ids}
         return [
             [
                 {
@@ -106,6 +104,29 @@ class RequestTokeniser:
             ]
             for row in rows
         ]
+
+    def _require_format(self, request: EmbedRequest) -> None:
+        """Refuse a request for vectors that the model does not have, or truncates no texts for."""
+        dim = self._spec.embedding_dim
+        if request.dimensions is not None and request.dimensions > dim:
+            raise Refusal.invalid(
+                f"expected at most {dim} dimensions, found {request.dimensions}", "dimensions"
+            )
+        integers = request.embed_dtype in (EmbedDtype.INT8, EmbedDtype.UINT8)
+        if integers and not request.normalizes(self._spec.head.normalize):
+            raise Refusal.invalid(
+                f"expected unit vectors for {request.embed_dtype}, whose range is fixed, found "
+                "those of a model that does not normalise; send normalize: true to /embed",
+                "embed_dtype",
+            )
+        for name, side in request.truncation_sides().items():
+            if side != self._framing.truncation_side:
+                end = "end" if side == "left" else "start"
+                raise Refusal.invalid(
+                    f"expected texts truncated at their {end}, as this model's are, found {name} "
+                    f"{getattr(request, name)}; send truncate: true without a side",
+                    name,
+                )
 
     def _prompt(self, request: EmbedRequest) -> Prompt:
         """Return the prompt of a request.
@@ -145,7 +166,7 @@ class RequestTokeniser:
         except InputError as error:
             raise Refusal.invalid(str(error), field) from None
         truncated = [index for index, row in enumerate(rows) if row.truncated]
-        if truncated and not request.truncate:
+        if truncated and not request.truncates:
             longest = rows[truncated[0]]
             raise Refusal.invalid(
                 f"expected at most {self._framing.max_tokens:,} tokens a text, prompt included, "
@@ -169,6 +190,7 @@ class RequestTokeniser:
         front, back = self._framing.front_ids, self._framing.back_ids
         framed = not request.add_special_tokens
         room = self._framing.room
+        fitting = slice(room) if self._framing.truncation_side == "right" else slice(-room, None)
         items, truncated = [], 0
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
@@ -176,7 +198,7 @@ class RequestTokeniser:
                 row = self._unframed(row, f"{field}.{index}")
             if len(row) > room:
                 truncated += 1
-                if not request.truncate:
+                if not request.truncates:
                     frame = len(front) + len(back) if framed else 0
                     raise Refusal.invalid(
                         f"expected at most {room + frame:,} token ids, found "
@@ -184,7 +206,7 @@ class RequestTokeniser:
                         f"{field}.{index}",
                         "text_too_long",
                     )
-            items.append(_item([*front, *row[:room], *back], self._prefix_ids))
+            items.append(_item([*front, *row[fitting], *back], self._prefix_ids))
         return TokenisedTexts(items, truncated)
 
     def _unframed(self, row: Sequence[int], param: str) -> Sequence[int]:

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError, PydanticUseDefault
 
 from anna_export.serve.refusal import Refusal
 
+TruncationSide = Literal["left", "right"]
 TokenIds = list[Annotated[StrictInt, Field(ge=0, le=2**31)]]
 Content = TypeVar("Content", bound="Body")
 
@@ -47,27 +48,28 @@ class InputType(StrEnum):
         return self not in (InputType.QUERY, InputType.SEARCH_QUERY)
 
 
-def _truncate(value: object) -> object:
-    """Read NVIDIA's and Cohere's words for `truncate`."""
-    match value:
-        case "END":
-            return True
-        case "NONE":
-            return False
-        case str():
-            message = "{word}; texts are truncated at their end: send true or END, false or NONE"
-            raise PydanticCustomError("truncate_word", message, {"word": repr(value[:40])})
-    return value
+class TruncateWord(StrEnum):
+    """Whether texts are truncated, and where, in NVIDIA's and Cohere's words."""
+
+    NONE = "NONE"
+    START = "START"
+    END = "END"
+
+
+def _read_truncate(value: object) -> object:
+    """Read `truncate`, so that there is one error for all that it may not be."""
+    if isinstance(value, bool) or value in list(TruncateWord):
+        return value
+    message = "{value}; send true or false, END, START or NONE"
+    raise PydanticCustomError("truncate", message, {"value": repr(value)[:40]})
 
 
 Truncate = Annotated[
-    bool,
-    BeforeValidator(_truncate),
-    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["END", "NONE"]}]}),
+    bool | TruncateWord,
+    BeforeValidator(_read_truncate),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(TruncateWord)}]}),
 ]
-_TRUNCATE_TEXT = (
-    "Truncate texts that are too long at their end (`true`, `END`); otherwise they are refused."
-)
+_SIDES: dict[object, TruncationSide] = {TruncateWord.START: "left", TruncateWord.END: "right"}
 
 
 def _say_nullable(schema: dict[str, Any]) -> None:
@@ -112,8 +114,14 @@ class EmbedFields(Body):
         False,
         description="Add begin and end tokens to token ids; otherwise they must have them.",
     )
+    truncate: Truncate = Field(
+        False,
+        description="Truncate texts that are too long, on the model's own side, which `END` or "
+        "`START` may name; `false` and `NONE` refuse them.",
+    )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="Return only the first dimensions, normalised again."
+        None,
+        description="Return only the first dimensions; unit vectors are normalised again.",
     )
     embed_dtype: EmbedDtype = Field(EmbedDtype.FLOAT32, description="Number format of the vectors.")
 
@@ -127,6 +135,20 @@ class EmbedFields(Body):
         names = ("prompt_name", "input_type", "instruction")
         return [name for name in names if getattr(self, name) is not None]
 
+    @property
+    def truncates(self) -> bool:
+        """Whether texts that are too long are truncated."""
+        return self.truncate not in (False, TruncateWord.NONE)
+
+    def truncation_sides(self) -> dict[str, TruncationSide]:
+        """Return the side that texts are to be truncated on, by each field that names it."""
+        side = _SIDES.get(self.truncate)
+        return {} if side is None else {"truncate": side}
+
+    def normalizes(self, model_does: bool) -> bool:
+        """Whether vectors are to have unit length, by whether the model's own do."""
+        return model_does
+
 
 class OpenAIRequest(EmbedFields):
     """A body of POST /v1/embeddings."""
@@ -138,7 +160,6 @@ class OpenAIRequest(EmbedFields):
     model: StrictStr | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: StrictStr | None = None
-    truncate: Truncate = Field(False, description=_TRUNCATE_TEXT)
 
 
 class TeiRequest(EmbedFields):
@@ -148,15 +169,26 @@ class TeiRequest(EmbedFields):
     inputs: StrictStr | list[StrictStr] | TokenIds | list[TokenIds] = Field(
         description="A text, texts, token ids of one, or token ids of several."
     )
-    truncate: Truncate = Field(False, description=_TRUNCATE_TEXT)
-    truncation_direction: Literal["right", "Right"] | None = Field(
-        None, description="Texts are truncated at their end."
+    truncation_direction: Literal["left", "Left", "right", "Right"] | None = Field(
+        None, description="Where texts are truncated; other than the model does it is refused."
     )
     normalize: bool = Field(
         True,
-        description="Vectors have unit length, with `false` too, if that is the model's own last "
-        "step: see `normalized` in `/info`, and the header `x-normalized` of every answer.",
+        description="Return unit vectors; with `false` the model's own, which have unit length too "
+        "if `normalized` in `/info` is true. The header `x-normalized` tells of every answer.",
     )
+
+    def truncation_sides(self) -> dict[str, TruncationSide]:
+        """As its base; `truncation_direction` counts where texts are truncated."""
+        sides = super().truncation_sides()
+        if self.truncates and self.truncation_direction is not None:
+            left = self.truncation_direction in ("left", "Left")
+            sides["truncation_direction"] = "left" if left else "right"
+        return sides
+
+    def normalizes(self, model_does: bool) -> bool:
+        """As its base, or because the request says so."""
+        return model_does or self.normalize
 
 
 EmbedRequest = OpenAIRequest | TeiRequest

@@ -28,9 +28,10 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A request's vectors, in order, and how long each part took, in seconds."""
+    """A request's vectors, in order, whether of unit length, and how long each part took, in s."""
 
     vectors: np.ndarray
+    normalized: bool
     texts: TokenisedTexts
     tokenize_seconds: float
     queue_seconds: float
@@ -73,8 +74,8 @@ class EmbeddingService:
 
     @property
     def normalizes(self) -> bool:
-        """Whether vectors have unit length whatever a request says: the graph's last step."""
-        return True
+        """Whether vectors have unit length whatever a request says: it is the model's own step."""
+        return self.artifact.manifest.spec.head.normalize
 
     @property
     def parity(self) -> str | None:
@@ -119,12 +120,20 @@ class EmbeddingService:
             for job in jobs:
                 self.scheduler.leave(job)
         return Answer(
-            convert_vectors(vectors, request.dimensions, request.embed_dtype),
+            *self._converted(vectors, request),
             texts,
             tokenised - started,
             max(max(0.0, job.started - tokenised) for job in jobs),
             max(job.finished - job.started for job in jobs),
         )
+
+    def _converted(self, vectors: np.ndarray, request: EmbedRequest) -> tuple[np.ndarray, bool]:
+        """Return vectors as a request asks for them, and whether these have unit length."""
+        normalized = request.normalizes(self.normalizes)
+        shortens = (request.dimensions or vectors.shape[1]) < vectors.shape[1]
+        normalize = normalized and (shortens or not self.normalizes)
+        dimensions, dtype = request.dimensions, request.embed_dtype
+        return convert_vectors(vectors, dimensions, dtype, normalize=normalize), normalized
 
     async def tokens(self, request: TokenizeRequest) -> list[list[dict[str, Any]]]:
         """Return the tokens of a request's texts.

@@ -13,14 +13,19 @@ DEVIATIONS: Final = 4.0
 
 
 def convert_vectors(
-    vectors: np.ndarray, dimensions: int | None, dtype: EmbedDtype = EmbedDtype.FLOAT32
+    vectors: np.ndarray,
+    dimensions: int | None,
+    dtype: EmbedDtype = EmbedDtype.FLOAT32,
+    *,
+    normalize: bool = True,
 ) -> np.ndarray:
     """Return vectors with the dimensions and the type of a request.
 
     Args:
-        vectors: (N, D) float32 of unit length.
+        vectors: (N, D) float32.
         dimensions: How many to keep, before the length is made 1; None for all.
-        dtype: What to write; two binary numbers hold eight dimensions each.
+        dtype: What to write; a binary number holds eight dimensions.
+        normalize: Whether to make the length 1.
 
     Returns:
         (N, dimensions), or (N, ceil(dimensions / 8)) for the binary types.
@@ -29,6 +34,7 @@ def convert_vectors(
     """
     if dimensions is not None and dimensions < vectors.shape[1]:
         vectors = vectors[:, :dimensions]
+    if normalize:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.maximum(lengths, np.float32(1e-12))
     match dtype:

@@ -164,8 +164,8 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
     """Embed golden texts, and a few in one batch and in batches of one, and measure the rate.
 
     Raises:
-        DamagedError: If a vector is not finite, not of unit length, not that of the same text in
-            another batch, or not what it was when the artifact was proved.
+        DamagedError: If a vector is not finite, not of the model's unit length, not that of the
+            same text in another batch, or not what it was when the artifact was proved.
     """
     label = encoder.backend.compute_label
     if golden:
@@ -173,12 +173,13 @@ def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:
     rows = encoder.tokeniser.ids(_TEXTS)
     together = compute(encoder, rows)
     worst = cosines(together, np.concatenate([compute(encoder, [row]) for row in rows])).min()
-    length_error = length_errors(together).max()
-    if not length_error < _LENGTH_TOLERANCE or worst < _MIN_COSINE:
+    normalizes = encoder.backend.spec.head.normalize
+    length_error = length_errors(together).max() if normalizes else 0.0
+    if not length_error < _LENGTH_TOLERANCE or not worst >= _MIN_COSINE:
+        lengths = f"lengths up to {length_error:.3f} from 1 and " if normalizes else ""
         raise DamagedError(
-            f"expected unit vectors that are the same at batch size 1 and in a batch, found "
-            f"lengths up to {length_error:.3f} from 1 and a cosine of {worst:.3f} in {label}; run "
-            "anna-export verify"
+            f"expected {'unit ' * normalizes}vectors that are the same at batch size 1 and in a "
+            f"batch, found {lengths}a cosine of {worst:.3f} in {label}; run anna-export verify"
         )
     width = min(_TIMED_TOKENS, encoder.tokeniser.framing.max_tokens)
     timed = [[rows[0][0]] * width] * _TIMED_ROWS

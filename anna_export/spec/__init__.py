@@ -1,7 +1,7 @@
 """What a model is: its numbers, read from config.json, and what stands behind its decoder."""
 
 from anna_export.spec.config import read_spec
-from anna_export.spec.head import Activation, Dense, Head, PoolingMode
+from anna_export.spec.head import LAST_TOKEN, Activation, Dense, Head, PoolingMode, Similarity
 from anna_export.spec.model import (
     EMBEDDING_WEIGHT,
     ENGINE_PRECISIONS,
@@ -13,6 +13,7 @@ from anna_export.spec.model import (
 __all__ = [
     "EMBEDDING_WEIGHT",
     "ENGINE_PRECISIONS",
+    "LAST_TOKEN",
     "LINEAR_INPUTS",
     "Activation",
     "Dense",
@@ -20,5 +21,6 @@ __all__ = [
     "Head",
     "PoolingMode",
     "Precision",
+    "Similarity",
     "read_spec",
 ]

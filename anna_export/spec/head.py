@@ -26,6 +26,15 @@ class Activation(StrEnum):
     SILU = "silu"
 
 
+class Similarity(StrEnum):
+    """What vectors are compared by; names of sentence-transformers."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    EUCLIDEAN = "euclidean"
+    MANHATTAN = "manhattan"
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """A linear layer over the pooled row, and its activation."""
@@ -49,7 +58,7 @@ class Head:
 
     Args:
         pooling: Which tokens' states are pooled.
-        include_prompt: Whether the mean counts a prompt's tokens; other poolings ignore it.
+        include_prompt: Whether a prompt's tokens are pooled too; the last token is never one.
         dense: Linear layers over the pooled row, in their order.
         normalize: Whether vectors have unit L2 length.
 

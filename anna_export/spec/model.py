@@ -88,10 +88,14 @@ class EmbeddingSpec:
         return self.kv_heads * self.head_dim
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight's name, as in a MistralModel's state dict, and its (out, in) shape.
+        """Every weight's name and its (out, in) shape: the decoder's, then the Dense modules'.
 
-        Behind them are the Dense modules': head.dense.0.weight, head.dense.0.bias and so on.
+        Those are called head.dense.0.weight, head.dense.0.bias and so on.
         """
+        return self.decoder_shapes() | self.head.weight_shapes()
+
+    def decoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each of the decoder's weights, named as in a MistralModel's state dict, and its shape."""
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING_WEIGHT: (self.vocab_size, self.dim)}
         for layer in range(self.layers):
             prefix = f"layers.{layer}."
@@ -106,7 +110,7 @@ class EmbeddingSpec:
                 prefix + "mlp.up_proj.weight": (self.ffn_dim, self.dim),
                 prefix + "mlp.down_proj.weight": (self.dim, self.ffn_dim),
             }
-        return shapes | {"norm.weight": (self.dim,)} | self.head.weight_shapes()
+        return shapes | {"norm.weight": (self.dim,)}
 
     def linear_modules(self) -> dict[str, str]:
         """Every linear module's name and that of its input, such as layers.3.mlp_inner."""

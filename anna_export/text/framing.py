@@ -10,7 +10,7 @@ import tokenizers
 from anna_export.errors import InputError, MissingError
 from anna_export.spec import EmbeddingSpec, PoolingMode
 from anna_export.text.limit import MIN_TOKENS, longest_sequence
-from anna_export.text.prompts import MODULES_FILE
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.text.tokenizer_files import (
     SETTINGS_FILE,
     Ends,

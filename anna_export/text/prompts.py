@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from anna_export.errors import InputError
-from anna_export.files.atomic import write_text
 from anna_export.files.json_file import read_json
 
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
@@ -134,20 +133,3 @@ def read_prompts(folder: Path) -> Prompts:
             f"{default!r}"
         )
     return Prompts.of_fronts(texts, default)
-
-
-MODULES_FILE: Final = "modules.json"
-MODULE_CLASS: Final = "anna_export.st.AnnaEncoder"
-
-
-def write_st_files(folder: Path, prompts: Prompts) -> None:
-    """Write modules.json, which names our module, and the prompts."""
-    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE_CLASS}]
-    write_text(folder / MODULES_FILE, json.dumps(modules, indent=2) + "\n")
-    config = {
-        "prompts": prompts.fronts(),
-        "default_prompt_name": prompts.default,
-        "similarity_fn_name": "cosine",
-    }
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    write_text(folder / PROMPTS_FILE, text + "\n")

@@ -1,7 +1,7 @@
 """The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,6 +19,7 @@ from anna_export.weights.adapter import (
     read_adapter,
 )
 from anna_export.weights.fit import require_all, require_fit
+from anna_export.weights.modules import Modules, read_modules
 from anna_export.weights.names import by_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
@@ -47,6 +48,7 @@ class Checkpoint:
     spec: EmbeddingSpec
     base: dict[str, StoredTensor]
     adapter: Adapter | None
+    modules: Modules = field(default_factory=Modules)
 
     def __post_init__(self) -> None:
         shapes = self.spec.weight_shapes()
@@ -58,7 +60,8 @@ class Checkpoint:
     @classmethod
     def open(cls, model: Path, adapter: Path | None = None) -> Self:
         """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
-        spec = read_spec(model)
+        modules = read_modules(model, adapter)
+        spec = modules.with_head(read_spec(model))
         base = by_name(
             tensor for path in _weight_files(model) for tensor in read_header(path).values()
         )
@@ -67,7 +70,7 @@ class Checkpoint:
         if embedding is not None and len(embedding.shape) == 2:
             # an adapter trained with added tokens brings its own, larger embedding
             spec = replace(spec, vocab_size=embedding.shape[0])
-        return cls(model, spec, base, lora)
+        return cls(model, spec, base | modules.weights, lora, modules)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Type the base stores a weight in."""
@@ -79,7 +82,7 @@ class Checkpoint:
         """Read one merged weight.
 
         Args:
-            name: As in a MistralModel's state dict.
+            name: As in the spec's `weight_shapes`.
             dtype: Type of the result; sums are in fp32 and rounded once.
             transpose: Return a matrix as (in, out) instead of (out, in).
             merge: Add the adapter's delta; what the adapter replaces, it replaces in either case.
@@ -114,6 +117,7 @@ class Checkpoint:
         if self.adapter is not None:
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 files[name] = self.adapter.folder / name
+        files |= self.modules.files
         return {name: file_sha256(path) for name, path in files.items()}
 
 

@@ -11,16 +11,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from anna_export.errors import DamagedError
 from anna_export.files.atomic import require_absent, require_outside, staged, write_text
-from anna_export.files.containment import is_inside
 from anna_export.files.disk import require_disk
-from anna_export.files.json_file import read_json, read_json_list
+from anna_export.files.json_file import read_json
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES, find_tokenizer
 from anna_export.text.limit import LIMIT_FILE, find_limit_file
-from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, read_prompts
+from anna_export.text.prompts import PROMPTS_FILE, read_prompts
+from anna_export.text.st_files import MODULES_FILE, write_modules
 from anna_export.text.tokenizer_files import uncut_json
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
@@ -68,9 +67,7 @@ def write_merged(
     require_outside(out, model, adapter)
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
-    listing = adapter if (adapter / MODULES_FILE).exists() else model
-    modules = _module_folders(listing)
-    shapes = checkpoint.spec.weight_shapes()
+    shapes = checkpoint.spec.decoder_shapes()
     sizes = {
         name: math.prod(shape) * checkpoint.stored_dtype(name).itemsize
         for name, shape in shapes.items()
@@ -92,9 +89,7 @@ def write_merged(
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
         _copy_configuration(checkpoint, adapter, folder)
-        _copy_file(listing, folder, MODULES_FILE)
-        for module in modules:
-            shutil.copytree(listing / module, folder / module, dirs_exist_ok=True)
+        _copy_modules(checkpoint, folder)
     changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
     return Merged(out, len(shapes), changed, total)
 
@@ -119,7 +114,7 @@ def _write_shard(
     progress: Progress | None,
     done: int,
 ) -> None:
-    shapes = checkpoint.spec.weight_shapes()
+    shapes = checkpoint.spec.decoder_shapes()
     header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
     parts, offset = [Part(0, len(header), lambda: header)], len(header)
     for name in names:
@@ -160,25 +155,15 @@ def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> 
     _copy_file(adapter if tuned else checkpoint.folder, folder, PROMPTS_FILE)
 
 
-def _module_folders(source: Path) -> list[str]:
-    """Return the folders that sentence-transformers' list of modules names and that are there.
-
-    Raises:
-        DamagedError: If one leads out of the source.
-    """
-    path = source / MODULES_FILE
-    names = []
-    for module in read_json_list(path) if path.exists() else []:
-        name = module.get("path") if isinstance(module, dict) else None
-        if not isinstance(name, str) or not is_inside(source, name):
-            raise DamagedError(
-                f"expected folders inside {source} as path of each module in {path}, found "
-                f"{name!r}; correct it"
-            )
-        # the first module is the model itself; one without settings may have no folder
-        if (source / name).is_dir() and not (source / name).samefile(source):
-            names.append(name)
-    return names
+def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy what stands behind the decoder; without, sentence-transformers takes the mean."""
+    modules = checkpoint.modules
+    if modules.folder is None:
+        write_modules(folder, checkpoint.spec)
+        return
+    shutil.copyfile(modules.folder / MODULES_FILE, folder / MODULES_FILE)
+    for part in modules.parts:
+        shutil.copytree(modules.folder / part, folder / part, dirs_exist_ok=True)
 
 
 def _copy_file(source: Path, folder: Path, name: str) -> None:

@@ -91,7 +91,7 @@ def test_openai_with_nvidias_and_coheres_words(
 
     with pytest.raises(openai.BadRequestError, match="expected at most 256 tokens a text"):
         create("NONE")
-    with pytest.raises(openai.BadRequestError, match="at truncate: 'START'; texts are truncated"):
+    with pytest.raises(openai.BadRequestError, match="found truncate START; send truncate: true"):
         create("START")
 
 

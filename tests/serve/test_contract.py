@@ -138,6 +138,14 @@ def test_null_for_the_texts_is_as_bad_as_none(server: Running) -> None:
     assert server.post("/tokenize", {"inputs": None}).status_code == 422
 
 
+def test_a_side_that_texts_are_not_truncated_at_is_refused(server: Running) -> None:
+    for side in ("left", "Left"):
+        body = {"inputs": "a", "truncate": True, "truncation_direction": side}
+        refused = server.post("/embed", body)
+        assert refused.status_code == 422 and f"found truncation_direction {side}" in refused.text
+        assert server.embed("a", truncate=False, truncation_direction=side)
+
+
 def test_texts_are_truncated_in_nvidias_and_coheres_words(server: Running) -> None:
     long = "word " * 400
     cut = server.embed(long, truncate=True)
@@ -147,8 +155,8 @@ def test_texts_are_truncated_in_nvidias_and_coheres_words(server: Running) -> No
         assert path.startswith("/v1") or answer.json() == cut
         for word, message in (
             ("NONE", "expected at most 256 tokens a text"),
-            ("START", "found at truncate: 'START'; texts are truncated at their end"),
-            ("end", "found at truncate: 'end'; texts are truncated at their end"),
+            ("START", "expected texts truncated at their end, as this model's are, found truncate"),
+            ("end", "found at truncate: 'end'; send true or false, END, START or NONE"),
         ):
             refused = server.post(path, {field: long, "truncate": word})
             assert refused.status_code in (400, 422) and message in refused.text

@@ -1,8 +1,6 @@
 """Pages of other origins: which may call the server, and read what it answers."""
 
-import asyncio
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import httpx
@@ -10,10 +8,9 @@ import pytest
 
 from anna_export.artifact.folder import Artifact
 from anna_export.errors import InputError
-from anna_export.serve.app import build_app
 from anna_export.serve.config import ServerConfig
-from anna_export.serve.load_model import ModelLoader
 from anna_export.serve.service import EmbeddingService
+from tests.serve.in_process import send, serving
 from tests.serve.running import running
 
 PAGE, OTHER = "app://obsidian.md", "https://example.org"
@@ -24,19 +21,8 @@ KEY = "Bearer key"
 def service(served_artifact: Artifact, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A service with a key, whose model is not loaded; its origins are PAGE, or the parameter."""
     origins = getattr(request, "param", (PAGE, "http://localhost:3000"))
-    config = ServerConfig("small", api_keys=("key",), cors_allow_origins=origins)
-    loader = ModelLoader(served_artifact.folder)
-    with closing(EmbeddingService(served_artifact, config, loader, print)) as service:
+    with serving(served_artifact, api_keys=("key",), cors_allow_origins=origins) as service:
         yield service
-
-
-def send(service: EmbeddingService, method: str, path: str, **options: Any) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(build_app(service), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(ask())
 
 
 def preflight(service: EmbeddingService, origin: str, **headers: str) -> httpx.Response:

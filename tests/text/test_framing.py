@@ -15,7 +15,7 @@ from tokenizers import processors
 from anna_export.errors import InputError, UnsupportedError
 from anna_export.spec import EmbeddingSpec, Head, PoolingMode, read_spec
 from anna_export.text.framing import CONFIG_FILE, framing_note, framing_of, read_framing
-from anna_export.text.prompts import MODULES_FILE
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.text.tokenizer_files import framed_json
 from anna_export.verify.texts import ODD_TEXTS

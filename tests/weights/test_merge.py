@@ -18,12 +18,14 @@ from anna_export.spec import read_spec
 from anna_export.text.framing import TOKENIZER_FILE, read_framing
 from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import find_prompts
-from anna_export.text.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, read_prompts
+from anna_export.text.prompts import PROMPTS_FILE, Prompts, read_prompts
+from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from anna_export.weights.merge import write_merged
 from tests.support.folders import edit_json
+from tests.support.st_folders import dense, save_st
 from tests.support.types import MakeAdapter, MakeModel
 from tests.weights.conftest import ROWS
 
@@ -230,6 +232,26 @@ def test_modules_come_from_the_folder_that_lists_them(
     assert [type(module) for module in merged] == [Transformer, Pooling, Normalize]
 
 
+def test_merged_plain_model_opens_as_last_token_of_unit_length(
+    small: Path, lora: Path, tmp_path: Path
+) -> None:
+    write_merged(small, lora, tmp_path / "out")
+    merged = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert [type(module) for module in merged] == [Transformer, Pooling, Normalize]
+    assert merged[1].pooling_mode == "lasttoken"
+
+
+def test_dense_modules_weights_stay_in_their_own_folder(
+    small: Path, lora: Path, tmp_path: Path
+) -> None:
+    model = save_st(small, tmp_path / "st", "mean", layers=[dense(40, 24)])
+    merged = write_merged(model, lora, tmp_path / "out")
+    expected = by_peft(small, lora).state_dict()
+    require_equal(load_file(merged.folder / SINGLE_FILE), expected)
+    weights = load_file(merged.folder / "2_Dense" / SINGLE_FILE)
+    require_equal(weights, load_file(model / "2_Dense" / SINGLE_FILE))
+
+
 def test_module_is_copied_from_the_path_that_the_list_names(
     trained: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -328,7 +350,9 @@ def test_module_outside_the_folder_is_refused(
     (tmp_path / "outside").mkdir()
     (model / "sub").mkdir()
     (model / "link").symlink_to(tmp_path / "outside")
-    (model / MODULES_FILE).write_text(json.dumps([{"path": ""}, {"path": path}]))
+    (model / MODULES_FILE).write_text(
+        json.dumps([{"type": "a", "path": ""}, {"type": "b", "path": path}])
+    )
     with pytest.raises(DamagedError, match=r"expected folders inside .*base as path of each"):
         write_merged(model, lora, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -351,11 +375,11 @@ def test_interruption_leaves_what_was_to_be_replaced(
         raise KeyboardInterrupt
 
     out = write_merged(small, lora, tmp_path / "out").folder
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     monkeypatch.setattr(merge, "_copy_configuration", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_merged(small, lora, out, overwrite=True, shard_bytes=1)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert list(tmp_path.iterdir()) == [out]
 
 
