@@ -1,6 +1,6 @@
 """Texts in, vectors out: one encoder over any backend."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import takewhile
 from typing import Protocol
 
@@ -56,6 +56,7 @@ class Encoder:
         prompts: The model's named prompts.
         prefixes: Cached prefixes of prompts; without, a prompt is computed with every text.
         limits: The most that is computed at once; None for what suits a CPU.
+        reopen: Opens this encoder again, in another process too: what it is pickled and copied as.
     """
 
     def __init__(
@@ -65,12 +66,27 @@ class Encoder:
         prompts: Prompts | None = None,
         prefixes: Prefixes | None = None,
         limits: BatchLimits | None = None,
+        reopen: "Callable[[], Encoder] | None" = None,
     ) -> None:
         self.backend = backend
         self.tokeniser = tokeniser
         self.prompts = prompts or Prompts()
         self.prefixes = prefixes
         self.limits = limits or BatchLimits()
+        self._reopen = reopen
+
+    def __reduce__(self) -> "tuple[Callable[[], Encoder], tuple[()]]":
+        """Return what opens it: neither a runtime's session nor a tokenizer survives pickling.
+
+        Raises:
+            InputError: If it is of parts that no file is known of.
+        """
+        if self._reopen is None:
+            raise InputError(
+                "expected an encoder of open_encoder to pickle or copy, found one of parts; open "
+                "it in each process"
+            )
+        return self._reopen, ()
 
     @property
     def dim(self) -> int:
@@ -96,11 +112,12 @@ class Encoder:
             (D,) for one text, else (N, D), float32, in the order given, rows of unit L2 length.
 
         Raises:
-            InputError: For an unknown prompt or something that is not text.
+            InputError: For an unknown prompt, something that is not text, or no sequence of them.
             DamagedError: If a vector is not finite.
         """
         if isinstance(texts, str):
             return self.encode([texts], prompt, progress=progress)[0]
+        _require_sequence(texts)
         require_text(texts)
         pairs = list(zip(texts, self._prompt_of_each(len(texts), prompt), strict=True))
         first_index: dict[tuple[str, Prompt], int] = {}
@@ -217,6 +234,20 @@ class Encoder:
             if progress is not None:
                 progress(done, len(sequences))
         return vectors
+
+
+def _require_sequence(texts: object) -> None:
+    """Refuse texts that have no number, no order, or more than one dimension.
+
+    Raises:
+        InputError: Naming what they are.
+    """
+    in_a_row = hasattr(texts, "__len__") and getattr(texts, "ndim", 1) == 1
+    if not in_a_row or isinstance(texts, Set | Mapping):
+        raise InputError(
+            f"expected a text or a list of texts, found a {type(texts).__name__}; make a list of "
+            "its texts"
+        )
 
 
 def longest_cached_prefix(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     example="anna-export --model base --adapter lora --out artifact --fp8",
 )
 @options.model_option
-@options.adapter_option
+@options.adapter_option()
 @click.option("--out", type=commands.path, required=True, help="Folder of the artifact to make.")
 @options.precision_options
 @click.option(
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @output.json_option
 def command(
     model: Path,
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
     out: Path,
     max_tokens: int | None,
     eos: bool | None,

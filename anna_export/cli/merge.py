@@ -14,12 +14,14 @@ from anna_export.console import commands, output
     example="anna-export merge --model base --adapter lora --out merged",
 )
 @options.model_option
-@click.option("--adapter", type=commands.folder, required=True, help="Folder of a LoRA adapter.")
+@options.adapter_option(required=True)
 @click.option("--out", type=commands.path, required=True, help="Model folder to make.")
 @commands.overwrite_option
 @output.json_option
-def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write base and adapter as one ordinary Hugging Face folder.
+def command(
+    model: Path, adapter: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool
+) -> None:
+    """Write base and adapters as one ordinary Hugging Face folder.
 
     merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
     memory. The folder is a MistralModel without the language head, which embedding does not use.
@@ -41,7 +43,7 @@ def command(model: Path, adapter: Path, out: Path, overwrite: bool, as_json: boo
     output.print_rows(
         {
             "model": str(out),
-            "weights": f"{merged.tensors}, {merged.changed} changed by the adapter",
+            "weights": f"{merged.tensors}, {merged.changed} changed by adapters",
             "size": output.size(merged.size_bytes),
         }
     )

@@ -34,7 +34,6 @@ artifact_argument = click.argument("artifact", type=folder)
 model_option = click.option(
     "--model", type=folder, required=True, help="Folder of the base model (safetensors)."
 )
-adapter_option = click.option("--adapter", type=folder, help="Folder of a LoRA adapter over it.")
 max_tokens_option = click.option(
     "--max-tokens",
     type=int,
@@ -73,6 +72,18 @@ _PRECISIONS = {
     Precision.INT8: "8-bit integer matrix products, for CPUs.",
     Precision.INT4: "4-bit integer weights, for small memories; for CPUs.",
 }
+
+
+def adapter_option(*, required: bool = False) -> Callable[[Command], Command]:
+    """Return --adapter, which may be repeated."""
+    return click.option(
+        "--adapter",
+        type=folder,
+        multiple=True,
+        required=required,
+        help="Folder of a LoRA adapter over it; repeatable: adapters are merged in the order "
+        "given.",
+    )
 
 
 def precision_options(command: Command) -> Command:

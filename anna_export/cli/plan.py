@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     example="anna-export plan --model base --adapter lora --out artifact",
 )
 @options.model_option
-@options.adapter_option
+@options.adapter_option()
 @click.option(
     "--out",
     type=commands.path,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @output.json_option
 def command(
     model: Path,
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
     out: Path,
     max_tokens: int | None,
     eos: bool | None,

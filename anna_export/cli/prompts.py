@@ -40,14 +40,14 @@ def list_command(artifact: Path, as_json: bool) -> None:
     help="Folder of the base model that the artifact was made from: it computes the prompts' keys "
     "and values in fp32, as an export does. Default: the artifact's stored weights compute them.",
 )
-@click.option("--adapter", type=commands.folder, help="Folder of the LoRA adapter over it.")
+@options.adapter_option()
 @click.option("--overwrite", is_flag=True, help="Replace prompts of the same names.")
 @output.json_option
 def add_command(
     artifact: Path,
     file: Path,
     model: Path | None,
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -56,7 +56,7 @@ def add_command(
     Their keys and values are computed once and stored beside the weights; embedding a text reads
     them and computes only the text's own tokens.
     """
-    if adapter is not None and model is None:
+    if adapter and model is None:
         raise InputError("expected --model with --adapter, found none; name the base model too")
     from anna_export.export.edit_prompts import add_prompts
     from anna_export.text.prompt_file import read_prompt_file

@@ -34,7 +34,7 @@ _TIERS: Final = ("vectors", "quick", "full")
     required=True,
     help="Folder of the base model (safetensors), the PyTorch reference.",
 )
-@options.adapter_option
+@options.adapter_option()
 @click.option(
     "--tier",
     type=click.Choice(_TIERS),
@@ -98,7 +98,7 @@ _TIERS: Final = ("vectors", "quick", "full")
 def command(
     artifact: Path,
     model: Path,
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
     backend: str,
     device: str,
     as_json: bool,
@@ -128,7 +128,7 @@ def command(
 
 
 def _task_run(
-    adapter: Path | None,
+    adapter: tuple[Path, ...],
     *,
     tier: str | None,
     names: tuple[str, ...],

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anna_export.engines.request import EngineRequest
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.quantise.options import Fp32, Storage
 from anna_export.text.framing import find_tokenizer
 
@@ -14,19 +15,20 @@ class Recipe:
 
     Args:
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         out: The artifact's folder.
         storage: How its weights are stored.
         max_tokens: Longest sequence; None takes the model's own limit.
         overwrite: Replace `out` if it exists.
         verify: Prove it.
-        prompts: A prompts.json; None for the prompts of the adapter, else of the model.
+        prompts: A prompts.json; None for the prompts of the last adapter with some, else of the
+            model.
         engines: Engines to build of it; None for none.
         eos: Whether an end token follows a text; None asks the tokenizer's files.
     """
 
     model: Path
-    adapter: Path | None
+    adapter: Adapters
     out: Path
     storage: Storage = field(default_factory=Fp32)
     max_tokens: int | None = None
@@ -51,7 +53,7 @@ class Recipe:
     @property
     def sources(self) -> tuple[Path, ...]:
         """The folders that are read."""
-        return (self.model,) if self.adapter is None else (self.model, self.adapter)
+        return (self.model, *in_order(self.adapter))
 
     @property
     def tokenizer(self) -> Path:

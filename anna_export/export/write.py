@@ -23,6 +23,8 @@ from anna_export.artifact.manifest import (
 from anna_export.export.prepare import Prepared
 from anna_export.export.recipe import Recipe
 from anna_export.files.atomic import write_text
+from anna_export.files.hub_cache import folder_name
+from anna_export.files.model_folders import in_order
 from anna_export.graph.external_data import DATA_FILE, write_data_file
 from anna_export.graph.names import CANONICAL
 from anna_export.machine.versions import installed
@@ -117,9 +119,11 @@ def _golden(tokeniser: Tokeniser) -> list[Golden]:
 
 
 def _source(recipe: Recipe, checkpoint: Checkpoint) -> Source:
+    names = [folder_name(folder) for folder in in_order(recipe.adapter)]
     return Source(
-        model=recipe.model.resolve().name,
-        adapter=recipe.adapter.resolve().name if recipe.adapter else None,
+        model=folder_name(recipe.model),
+        adapter=names[0] if names else None,
+        further_adapters=names[1:],
         sha256=checkpoint.source_hashes(),
     )
 

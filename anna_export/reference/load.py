@@ -10,7 +10,9 @@ import transformers
 from anna_export.console.quiet import quiet_libraries
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
+from anna_export.files.model_folders import Adapters
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
+from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
@@ -22,17 +24,17 @@ from anna_export.weights.safetensors_files import read_header
 
 def open_reference(
     model: Path,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     *,
     framing: TokenFraming | None = None,
     prompts: Prompts | None = None,
     device: str = "auto",
 ) -> Encoder:
-    """Load base and adapter, unmerged, in fp32.
+    """Load base and adapters in fp32, the last adapter unmerged.
 
     Args:
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         framing: How token ids frame a text; None reads it from the model folder.
         prompts: Named prompts; None reads them from the adapter's, else the model's folder.
         device: "cpu", "cuda", or "auto" for CUDA where PyTorch has it and the model fits.
@@ -46,7 +48,7 @@ def open_reference(
     framing = framing or read_framing(model, spec, None, adapter=adapter)
     device = pick_torch_device(device, spec)
     with quiet_libraries():
-        loaded = _load(checkpoint, adapter).to(device)
+        loaded = _load(checkpoint).to(device)
     return Encoder(
         PytorchBackend(loaded, spec, compute_label(device), device),
         Tokeniser.open(tokenizer, framing),
@@ -54,23 +56,26 @@ def open_reference(
     )
 
 
-def _load(checkpoint: Checkpoint, adapter: Path | None) -> Any:
-    keys = set(read_header(adapter / WEIGHTS_FILE)) if adapter else set()
+def _load(checkpoint: Checkpoint) -> Any:
+    keys = [set(read_header(lora.folder / WEIGHTS_FILE)) for lora in checkpoint.adapters]
     # an adapter trained under a language head names its modules one level deeper
-    headed = any(key.startswith("base_model.model.model.") for key in keys)
-    kind = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
+    headed = [any(key.startswith("base_model.model.model.") for key in each) for each in keys]
+    kind = transformers.AutoModelForCausalLM if any(headed) else transformers.AutoModel
     model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32, local_files_only=True)
-    if model.config.vocab_size != checkpoint.spec.vocab_size:
-        model.resize_token_embeddings(checkpoint.spec.vocab_size, mean_resizing=False)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, keys).get_base_model()
-    model.eval()
-    return model.model if headed else model
+    inner = model.model if any(headed) else model
+    for index, lora in enumerate(checkpoint.adapters):
+        embedding = lora.replaced.get(EMBEDDING_WEIGHT)
+        if embedding is not None and embedding.shape[0] != model.config.vocab_size:
+            model.resize_token_embeddings(embedding.shape[0], mean_resizing=False)
+        tuned = _with_adapter(model if headed[index] else inner, lora.folder, keys[index])
+        if lora is not checkpoint.adapters[-1]:
+            tuned.merge_and_unload()
+    return inner.eval()
 
 
 def _with_adapter(base: Any, adapter: Path, keys: set[str]) -> Any:
     tuned = peft.PeftModel.from_pretrained(base, adapter, local_files_only=True)
-    # peft ignores tensors it finds no place for; a reference without them would prove nothing
+    # peft ignores tensors it finds no index for; a reference without them would prove nothing
     loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
     if lost := keys - loaded:
         raise InputError(

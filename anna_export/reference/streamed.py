@@ -4,7 +4,7 @@ The modules and their forward pass are transformers' own; every weight is read w
 called and dropped after it, so one batch costs one pass over the weights on disk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
 from anna_export.reference.model import empty_model
 from anna_export.reference.stored import ReadWeight, stored_model
-from anna_export.spec import EmbeddingSpec
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 from anna_export.weights.adapter import Delta
 from anna_export.weights.checkpoint import Checkpoint
 
@@ -22,15 +22,15 @@ from anna_export.weights.checkpoint import Checkpoint
 def open_streamed_reference(
     checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
 ) -> PytorchBackend:
-    """Stream base and adapter, the adapter unmerged: y = W x + s B (A x).
+    """Stream base and adapters, the adapters unmerged: y = W x + s B (A x), a term for each.
 
     Args:
-        checkpoint: Base and adapter.
+        checkpoint: Base and adapters.
         on_read: Called after every weight is read, once a batch.
     """
-    deltas = checkpoint.adapter.deltas if checkpoint.adapter is not None else {}
     # the embedding is looked up, not multiplied: its delta is part of the rows that are read
-    apart = {name: delta for name, delta in deltas.items() if not delta.embedding}
+    names = set(checkpoint.spec.weight_shapes()) - {EMBEDDING_WEIGHT}
+    apart = {name: deltas for name in names if (deltas := checkpoint.deltas(name))}
 
     def read(name: str) -> torch.Tensor:
         return checkpoint.read(name, torch.float32, merge=name not in apart)
@@ -52,7 +52,7 @@ def open_streamed(
     spec: EmbeddingSpec,
     read: ReadWeight,
     source: str,
-    deltas: Mapping[str, Delta],
+    deltas: Mapping[str, Sequence[Delta]],
     on_read: Callable[[], None] | None = None,
 ) -> PytorchBackend:
     """Stream weights from anywhere.
@@ -75,12 +75,12 @@ def open_streamed(
         model = empty_model(spec)
     for name, module in model.named_modules():
         if module._parameters:
-            _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight"))
+            _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight", ()))
     compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
     return PytorchBackend(model, spec, compute_label)
 
 
-def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta | None) -> None:
+def _stream(module: torch.nn.Module, name: str, read: ReadWeight, deltas: Sequence[Delta]) -> None:
     absent = module.weight
 
     def load(module: torch.nn.Module, _: Any) -> None:
@@ -90,10 +90,10 @@ def _stream(module: torch.nn.Module, name: str, read: ReadWeight, delta: Delta |
         module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> Any:
         module.weight = absent
-        if delta is None:
-            return output
-        b, a = delta.factors()
-        return output + (inputs[0] @ a.T @ b.T) * delta.scale
+        for delta in deltas:
+            b, a = delta.factors()
+            output = output + (inputs[0] @ a.T @ b.T) * delta.scale
+        return output
 
     module.register_forward_pre_hook(load)
     module.register_forward_hook(drop)

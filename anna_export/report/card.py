@@ -40,7 +40,7 @@ def model_card(artifact: Artifact, report: ParityReport | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     manifest = artifact.manifest
     source = manifest.source
-    adapter = f" with the LoRA adapter `{source.adapter}`" if source.adapter else ""
+    made_from = " with the LoRA adapter ".join(f"`{n}`" for n in [source.model, *source.adapters])
     return f"""---
 library_name: anna-export
 pipeline_tag: sentence-similarity
@@ -50,7 +50,7 @@ tags: [sentence-transformers, feature-extraction, onnx, embeddings]
 # Text embeddings, {manifest.precision}
 
 anna-export {manifest.versions.get("anna-export", "")} exported this model from \
-`{source.model}`{adapter}.
+{made_from}.
 
 | | |
 |---|---|

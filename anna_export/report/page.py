@@ -78,9 +78,7 @@ def _overview(artifacts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
     manifests = [facts.artifact.manifest for facts in artifacts]
     rows = {
         "base model": [
-            m.source.model
-            + (f" with the LoRA adapter {m.source.adapter}" if m.source.adapter else "")
-            for m in manifests
+            " with the LoRA adapter ".join([m.source.model, *m.source.adapters]) for m in manifests
         ],
         "precision": [str(m.precision) for m in manifests],
         "size": [f"{facts.artifact.size_bytes / 1e6:.1f} MB" for facts in artifacts],
@@ -221,8 +219,8 @@ def _commands(facts: Facts) -> str:
     source = manifest.source
     folder = facts.artifact.folder.name
     sources = ["--model", source.model]
-    if source.adapter:
-        sources += ["--adapter", source.adapter]
+    for adapter in source.adapters:
+        sources += ["--adapter", adapter]
     precision = [f"--{manifest.precision}", "--max-tokens", str(manifest.framing.max_tokens)]
     lines = [
         ["anna-export", *sources, *precision, "--out", folder],

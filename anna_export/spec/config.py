@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.level_below import MODEL, require_file
+from anna_export.files.model_folders import MODEL, require_file
 from anna_export.spec.model import EmbeddingSpec
 
 # What an absent key means to transformers.

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import tokenizers
 
 from anna_export.errors import InputError, MissingError
+from anna_export.files.model_folders import Adapters, from_last, in_order
 from anna_export.spec import EmbeddingSpec, PoolingMode
 from anna_export.text.limit import MIN_TOKENS, longest_sequence
 from anna_export.text.st_files import MODULES_FILE
@@ -19,8 +20,9 @@ from anna_export.text.tokenizer_files import (
     require_rows,
     special_id,
 )
+from anna_export.text.tokenizer_files import TOKENIZER_FILE as TOKENIZER_FILE
+from anna_export.text.unread_tokenizer import require_same_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = SETTINGS_FILE
 # what a tokenizer's folder may hold; those of an artifact are part of its identity
 TOKENIZER_FILES = (
@@ -98,7 +100,7 @@ def read_framing(
     spec: EmbeddingSpec,
     max_tokens: int | None,
     *,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     eos: bool | None = None,
 ) -> TokenFraming:
     """Return the framing alone of what `framing_of` reads; arguments and errors are the same."""
@@ -110,7 +112,7 @@ def framing_of(
     spec: EmbeddingSpec,
     max_tokens: int | None,
     *,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     eos: bool | None = None,
 ) -> FramingReading:
     """Read how a model's tokenizer frames a text, and what decided it.
@@ -127,7 +129,7 @@ def framing_of(
         max_tokens: The longest sequence; None takes the max_seq_length beside the tokenizer, else
             the model's, else the tokenizer's model_max_length, else the sliding window, else
             every position.
-        adapter: The adapter's folder, whose tokenizer.json counts, if it brings one.
+        adapter: The adapters' folders: the tokenizer.json of the last that brings one counts.
         eos: Whether an end token follows a text; None asks the files.
 
     Raises:
@@ -144,7 +146,8 @@ def framing_of(
     pad_id = special_id(tokenizer, settings, "pad", folder, model)
     require_rows(tokenizer, path, spec, pad_id)
     if eos is None:
-        modules = any((parent / MODULES_FILE).exists() for parent in (adapter, model) if parent)
+        folders = (*in_order(adapter), model)
+        modules = any((parent / MODULES_FILE).exists() for parent in folders)
         _require_decided(folder, settings, spec, ends, modules)
     source = {end: _source(settings, ends, end) for end in ("bos", "eos")}
     eos_id = ends.back
@@ -202,9 +205,20 @@ def _source(settings: dict[str, Any], ends: Ends, end: str) -> str:
     return f"{POST_PROCESSOR}, against add_{end}_token {str(stated).lower()}"
 
 
-def find_tokenizer(model: Path, adapter: Path | None) -> Path:
-    """Return the folder with the tokenizer: the adapter's, if it brings one, else the model's."""
-    return adapter if adapter is not None and (adapter / TOKENIZER_FILE).exists() else model
+def find_tokenizer(model: Path, adapter: Adapters) -> Path:
+    """Return the folder with the tokenizer: that of the last adapter with one, else the model's.
+
+    Raises:
+        InputError: If an adapter after it describes another tokenizer in files that are not read.
+    """
+    adapters = list(from_last(adapter))
+    brought = (folder for folder in adapters if (folder / TOKENIZER_FILE).exists())
+    source = next(brought, model)
+    for folder in adapters:
+        if folder == source:
+            break
+        require_same_tokenizer(folder, source, load_tokenizer)
+    return source
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:

@@ -19,6 +19,7 @@ from typing import Annotated, Final, Literal
 import pydantic
 
 from anna_export.errors import InputError, MissingError
+from anna_export.files.model_folders import Adapters, from_last
 from anna_export.files.validation import validated
 from anna_export.text.prompt_formats import FORMATS, Example
 from anna_export.text.prompts import Prompt, Prompts, read_prompts
@@ -122,8 +123,8 @@ def read_task_file(path: Path) -> TaskFile:
     return file
 
 
-def find_prompts(model: Path, adapter: Path | None) -> Prompts:
-    """Read the adapter's prompts, if it brings some, else the model's.
+def find_prompts(model: Path, adapter: Adapters) -> Prompts:
+    """Read the prompts of the last adapter that brings some, else the model's.
 
     An adapter of anna-train brings prompts.json, which says what sentence-transformers' own file
     cannot: what follows a text, and which prompt the documents have.
@@ -131,12 +132,12 @@ def find_prompts(model: Path, adapter: Path | None) -> Prompts:
     Raises:
         InputError: If a file of them cannot be read.
     """
-    if adapter is None:
-        return read_prompts(model)
-    if (adapter / ADAPTERS_FILE).is_file():
-        return read_prompt_file(adapter / ADAPTERS_FILE)
-    tuned = read_prompts(adapter)
-    return tuned if tuned.by_name else read_prompts(model)
+    for folder in from_last(adapter):
+        if (folder / ADAPTERS_FILE).is_file():
+            return read_prompt_file(folder / ADAPTERS_FILE)
+        if (tuned := read_prompts(folder)).by_name:
+            return tuned
+    return read_prompts(model)
 
 
 def _require_one_kind(path: Path, name: str, task: Task) -> None:

@@ -12,8 +12,9 @@ from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec
 
+TOKENIZER_FILE: Final = "tokenizer.json"
 SETTINGS_FILE: Final = "tokenizer_config.json"
-_SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
+SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
 # a text that every vocabulary has tokens for
 _ANY_TEXT: Final = "a"
 
@@ -54,7 +55,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Source: PreTrainedTokenizerBase._from_pretrained of transformers 5.23.
     """
     settings = read_json(folder / SETTINGS_FILE)
-    path = folder / _SPECIAL_TOKENS_FILE
+    path = folder / SPECIAL_TOKENS_FILE
     tokens = read_json(path) if path.exists() else {}
     return tokens | settings if "added_tokens_decoder" in settings else settings | tokens
 

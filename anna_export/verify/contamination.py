@@ -8,6 +8,7 @@ from typing import Any, Final
 import yaml
 
 from anna_export.errors import InputError
+from anna_export.files.model_folders import Adapters, in_order
 
 _CARD: Final = "README.md"
 _FRONT: Final = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -18,19 +19,21 @@ _ENDINGS: Final = re.compile(
 )
 
 
-def datasets_of(adapter: Path | None, names: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names of what a model was trained on: these, and those of its adapter's card.
+def datasets_of(adapter: Adapters, names: Sequence[str] = ()) -> frozenset[str]:
+    """Return the names of what a model was trained on: these, and those of its adapters' cards.
 
     Args:
-        adapter: The adapter's folder; the `datasets` of its README.md's front matter are read.
+        adapter: The adapters' folders; the `datasets` of its README.md's front matter are read.
         names: Names of tasks or data sets.
 
     Raises:
         InputError: If the card's front matter is no YAML, or its `datasets` are no names.
     """
-    path = adapter / _CARD if adapter is not None else None
-    if path is None or not path.is_file():
-        return frozenset(names)
+    cards = (folder / _CARD for folder in in_order(adapter))
+    return frozenset(names).union(*(_datasets(path) for path in cards if path.is_file()))
+
+
+def _datasets(path: Path) -> list[str]:
     front = _FRONT.match(path.read_text(encoding="utf-8", errors="replace"))
     try:
         card: Any = yaml.safe_load(front[1]) if front else {}
@@ -45,7 +48,7 @@ def datasets_of(adapter: Path | None, names: Sequence[str] = ()) -> frozenset[st
         isinstance(named, list) and all(isinstance(name, str) for name in named)
     ):
         raise InputError(f"expected datasets as a list of names in {path}, found {named!r}")
-    return frozenset([*names, *(named or [])])
+    return named or []
 
 
 def was_trained_on(names: frozenset[str], *task_names: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anna_export.artifact.folder import Artifact
+from anna_export.files.model_folders import Adapters
 from anna_export.progress import Stage, no_stage
 from anna_export.verify.parity_report import ParityReport, Verdict
 from anna_export.verify.prove import prove
@@ -28,7 +29,7 @@ class Verification:
 def verify(
     artifact: Artifact,
     model: Path,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     tasks: "TaskRun | None" = None,
     stage: Stage = no_stage,
     *,
@@ -40,7 +41,7 @@ def verify(
     Args:
         artifact: The artifact that is judged.
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         tasks: The tasks to score; None to compare vectors only.
         stage: Shows each stage.
         backend: As `open_encoder`.

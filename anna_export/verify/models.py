@@ -12,6 +12,7 @@ from anna_export import quantise
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.machine.memory import require_memory
 from anna_export.machine.versions import installed, source_sha256
 from anna_export.progress import Stage
@@ -69,7 +70,7 @@ class Model:
 def open_models(
     artifact: Artifact,
     model: Path,
-    adapter: Path | None,
+    adapter: Adapters,
     backend: str,
     device: str,
     stage: Stage,
@@ -94,7 +95,7 @@ def open_models(
 
 
 def _references(
-    artifact: Artifact, model: Path, adapter: Path | None, device: str, stage: Stage
+    artifact: Artifact, model: Path, adapter: Adapters, device: str, stage: Stage
 ) -> Iterator[Model]:
     # transformers and peft take seconds to load
     from anna_export.reference.load import open_reference
@@ -113,7 +114,7 @@ def _references(
         device="cpu" if device == "cpu" else "auto",
     )
     identity = _identity(encoder, {"reference": sha256})
-    folder = adapter or model
+    folder = (model, *in_order(adapter))[-1]
     meta = model_meta(
         f"{ORGANISATION}/{folder.resolve().name}", sha256, manifest.spec, manifest.framing
     )
@@ -137,12 +138,11 @@ def _identity(encoder: Encoder, model: Mapping[str, object]) -> dict[str, object
     }
 
 
-def _hash_files(model: Path, adapter: Path | None, stage: Stage) -> str:
+def _hash_files(model: Path, adapter: Adapters, stage: Stage) -> str:
     """Return one sha256 over all weights, configurations and tokenizers of base and adapter."""
     paths = [
         path
-        for folder in (model, adapter)
-        if folder is not None
+        for folder in (model, *in_order(adapter))
         for pattern in _WEIGHTS
         for path in sorted(folder.glob(pattern))
     ]

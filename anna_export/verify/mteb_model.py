@@ -138,7 +138,7 @@ def mteb_model(
 def artifact_meta(artifact: Artifact, model_id: ModelId = NO_ID) -> ModelMeta:
     """Return what mteb files an artifact's results under."""
     manifest = artifact.manifest
-    made_from = manifest.source.adapter or manifest.source.model
+    made_from = [manifest.source.model, *manifest.source.adapters][-1]
     return model_meta(
         model_id.model_name or f"{ORGANISATION}/{made_from}-{manifest.precision}",
         model_id.revision or manifest.artifact_id,

@@ -10,6 +10,7 @@ from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ShapeError, SpaceError
+from anna_export.files.model_folders import Adapters
 from anna_export.progress import Progress, in_steps
 from anna_export.quantise.footprint import ComparisonMethod, Forecast, forecast, method_that_fits
 from anna_export.quantise.scheme import Scheme
@@ -27,7 +28,7 @@ STREAMED_TEXTS = (*ODD_TEXTS, *ordinary_texts(4))
 def prove(
     artifact: Artifact,
     model: Path,
-    adapter: Path | None = None,
+    adapter: Adapters = None,
     progress: Progress | None = None,
     *,
     backend: str = "auto",
@@ -60,7 +61,7 @@ class _Case:
 
     artifact: Artifact
     model: Path
-    adapter: Path | None
+    adapter: Adapters
     checkpoint: Checkpoint  # of model and adapter
     scheme: Scheme
     needed: Forecast

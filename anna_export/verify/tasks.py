@@ -12,6 +12,7 @@ from mteb.models.model_meta import ModelMeta
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import Manifest
 from anna_export.errors import InputError
+from anna_export.files.model_folders import Adapters
 from anna_export.files.vector_store import open_store
 from anna_export.machine.hardware import hardware
 from anna_export.machine.versions import installed
@@ -90,7 +91,7 @@ class _Runs:
 def compare_tasks(
     artifact: Artifact,
     model: Path,
-    adapter: Path | None,
+    adapter: Adapters,
     run: TaskRun,
     demand: Demand,
     stage: Stage = no_stage,
@@ -107,7 +108,7 @@ def compare_tasks(
     Args:
         artifact: The artifact that is judged.
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         run: The tasks, and how they are run.
         demand: What `plan` found they ask for.
         stage: Shows each stage.

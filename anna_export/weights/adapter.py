@@ -11,7 +11,7 @@ import torch
 
 from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.level_below import ADAPTER, require_file
+from anna_export.files.model_folders import ADAPTER, require_file
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.names import adapter_name, by_name, trained_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
@@ -83,10 +83,10 @@ class Adapter:
     token_rows: TokenRows | None = None
     made_for: str | None = None  # the base model, as its config names it
 
-    def changed(self) -> int:
-        """How many of the base's weights it changes."""
+    def changed(self) -> set[str]:
+        """Return the names of the base's weights that it changes."""
         rows = {EMBEDDING_WEIGHT} if self.token_rows else set()
-        return len(set(self.deltas) | set(self.replaced) | rows)
+        return set(self.deltas) | set(self.replaced) | rows
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -1,6 +1,7 @@
-"""The merged weights, one tensor at a time: base plus adapter, in fp32, cast once."""
+"""The merged weights, one tensor at a time: base plus adapters, in fp32, cast once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
@@ -10,7 +11,10 @@ import torch
 from anna_export.errors import DamagedError, MissingError, UnsupportedError
 from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_spec
+from anna_export.text.framing import find_tokenizer, load_tokenizer
+from anna_export.text.unread_tokenizer import require_reached
 from anna_export.weights.adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -36,7 +40,9 @@ _CHUNK_NUMBERS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Weights of base and adapter, merged when read; nothing is held in memory.
+    """Weights of base and adapters, merged when read; nothing is held in memory.
+
+    Each adapter is merged into what those before it left, as peft's merge_and_unload does.
 
     Raises:
         MissingError: If a weight is missing.
@@ -47,30 +53,42 @@ class Checkpoint:
     folder: Path
     spec: EmbeddingSpec
     base: dict[str, StoredTensor]
-    adapter: Adapter | None
+    adapters: tuple[Adapter, ...]
     modules: Modules = field(default_factory=Modules)
 
     def __post_init__(self) -> None:
         shapes = self.spec.weight_shapes()
-        replaced = self.adapter.replaced if self.adapter is not None else {}
-        require_all(self.folder, shapes, self.base, set(replaced))
-        if self.adapter is not None:
-            require_fit(self.adapter, shapes)
+        replaced = {name for adapter in self.adapters for name in adapter.replaced}
+        require_all(self.folder, shapes, self.base, replaced)
+        embedding = self.base[EMBEDDING_WEIGHT]
+        for adapter in self.adapters:
+            embedding = adapter.replaced.get(EMBEDDING_WEIGHT, embedding)
+            rows = (*embedding.shape, 0)[0]
+            require_fit(adapter, shapes | {EMBEDDING_WEIGHT: (rows, self.spec.dim)})
 
     @classmethod
-    def open(cls, model: Path, adapter: Path | None = None) -> Self:
-        """Open a Hugging Face model folder and, over it, a LoRA adapter folder."""
+    def open(cls, model: Path, adapter: Adapters = None) -> Self:
+        """Open a Hugging Face model folder and, over it, folders of LoRA adapters, in order."""
         modules = read_modules(model, adapter)
         spec = modules.with_head(read_spec(model))
         base = by_name(
             tensor for path in _weight_files(model) for tensor in read_header(path).values()
         )
-        lora = read_adapter(adapter) if adapter is not None else None
-        embedding = lora.replaced.get(EMBEDDING_WEIGHT) if lora is not None else None
-        if embedding is not None and len(embedding.shape) == 2:
-            # an adapter trained with added tokens brings its own, larger embedding
-            spec = replace(spec, vocab_size=embedding.shape[0])
-        return cls(model, spec, base | modules.weights, lora, modules)
+        adapters = tuple(read_adapter(folder) for folder in in_order(adapter))
+        tokenizer, base_rows = find_tokenizer(model, adapter), spec.vocab_size
+        for lora in adapters:
+            embedding = lora.replaced.get(EMBEDDING_WEIGHT)
+            if embedding is not None and len(embedding.shape) == 2:
+                # an adapter trained with added tokens brings its own, larger embedding
+                rows = embedding.shape[0]
+                if rows > base_rows and tokenizer == model:
+                    require_reached(lora.folder, tokenizer, load_tokenizer, rows, base_rows)
+                spec = replace(spec, vocab_size=rows)
+        return cls(model, spec, base | modules.weights, adapters, modules)
+
+    def deltas(self, name: str) -> tuple[Delta, ...]:
+        """Return what is added to a weight, in order."""
+        return _deltas(self._counting(name), name)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Type the base stores a weight in."""
@@ -85,7 +103,7 @@ class Checkpoint:
             name: As in the spec's `weight_shapes`.
             dtype: Type of the result; sums are in fp32 and rounded once.
             transpose: Return a matrix as (in, out) instead of (out, in).
-            merge: Add the adapter's delta; what the adapter replaces, it replaces in either case.
+            merge: Add the adapters' deltas; what they replace, they replace in either case.
 
         Returns:
             A contiguous tensor.
@@ -93,44 +111,65 @@ class Checkpoint:
         Raises:
             DamagedError: If a number in it is NaN or infinite, or becomes so in `dtype`.
         """
-        source, delta, rows = self.base[name], None, None
-        if self.adapter is not None:
-            source = self.adapter.replaced.get(name, source)
-            delta = self.adapter.deltas.get(name) if merge else None
-            rows = self.adapter.token_rows if name == EMBEDDING_WEIGHT else None
-        weight = source.read()
-        if delta is not None or (transpose and weight.ndim == 2):
-            weight = _merge(weight, delta, dtype, transpose)
+        adapters, source = self._counting(name), self.base[name]
+        if adapters:
+            source = adapters[0].replaced.get(name, source)
+        weight, deltas = source.read(), _deltas(adapters, name) if merge else ()
+        if deltas or (transpose and weight.ndim == 2):
+            weight = _merge(weight, deltas, dtype, transpose)
         else:
             weight = weight.to(dtype)
-        if rows is not None:
-            by_token = weight.T if transpose else weight
-            by_token[list(rows.indices)] = rows.rows.read().to(dtype)
+        if name == EMBEDDING_WEIGHT:
+            _set_rows(weight.T if transpose else weight, adapters)
         _require_finite(weight, name, source.path)
         return weight
 
     def source_hashes(self) -> dict[str, str]:
-        """Return sha256 of the small files that identify where the weights came from."""
+        """Return sha256 of the files that identify where the weights came from, all but the base's.
+
+        Those of the second adapter start with "2-", and so on.
+        """
         files = {"config.json": self.folder / "config.json"}
         if (index := self.folder / INDEX_FILE).exists():
             files[INDEX_FILE] = index
-        if self.adapter is not None:
+        for number, adapter in enumerate(self.adapters, start=1):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                files[name] = self.adapter.folder / name
+                files[name if number == 1 else f"{number}-{name}"] = adapter.folder / name
         files |= self.modules.files
         return {name: file_sha256(path) for name, path in files.items()}
 
+    def _counting(self, name: str) -> tuple[Adapter, ...]:
+        """Return the adapters from the last that replaces a weight on."""
+        first = max((i for i, each in enumerate(self.adapters) if name in each.replaced), default=0)
+        return self.adapters[first:]
+
+
+def _deltas(adapters: Sequence[Adapter], name: str) -> tuple[Delta, ...]:
+    return tuple(adapter.deltas[name] for adapter in adapters if name in adapter.deltas)
+
+
+def _set_rows(embedding: torch.Tensor, adapters: Sequence[Adapter]) -> None:
+    """Set the rows that were trained by themselves; later adapters' deltas add to them."""
+    for following, adapter in enumerate(adapters, start=1):
+        if (trained := adapter.token_rows) is None:
+            continue
+        indices, rows = list(trained.indices), trained.rows.read().float()
+        for delta in _deltas(adapters[following:], EMBEDDING_WEIGHT):
+            b, a = delta.factors()
+            rows.addmm_(b[indices], a, alpha=delta.scale)
+        embedding[indices] = rows.to(embedding.dtype)
+
 
 def _merge(
-    weight: torch.Tensor, delta: Delta | None, dtype: torch.dtype, transpose: bool
+    weight: torch.Tensor, deltas: Sequence[Delta], dtype: torch.dtype, transpose: bool
 ) -> torch.Tensor:
-    """Add the delta in fp32, row block by row block, and cast once."""
-    factors = delta.factors() if delta is not None else None
+    """Add the deltas in fp32, row block by row block, and cast once."""
+    factors = [delta.factors() for delta in deltas]
     if transpose:
         # turned while still narrow: half the bytes, and what follows runs along the rows
         weight = weight.T.contiguous()
-        factors = (factors[1].T, factors[0].T) if factors is not None else None
-    if factors is None and weight.dtype is dtype:
+        factors = [(a.T, b.T) for b, a in factors]
+    if not factors and weight.dtype is dtype:
         return weight
     merged = weight if weight.dtype is dtype else torch.empty(weight.shape, dtype=dtype)
     rows, columns = weight.shape
@@ -139,8 +178,8 @@ def _merge(
     for start in range(0, rows, step):
         end = min(start + step, rows)
         block = scratch[: end - start].copy_(weight[start:end])
-        if delta is not None and factors is not None:
-            block.addmm_(factors[0][start:end], factors[1], alpha=delta.scale)
+        for delta, (b, a) in zip(deltas, factors, strict=True):
+            block.addmm_(b[start:end], a, alpha=delta.scale)
         merged[start:end] = block
     return merged
 

@@ -14,6 +14,7 @@ import torch
 from anna_export.files.atomic import require_absent, require_outside, staged, write_text
 from anna_export.files.disk import require_disk
 from anna_export.files.json_file import read_json
+from anna_export.files.model_folders import Adapters, from_last, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES, find_tokenizer
@@ -41,21 +42,21 @@ class Merged:
 
 def write_merged(
     model: Path,
-    adapter: Path,
+    adapter: Adapters,
     out: Path,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Merged:
-    """Merge base and adapter into a model folder of the base's own types.
+    """Merge base and adapters into a model folder of the base's own types.
 
     The folder holds what embeds, a MistralModel. A language head is left out: no embedding passes
     through it.
 
     Args:
         model: The base model's folder.
-        adapter: The LoRA adapter's folder.
+        adapter: The LoRA adapter's folder, or several in the order they are merged in.
         out: The folder to make.
         overwrite: Replace `out` if it exists.
         progress: Told the bytes done.
@@ -64,7 +65,7 @@ def write_merged(
     Raises:
         AnnaError: If base or adapter cannot be used, or the folder not written.
     """
-    require_outside(out, model, adapter)
+    require_outside(out, model, *in_order(adapter))
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
     shapes = checkpoint.spec.decoder_shapes()
@@ -90,8 +91,8 @@ def write_merged(
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
         _copy_configuration(checkpoint, adapter, folder)
         _copy_modules(checkpoint, folder)
-    changed = checkpoint.adapter.changed() if checkpoint.adapter else 0
-    return Merged(out, len(shapes), changed, total)
+    changed = {name for lora in checkpoint.adapters for name in lora.changed()}
+    return Merged(out, len(shapes), len(changed), total)
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -142,7 +143,7 @@ def write_config(checkpoint: Checkpoint, folder: Path, **changes: Any) -> None:
     write_text(folder / CONFIG_FILE, json.dumps(config | changes, indent=2) + "\n")
 
 
-def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> None:
+def _copy_configuration(checkpoint: Checkpoint, adapter: Adapters, folder: Path) -> None:
     write_config(checkpoint, folder)
     tokenizer = find_tokenizer(checkpoint.folder, adapter)
     for name in TOKENIZER_FILES:
@@ -151,8 +152,8 @@ def _copy_configuration(checkpoint: Checkpoint, adapter: Path, folder: Path) -> 
     if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
         shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")
-    tuned = bool(read_prompts(adapter).by_name)
-    _copy_file(adapter if tuned else checkpoint.folder, folder, PROMPTS_FILE)
+    tuned = (source for source in from_last(adapter) if read_prompts(source).by_name)
+    _copy_file(next(tuned, checkpoint.folder), folder, PROMPTS_FILE)
 
 
 def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:

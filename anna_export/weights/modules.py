@@ -13,6 +13,7 @@ from typing import Any, Final
 from anna_export.errors import DamagedError, InputError, UnsupportedError
 from anna_export.files.containment import is_inside
 from anna_export.files.json_file import read_json, read_json_list
+from anna_export.files.model_folders import Adapters, from_last
 from anna_export.spec import (
     LAST_TOKEN,
     Dense,
@@ -76,12 +77,12 @@ class Modules:
         return replace(spec, head=self.head)
 
 
-def read_modules(model: Path, adapter: Path | None = None) -> Modules:
+def read_modules(model: Path, adapter: Adapters = None) -> Modules:
     """Read what stands behind a model, or behind it and the adapter that was trained over it.
 
     Args:
         model: The model's folder; read where the adapter brings no modules.json.
-        adapter: The adapter's folder.
+        adapter: The adapters' folders: what the last one brings, counts.
 
     Returns:
         The head; the last token's state, scaled to unit length, where there is no modules.json.
@@ -91,7 +92,7 @@ def read_modules(model: Path, adapter: Path | None = None) -> Modules:
         DamagedError: If a file is not what sentence-transformers writes.
         MissingError: If a module's settings or weights are not there.
     """
-    folders = [folder for folder in (adapter, model) if folder is not None]
+    folders = [*from_last(adapter), model]
     folder = next((each for each in folders if (each / MODULES_FILE).exists()), None)
     if folder is None:
         for each in folders:

@@ -227,14 +227,13 @@ def _drop_caches(folder: Path) -> None:
 def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
     """Return the worst cosine to base + adapter of W + s B A in float64, rounded once."""
     checkpoint = Checkpoint.open(base, adapter)
-    assert checkpoint.adapter is not None
-    deltas, dtype = checkpoint.adapter.deltas, TORCH_DTYPES[precision]
+    dtype = TORCH_DTYPES[precision]
 
     def read(name: str) -> torch.Tensor:
         weight = checkpoint.read(name, torch.float32, merge=False)
-        if name in deltas:
-            b, a = deltas[name].factors()
-            weight = weight.double().addmm_(b.double(), a.double(), alpha=deltas[name].scale)
+        for delta in checkpoint.deltas(name):
+            b, a = delta.factors()
+            weight = weight.double().addmm_(b.double(), a.double(), alpha=delta.scale)
         return weight.to(dtype).float()
 
     spec = checkpoint.spec

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from anna_export import open_encoder
 from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import open_artifact
+from anna_export.bench import flow, options
 from anna_export.bench.baselines import find_baseline
 from anna_export.bench.opening import OpenArtifact
 from anna_export.bench.result import BENCH_FILE, read_bench
@@ -47,6 +49,12 @@ def bench(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
+@pytest.fixture
+def started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each process once, not three times, where it is no matter how steady times are."""
+    monkeypatch.setattr(flow, "_STARTS", 1)
+
+
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> Encoder:
     return open_encoder(folder)
@@ -71,8 +79,9 @@ def test_texts_that_do_not_fit_are_refused(encoder: Encoder) -> None:
 
 @pytest.mark.slow
 def test_run_is_printed_and_kept_with_its_raw_times(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(options, "Plan", partial(flow.Plan, open_seconds=2.0))
     printed = bench(capsys, folder, *QUICK, "--rate", "50")
     assert [(row["batch"], row["tokens"]) for row in printed["rows"]] == [
         (1, 12),
@@ -87,7 +96,7 @@ def test_run_is_printed_and_kept_with_its_raw_times(
         assert spread["low"] <= spread["value"] <= spread["high"]
         assert row["tokens_per_second"]["value"] == pytest.approx(row["tokens"] * spread["value"])
     (point,) = printed["open"]
-    assert point["rate"] == 50 and len(point["latencies"]) == point["texts"] == 500
+    assert point["rate"] == 50 and len(point["latencies"]) == point["texts"] == 100
     assert printed["batch1_worst_cosine"] > 0.9999 and printed["environment"]["cores"] >= 1
     stored = read_bench(open_artifact(folder, check=True))
     assert stored is not None and stored.runs[-1].model_dump(mode="json") == printed
@@ -97,6 +106,7 @@ def test_run_is_printed_and_kept_with_its_raw_times(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_once")
 def test_a_run_takes_the_place_of_one_like_it_and_stands_beside_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +146,7 @@ def test_an_artifact_against_itself_shows_no_difference(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_once")
 def test_pytorch_is_a_baseline_of_the_same_vectors(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +158,7 @@ def test_pytorch_is_a_baseline_of_the_same_vectors(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_once")
 def test_a_model_in_sentence_transformers_is_one(
     base: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +234,7 @@ def peer(request: pytest.FixtureRequest, encoder: Encoder) -> Iterator[tuple[str
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_once")
 def test_a_server_is_one_in_either_language_and_wins_nothing_by_being_wrong(
     folder: Path, peer: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,8 +58,7 @@ def case(
 @pytest.fixture(scope="module")
 def reference_model(case: Case) -> Any:
     """The whole reference, its adapter unmerged."""
-    adapter = case.checkpoint.adapter
-    assert adapter is not None
+    (adapter,) = case.checkpoint.adapters
     return open_reference(case.checkpoint.folder, adapter.folder).backend.model  # type: ignore[attr-defined]
 
 
@@ -166,8 +165,7 @@ def test_loss_is_that_of_the_whole_emulated_model_embedding_included(
 
     plain = open_reference(case.checkpoint.folder)
     spec, model = case.checkpoint.spec, plain.backend.model  # type: ignore[attr-defined]
-    adapter = case.checkpoint.adapter
-    assert adapter is not None
+    (adapter,) = case.checkpoint.adapters
     reference = open_reference(case.checkpoint.folder, adapter.folder).backend
     cosines = []
     with emulated(model, case.checkpoint) as quantised:

@@ -1,11 +1,13 @@
 """Texts to vectors: order, batching, padding, prompts, and what is refused."""
 
+import collections
 import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from anna_export.text.framing import read_framing
 from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.texts import ODD_TEXTS, long_text, ordinary_texts
+from tests.support.refusals import one_line
 
 FAST = settings(max_examples=40, derandomize=True, deadline=None)
 LENGTHS = st.lists(st.integers(1, 300), max_size=70)
@@ -312,6 +315,34 @@ def test_one_text_gives_one_vector(encoder: Encoder) -> None:
     vector = encoder.encode("a text")
     assert vector.shape == (encoder.dim,)
     assert (vector == encoder.encode(["a text"])[0]).all()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        (text for text in "ab"),
+        map(str, "ab"),
+        {"a", "b"},
+        {"a": "first", "b": "second"},
+        np.array("a"),
+        np.array([["a"], ["b"]]),
+        None,
+        3,
+    ],
+    ids="generator map set dict scalar table none number".split(),
+)
+def test_texts_without_number_or_order_are_refused_by_what_they_are(
+    encoder: Encoder, texts: Any
+) -> None:
+    with pytest.raises(InputError) as error:
+        encoder.encode(texts)
+    assert f"expected a text or a list of texts, found a {type(texts).__name__};" in one_line(error)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, collections.deque])
+def test_any_sequence_of_texts_is_taken(encoder: Encoder, kind: Callable[[list[str]], Any]) -> None:
+    texts = ["a text", "another", "a text"]
+    np.testing.assert_array_equal(encoder.encode(kind(texts)), encoder.encode(texts))
 
 
 def test_no_texts_give_no_vectors(encoder: Encoder) -> None:

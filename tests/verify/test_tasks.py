@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,26 @@ def intact(model: Path, make_artifact: MakeArtifact) -> Artifact:
     return make_artifact(model)
 
 
+@dataclass(frozen=True)
+class EveryKind:
+    """The artifact itself on every kind of task, and what its stages reported."""
+
+    run: TaskRun
+    parity: TaskParity
+    stages: Stages
+
+
+@pytest.fixture(scope="module")
+def every_kind(
+    intact: Artifact, model: Path, small: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EveryKind:
+    run, stages = task_run(small, tmp_path_factory.mktemp("every-kind")), Stages()
+    return EveryKind(run, judged(intact, model, run, alike=True, stage=stages), stages)
+
+
 @pytest.mark.slow
-def test_the_artifact_itself_passes_on_every_kind_of_task(
-    intact: Artifact, model: Path, small: Path, tmp_path: Path
-) -> None:
-    parity = judged(intact, model, task_run(small, tmp_path), alike=True)
+def test_the_artifact_itself_passes_on_every_kind_of_task(every_kind: EveryKind) -> None:
+    parity = every_kind.parity
     verdicts = {task.name: task.verdict for task in parity.tasks}
     assert parity.verdict is Verdict.PASS and parity.reasons == []
     assert set(verdicts.values()) == {Verdict.PASS} and len(verdicts) == 7
@@ -163,10 +178,9 @@ def test_too_few_texts_are_inconclusive_and_exit_3(
 
 @pytest.mark.slow
 def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
-    intact: Artifact, model: Path, small: Path, tmp_path: Path
+    intact: Artifact, model: Path, every_kind: EveryKind
 ) -> None:
-    stages = Stages()
-    first = judged(intact, model, task_run(small, tmp_path), stage=stages)
+    first, stages = every_kind.parity, every_kind.stages
     texts = first.texts
     assert texts.requested > texts.distinct
     assert (
@@ -178,7 +192,7 @@ def test_every_text_is_embedded_once_and_a_second_run_embeds_none(
     for name in ("reference", "reference again", "artifact"):
         assert stages.reports[name][0] == (0, texts.distinct)
         assert stages.reports[name][-1] == (texts.distinct, texts.distinct)
-    second = judged(intact, model, task_run(small, tmp_path))
+    second = judged(intact, model, every_kind.run, alike=True)
     assert second.texts.embedded_reference == second.texts.embedded_candidate == 0
     assert second.tasks == first.tasks and second.mean == first.mean
 

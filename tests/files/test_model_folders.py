@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anna_export.errors import AnnaError, MissingError, UnsupportedError
-from anna_export.files.level_below import ADAPTER, MODEL, require_file
+from anna_export.files.model_folders import ADAPTER, MODEL, require_file
 from tests.support.refusals import refusal
 
 KEYS = {ADAPTER: "peft_type", MODEL: "model_type"}

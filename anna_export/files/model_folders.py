@@ -1,10 +1,13 @@
-"""A model's or adapter's folder, held to the file that makes it one: often it lies a level down."""
+"""Folders of a base and of adapters: which were given, and whether each is one at all."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from anna_export.errors import MissingError, UnsupportedError
 
+# one adapter, several that are merged in this order, or none
+Adapters = Path | Sequence[Path] | None
 ADAPTER: Final = "adapter_config.json"
 MODEL: Final = "config.json"
 # what it makes a folder, the field to give that as, and the key by which it is known: modules of
@@ -14,6 +17,18 @@ _KINDS: Final = {
     MODEL: ("a model", "`model`", '"model_type"'),
 }
 _MOST: Final = 5
+
+
+def in_order(adapter: Adapters) -> tuple[Path, ...]:
+    """Return the folders of the adapters, in the order they are merged in."""
+    if adapter is None:
+        return ()
+    return (adapter,) if isinstance(adapter, Path) else tuple(adapter)
+
+
+def from_last(adapter: Adapters) -> Iterator[Path]:
+    """Give the folders of the adapters, the last first: what it brings, counts."""
+    yield from reversed(in_order(adapter))
 
 
 def require_file(folder: Path, name: str) -> Path:
