@@ -35,8 +35,8 @@ def write_tokenizer(source: Path, folder: Path, framing: TokenFraming) -> None:
     tokens = _special_tokens(source, settings, framing)
     text = framed_json(source / TOKENIZER_FILE, framing.front_ids, framing.back_ids)
     write_text(folder / TOKENIZER_FILE, text)
-    config = {
-        **{name: settings[name] for name in _TAKEN_OVER if name in settings},
+    taken_over = {name: settings[name] for name in _TAKEN_OVER if name in settings}
+    config = taken_over | {
         **tokens,
         "tokenizer_class": _CLASS,
         "add_bos_token": framing.bos_id is not None,
