@@ -114,19 +114,24 @@ class AnnaEncoder(torch.nn.Module):
         if not all(isinstance(text, str) for text in inputs):
             raise InputError("expected texts as str, found something else in a batch")
         tokeniser = self._cut.tokeniser
-        ids = tokeniser.ids(inputs, self.encoder.prompts.for_front(prompt or ""))
-        batch = tokeniser.batch(ids)
-        return {
+        of_front = self.encoder.prompts.for_front(prompt or "")
+        batch = tokeniser.batch(tokeniser.ids(inputs, of_front))
+        features = {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),
         }
+        if self.encoder.backend.spec.head.leaves_out_prompt:
+            features["prompt_length"] = torch.tensor(tokeniser.prompt_tokens(of_front))
+        return features
 
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
-        """Add sentence_embedding, (B, D) float32 of unit length."""
+        """Add sentence_embedding, (B, D) float32, finished."""
         ids, mask = (features[key].cpu().numpy() for key in ("input_ids", "attention_mask"))
         batch = TokenBatch.from_mask(ids, mask)
         rows = [row[:end].tolist() for row, end in zip(batch.ids, batch.lengths, strict=True)]
-        vectors = torch.from_numpy(self.encoder.encode_ids(rows))
+        vectors = torch.from_numpy(
+            self.encoder.encode_ids(rows, int(features.get("prompt_length", 0)))
+        )
         return _Features(features, sentence_embedding=vectors)
 
     def get_embedding_dimension(self) -> int:

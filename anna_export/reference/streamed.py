@@ -12,6 +12,7 @@ import torch
 from anna_export.artifact.folder import Artifact
 from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
+from anna_export.reference.head import head_weights
 from anna_export.reference.model import empty_model
 from anna_export.reference.stored import ReadWeight, stored_model
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
@@ -77,7 +78,8 @@ def open_streamed(
         if module._parameters:
             _stream(module, f"{name}.weight", counted, deltas.get(f"{name}.weight", ()))
     compute_label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
-    return PytorchBackend(model, spec, compute_label)
+    behind = head_weights(spec.head, read)
+    return PytorchBackend(model, spec, compute_label, head_weights=behind)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, deltas: Sequence[Delta]) -> None:

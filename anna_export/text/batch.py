@@ -13,13 +13,21 @@ from anna_export.text.prefix import Prefix
 class TokenBatch:
     """Token ids padded on the right, all behind one prefix, if there is one.
 
+    Args:
+        ids: (B, S) int64.
+        lengths: (B,) int64, each in 1..S.
+        prefix: What precedes every row.
+        prompt_tokens: (B,) int64 tokens at each row's start, the prefix's among them, that pooling
+            leaves out; None for none. Only heads that leave out prompts ask for it.
+
     Raises:
         ShapeError: If the arrays do not fit together.
     """
 
-    ids: np.ndarray  # (B, S) int64
-    lengths: np.ndarray  # (B,) int64, each in 1..S
+    ids: np.ndarray
+    lengths: np.ndarray
     prefix: Prefix | None = None
+    prompt_tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.lengths.shape != self.ids.shape[:1]:
@@ -30,6 +38,12 @@ class TokenBatch:
         if self.ids.dtype != np.int64 or self.lengths.dtype != np.int64:
             raise ShapeError(
                 f"expected int64 ids and lengths, found {self.ids.dtype} and {self.lengths.dtype}"
+            )
+        counts = self.prompt_tokens
+        if counts is not None and (counts.shape, counts.dtype) != (self.lengths.shape, np.int64):
+            raise ShapeError(
+                f"expected int64 prompt_tokens of {self.lengths.shape}, found {counts.dtype} of "
+                f"{counts.shape}"
             )
         if len(self.lengths) and not (1 <= self.lengths.min() <= self.lengths.max() <= self.width):
             raise ShapeError(
@@ -69,7 +83,7 @@ class TokenBatch:
             return self
         front = np.broadcast_to(np.array(self.prefix.ids), (len(self.ids), len(self.prefix)))
         ids = np.concatenate([front, self.ids], axis=1)
-        return type(self)(ids, self.lengths + len(self.prefix))
+        return type(self)(ids, self.lengths + len(self.prefix), None, self.prompt_tokens)
 
     @property
     def mask(self) -> np.ndarray:

@@ -110,6 +110,21 @@ class Tokeniser:
         ids = [column[0] for column in shared]
         return ids[: min(map(len, rows)) - 1]  # something is left to compute
 
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens at a text's start are its prompt's, as the library counts them.
+
+        Those of the prompt alone, but for a special token at its end. Where a text's start merges
+        with the prompt's end, these are not quite the prompt's own.
+
+        Source: Transformer._get_prompt_length of sentence-transformers 6.2.
+        """
+        if not prompt.front:
+            return 0
+        (ids,) = self.ids([""], Prompt(prompt.front))
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id_ for id_, token in added.items() if token.special}
+        return len(ids) - (ids[-1] in special | {self.framing.eos_id, self.framing.pad_id})
+
     def truncate(self, texts: Sequence[str], tokens: int) -> list[str]:
         """Return each text, or as much of its start as so many tokens are.
 
@@ -125,13 +140,19 @@ class Tokeniser:
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
-    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
-        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
+    def batch(
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        prompt_tokens: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         ids = np.full((len(rows), lengths.max(initial=1)), self.framing.pad_id, dtype=np.int64)
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
-        return TokenBatch(ids, lengths, prefix)
+        counts = None if prompt_tokens is None else np.array(prompt_tokens, dtype=np.int64)
+        return TokenBatch(ids, lengths, prefix, counts)
 
     def _as_tokens(self, text: str) -> str:
         """Return a prompt's text with its special tokens written as their aliases."""

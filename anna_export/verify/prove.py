@@ -79,7 +79,7 @@ class _Case:
 
     def on_read(self, models: int) -> Callable[[], None]:
         """Return what a streamed model calls for every weight it has read."""
-        weights = len(self.artifact.manifest.spec.weight_shapes())
+        weights = len(self.artifact.manifest.spec.decoder_shapes())
         return in_steps(self.progress, models * len(STREAMED_TEXTS), models * weights)
 
 

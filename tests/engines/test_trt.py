@@ -30,7 +30,7 @@ from anna_export.engines.record import EngineRecord
 from anna_export.engines.stored import StoredEngine, require_engine
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, SpaceError
 from anna_export.graph.names import CANONICAL
-from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
+from anna_export.graph.passes.gpu_attention import InputsToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.machine.gpu import Device
 from anna_export.text.batching import BatchLimits
@@ -71,7 +71,7 @@ def with_engine(plain: Artifact, folder: Path, target: Target, **changes: Any) -
     shutil.copytree(plain.folder, artifact.folder)
     model = ir.load(plain.graph(CANONICAL))
     prefixes = [len(entry.ids) for entry in plain.manifest.prefixes.values()]
-    (PrefixToGive() if prefixes else WithoutPrefix())(model)
+    (InputsToGive() if prefixes else WithoutPrefix())(model)
     MergeLinear()(model)
     ir.save(model, folder / "form.onnx", external_data="form.data")
     name = f"engines/{target}/sm_90.engine"
