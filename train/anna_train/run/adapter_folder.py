@@ -24,7 +24,7 @@ from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.text.prompt_formats import Example
 from anna_export.text.st_files import write_modules, write_prompts
-from anna_export.text.tokenizer_files import Ends, framed_json, read_ends
+from anna_export.text.tokenizer_files import Ends, framed_json, read_ends, uncut_json
 from anna_train.model.trained_model import Base
 from anna_train.recipe import TuneRecipe
 from anna_train.run.adapter_card import TuneReport, adapter_card
@@ -80,10 +80,11 @@ def write_adapter(
 
 
 def _frame(folder: Path, framing: TokenFraming) -> None:
-    """Have the tokenizer put around a text what training did, where it does not by itself."""
+    """Have the tokenizer put around a text what training did, and cut none."""
     path, settings = folder / TOKENIZER_FILE, folder / CONFIG_FILE
     ends = read_ends(load_tokenizer(folder), path)
     if ends == Ends(framing.bos_id, framing.eos_id):
+        write_text(path, uncut_json(path))
         return
     write_text(path, framed_json(path, framing.front_ids, framing.back_ids))
     added = {
