@@ -83,5 +83,5 @@ def test_artifact_tells_what_stands_behind_its_decoder(
     trained: Path, make_artifact: MakeArtifact
 ) -> None:
     folder = make_artifact(trained).folder
-    told = {path.parent.name for path in folder.glob("[0-9]_*/config.json")}
-    assert told == {"1_Pooling", "2_Dense"}
+    listed = {path.parent.name for path in folder.glob("[0-9]_*/config.json")}
+    assert listed == {"1_Pooling", "2_Dense"}
