@@ -207,7 +207,7 @@ def test_server_gives_the_encoders_vectors(saved: Saved, head: str) -> None:
     encoder = open_encoder(artifact.folder)
     tokeniser = RequestTokeniser(artifact, ServerConfig("m"))
     for name in ("ask", ""):
-        request = TeiRequest(inputs=TEXTS, prompt_name=name)
+        request = TeiRequest.model_validate({"inputs": TEXTS, "prompt_name": name})
         items = tokeniser.read(request).items
         rows = [
             compute_finite(
