@@ -1,7 +1,6 @@
 """Write an artifact's folder: tokenizer, weights, graphs, sentence-transformers files, manifest."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,11 +31,12 @@ from anna_export.machine.versions import installed
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.scheme import Scheme
-from anna_export.text.framing import TOKENIZER_FILES
 from anna_export.text.st_files import write_artifact_modules, write_prompts
 from anna_export.text.tokeniser import Tokeniser
+from anna_export.text.tokenizer_folder import write_tokenizer
 from anna_export.verify.texts import ODD_TEXTS
 from anna_export.weights.checkpoint import Checkpoint
+from anna_export.weights.merge import write_config
 
 
 def write_artifact(
@@ -90,9 +90,10 @@ def _write_files(
     progress: Progress | None,
 ) -> dict[str, FileEntry]:
     """Write all but the manifest, and return their hashes and sizes."""
-    for name in TOKENIZER_FILES:
-        if (source := prepared.recipe.tokenizer / name).exists():
-            shutil.copyfile(source, folder / name)
+    framing = prepared.tokeniser.framing
+    write_tokenizer(prepared.recipe.tokenizer, folder, framing)
+    ids = {f"{end}_token_id": getattr(framing, f"{end}_id") for end in ("bos", "eos", "pad")}
+    write_config(prepared.checkpoint, folder, **ids)
     written = write_data_file(folder, graphs, progress)
     for target, model in graphs.items():
         ir.save(model, folder / graph_files[target])

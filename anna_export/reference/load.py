@@ -12,6 +12,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.files.model_folders import Adapters
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
+from anna_export.reference.plain_folder import plain_adapter, plain_model
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
 from anna_export.text.prompt_file import find_prompts
@@ -19,6 +20,7 @@ from anna_export.text.prompts import Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import Checkpoint
+from anna_export.weights.names import is_replaced, saved_name
 from anna_export.weights.safetensors_files import read_header
 
 
@@ -57,11 +59,15 @@ def open_reference(
 
 
 def _load(checkpoint: Checkpoint) -> Any:
-    keys = [set(read_header(lora.folder / WEIGHTS_FILE)) for lora in checkpoint.adapters]
+    keys = [
+        {saved_name(key) for key in read_header(lora.folder / WEIGHTS_FILE) if not is_replaced(key)}
+        for lora in checkpoint.adapters
+    ]
     # an adapter trained under a language head names its modules one level deeper
     headed = [any(key.startswith("base_model.model.model.") for key in each) for each in keys]
     kind = transformers.AutoModelForCausalLM if any(headed) else transformers.AutoModel
-    model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32, local_files_only=True)
+    with plain_model(checkpoint.folder) as folder:
+        model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     inner = model.model if any(headed) else model
     for index, lora in enumerate(checkpoint.adapters):
         embedding = lora.replaced.get(EMBEDDING_WEIGHT)
@@ -74,9 +80,11 @@ def _load(checkpoint: Checkpoint) -> Any:
 
 
 def _with_adapter(base: Any, adapter: Path, keys: set[str]) -> Any:
-    tuned = peft.PeftModel.from_pretrained(base, adapter, local_files_only=True)
-    # peft ignores tensors it finds no index for; a reference without them would prove nothing
+    with plain_adapter(adapter) as folder:
+        tuned = peft.PeftModel.from_pretrained(base, folder, local_files_only=True)
+    # peft ignores tensors it finds no place for; a reference without them would prove nothing
     loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
+    loaded |= set(tuned.state_dict())  # the base's own weights, where they were saved with it
     if lost := keys - loaded:
         raise InputError(
             f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "

@@ -26,7 +26,7 @@ from anna_export.text.tokenizer_files import TOKENIZER_FILE as TOKENIZER_FILE
 from anna_export.text.unread_tokenizer import require_same_tokenizer
 
 CONFIG_FILE = SETTINGS_FILE
-# copied byte for byte into every artifact, where the model has them
+# what a tokenizer's folder may hold; those of an artifact are part of its identity
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     CONFIG_FILE,

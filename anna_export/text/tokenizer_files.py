@@ -166,17 +166,30 @@ def require_rows(
         )
 
 
+def uncut_json(path: Path) -> str:
+    """Return a tokenizer.json without padding and truncation.
+
+    They are what the last call had set when it was saved, not the model's: trainers leave them in
+    it, and every other reader but transformers and sentence-transformers goes by them.
+    """
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(text)
+    if not (content.get("truncation") or content.get("padding")):
+        return text
+    content |= {"truncation": None, "padding": None}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def framed_json(path: Path, front_ids: Sequence[int], back_ids: Sequence[int]) -> str:
     """Return a tokenizer.json that by itself puts these tokens around a text, and cuts none.
 
     Args:
-        path: The tokenizer.json to start from, whose own padding and truncation, which trainers
-            leave in it, are taken out, and whose post-processor is replaced: but for special
+        path: The tokenizer.json to start from, whose post-processor is replaced: but for special
             tokens, that changes offsets, not ids.
         front_ids: What stands in front of every text.
         back_ids: What stands behind every text.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(uncut_json(path))
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     names = {token_id: tokenizer.id_to_token(token_id) for token_id in (*front_ids, *back_ids)}
 
@@ -188,7 +201,6 @@ def framed_json(path: Path, front_ids: Sequence[int], back_ids: Sequence[int]) -
         front = [piece(token_id, text) for token_id in front_ids]
         return [*front, middle, *(piece(token_id, text) for token_id in back_ids)]
 
-    content |= {"truncation": None, "padding": None}
     content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": around("A", 0),

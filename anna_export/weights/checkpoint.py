@@ -72,7 +72,7 @@ class Checkpoint:
         modules = read_modules(model, adapter)
         spec = modules.with_head(read_spec(model))
         base = by_name(
-            tensor for path in _weight_files(model) for tensor in read_header(path).values()
+            tensor for path in weight_files(model) for tensor in read_header(path).values()
         )
         adapters = tuple(read_adapter(folder) for folder in in_order(adapter))
         tokenizer, base_rows = find_tokenizer(model, adapter), spec.vocab_size
@@ -196,7 +196,14 @@ def _require_finite(weight: torch.Tensor, name: str, path: Path) -> None:
     )
 
 
-def _weight_files(model: Path) -> list[Path]:
+def weight_files(model: Path) -> list[Path]:
+    """Return the files of a base's weights.
+
+    Raises:
+        MissingError: If there is none, or one of several is missing.
+        UnsupportedError: If they are pickled.
+        DamagedError: If their index names anything but files beside it.
+    """
     # in the order of transformers: a whole file is taken before an index, which may be stale
     if (model / SINGLE_FILE).exists():
         return [model / SINGLE_FILE]
