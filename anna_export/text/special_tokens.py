@@ -71,7 +71,8 @@ class SpecialTokens:
 
         The prompt's are written as stand-ins of names nobody can guess, which are tokens while
         special ones are plain text. One that is no token at its place, as one that is normalised
-        only after a space, is written as it is, so that no stand-in's pieces reach the ids.
+        only after a space, is written as it is, so that no stand-in's pieces reach the ids. A name
+        that only a normaliser makes one, as of capitals, is plain text beside such a text.
         """
         tokenizer, names, ids = self._with_stand_ins
         front, back = self._names.split(prompt.front), self._names.split(prompt.back)
