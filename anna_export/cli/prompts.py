@@ -118,10 +118,9 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
 
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
-    framing = len(tokeniser.ids([""])[0])
     entries: dict[str, dict[str, Any]] = {
         name: {
-            "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
+            "tokens": tokeniser.prompt_length(prompt),
             "documents": prompts.documents.get(name, ""),
             "proved": name in proved,
             "baked": _baked(artifact, name),
