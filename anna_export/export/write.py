@@ -112,10 +112,9 @@ def _write_files(
 
 
 def _golden(tokeniser: Tokeniser) -> list[Golden]:
-    return [
-        Golden(text=text, ids=ids)
-        for text, ids in zip(ODD_TEXTS, tokeniser.ids(ODD_TEXTS), strict=True)
-    ]
+    texts = tokeniser.with_tokens(ODD_TEXTS)
+    rows = tokeniser.ids(texts)
+    return [Golden(text=text, ids=ids) for text, ids in zip(texts, rows, strict=True)]
 
 
 def _source(recipe: Recipe, checkpoint: Checkpoint) -> Source:

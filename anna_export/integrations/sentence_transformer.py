@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 import transformers
 
+from anna_export.artifact.manifest import read_manifest
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError, MissingError
@@ -15,6 +16,7 @@ from anna_export.integrations.contract_tokenizer import contract_tokenizer
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
 from anna_export.text.limit import MIN_TOKENS
+from anna_export.text.st_files import st_prompts
 from anna_export.text.tokeniser import Tokeniser
 
 try:
@@ -193,8 +195,8 @@ def sentence_transformer(artifact: str | Path) -> "sentence_transformers.Sentenc
     prompts = module.encoder.prompts
     return sentence_transformers.SentenceTransformer(
         modules=[module],
-        prompts=prompts.fronts(),
+        prompts=st_prompts(prompts),
         default_prompt_name=prompts.default,
-        similarity_fn_name="cosine",
+        similarity_fn_name=read_manifest(module.folder).similarity,
         device="cpu",
     )

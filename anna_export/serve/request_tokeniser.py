@@ -194,7 +194,6 @@ class RequestTokeniser:
         front, back = self._framing.front_ids, self._framing.back_ids
         framed = not request.add_special_tokens
         room = self._framing.room
-        fitting = slice(room) if self._framing.truncation_side == "right" else slice(-room, None)
         items, truncated = [], 0
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
@@ -210,7 +209,8 @@ class RequestTokeniser:
                         f"{field}.{index}",
                         "text_too_long",
                     )
-            items.append(_item([*front, *row[fitting], *back], self._prefix_ids, self._spec.head))
+            body = self._framing.cut(row, room)
+            items.append(_item([*front, *body, *back], self._prefix_ids, self._spec.head))
         return TokenisedTexts(items, truncated)
 
     def _unframed(self, row: Sequence[int], param: str) -> Sequence[int]:

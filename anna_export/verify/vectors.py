@@ -34,7 +34,7 @@ def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
     words = bisect_left(
         range(tokens), tokens, key=lambda words: len(tokeniser.ids([long_text(words)])[0])
     )
-    texts = [*ODD_TEXTS, *ordinary_texts(count), long_text(words - 1)]
+    texts = [*tokeniser.with_tokens(ODD_TEXTS), *ordinary_texts(count), long_text(words - 1)]
     return [*texts, long_text(limit)] if limit <= LONG_TOKENS else texts
 
 

@@ -14,13 +14,13 @@ import torch
 from anna_export.files.atomic import require_absent, require_outside, staged, write_text
 from anna_export.files.disk import require_disk
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import Adapters, from_last, in_order
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES, find_tokenizer
 from anna_export.text.limit import LIMIT_FILE, find_limit_file
-from anna_export.text.prompts import PROMPTS_FILE, read_prompts
-from anna_export.text.st_files import MODULES_FILE, write_modules
+from anna_export.text.prompt_file import find_prompts
+from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
 from anna_export.text.tokenizer_files import uncut_json
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
@@ -152,8 +152,8 @@ def _copy_configuration(checkpoint: Checkpoint, adapter: Adapters, folder: Path)
     if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
         shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")
-    tuned = (source for source in from_last(adapter) if read_prompts(source).by_name)
-    _copy_file(next(tuned, checkpoint.folder), folder, PROMPTS_FILE)
+    prompts = find_prompts(checkpoint.folder, adapter)
+    write_prompts(folder, prompts, checkpoint.modules.similarity)
 
 
 def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:

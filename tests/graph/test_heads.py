@@ -11,11 +11,19 @@ from sentence_transformers import SentenceTransformer
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
+from anna_export.cli import run
 from anna_export.cosine import cosines
 from anna_export.encoder import Encoder
+from anna_export.errors import InputError
 from anna_export.graph.names import PROMPT_TOKENS
+from anna_export.integrations.triton.write import Package, write_repository
+from anna_export.serve.config import ServerConfig
+from anna_export.serve.request_tokeniser import RequestTokeniser
+from anna_export.serve.schema import TeiRequest
+from anna_export.serve.worker import EncodeBatch, LoadedModel, compute_finite
 from anna_export.spec import Precision
 from anna_export.text.prompts import Prompt
+from tests.support.refusals import refusal
 from tests.support.st_folders import dense, open_st, save_st
 from tests.support.types import MakeArtifact
 
@@ -174,3 +182,40 @@ def test_graph_asks_for_prompt_tokens_only_where_they_count(saved: Saved, head: 
         value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())
     }
     assert (PROMPT_TOKENS in names) == ("without prompt" in head)
+
+
+def test_prompts_list_says_why_none_is_baked(
+    saved: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for head, baked in (("mean", False), ("mean without prompt", True)):
+        assert run(["prompts", "list", str(saved(head)[1].folder)]) == 0
+        assert ("none is baked: mean pooling takes" in capsys.readouterr().out) != baked
+
+
+def test_triton_package_that_would_pool_the_prompt_is_refused(saved: Saved, tmp_path: Path) -> None:
+    artifact = saved("mean without prompt")[1]
+    message = refusal(
+        InputError,
+        lambda: write_repository(artifact, Package("m"), tmp_path / "out", overwrite=False),
+    )
+    assert "mean pooling without the prompt" in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("head", ["mean without prompt", "last, Dense", "mean"])
+def test_server_gives_the_encoders_vectors(saved: Saved, head: str) -> None:
+    artifact = saved(head)[1]
+    encoder = open_encoder(artifact.folder)
+    tokeniser = RequestTokeniser(artifact, ServerConfig("m"))
+    for name in ("ask", ""):
+        request = TeiRequest.model_validate({"inputs": TEXTS, "prompt_name": name})
+        items = tokeniser.read(request).items
+        rows = [
+            compute_finite(
+                LoadedModel(encoder, lambda: encoder),
+                EncodeBatch(
+                    0, [list(item.ids)], item.prompt, item.cached_tokens, [item.prompt_tokens]
+                ),
+            )[0][0]
+            for item in items
+        ]
+        require_equal(np.stack(rows), encoder.encode(TEXTS, name))

@@ -211,13 +211,13 @@ def test_cut_and_padding_of_training_are_not_merged_and_framing_is(
     trained.enable_padding(length=5)
     trained.save(str(tuned / TOKENIZER_FILE))
     write_merged(small, tuned, tmp_path / "out")
-    merged, original = (
+    merged, before = (
         tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         for folder in (tmp_path / "out", small)
     )
     assert merged.truncation is None and merged.padding is None
     text = "longer than those five tokens are"
-    assert merged.encode(text).ids == original.encode(text).ids
+    assert merged.encode(text).ids == before.encode(text).ids
 
 
 # -- sentence-transformers --
