@@ -12,6 +12,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.files.model_folders import Adapters
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
+from anna_export.reference.head import head_weights
 from anna_export.reference.plain_folder import plain_adapter, plain_model
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.text.framing import TokenFraming, find_tokenizer, read_framing
@@ -51,8 +52,9 @@ def open_reference(
     device = pick_torch_device(device, spec)
     with quiet_libraries():
         loaded = _load(checkpoint).to(device)
+    behind = head_weights(spec.head, lambda name: checkpoint.read(name, torch.float32))
     return Encoder(
-        PytorchBackend(loaded, spec, compute_label(device), device),
+        PytorchBackend(loaded, spec, compute_label(device), device, behind),
         Tokeniser.open(tokenizer, framing),
         prompts if prompts is not None else find_prompts(model, adapter),
     )
