@@ -61,7 +61,11 @@ class SpecialTokens:
         """Say whether part of a special token stands in a text, between start and its end."""
         for index, token_id in enumerate(encoding.ids):
             if token_id in self._ids:
+                token = self._tokens[token_id]
                 first, last = _core(encoding, index, prompted)
+                # <unk> is what a vocabulary makes of a character, too
+                if not token.normalized and prompted[first:last].strip() != token.content.strip():
+                    continue
                 if first < start + length and last > start:
                     return True
         return False
