@@ -1,7 +1,6 @@
 """Texts in, vectors out: one encoder over any backend."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -11,16 +10,11 @@ from anna_export.progress import Progress
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import BatchLimits, TokenSequence, batches
+from anna_export.text.find_prefix import longest_cached_prefix, most_cached_tokens
 from anna_export.text.framing import TokenFraming
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 from anna_export.text.tokeniser import require_text
-
-# A text that merges with a prompt's end shares all of its prefix but these tokens, or fewer; one
-# that shares less, or not even half of it, has another prompt.
-_BORDER_TOKENS = 8
-# In front of a text this many times as long, computing a prefix again costs no more than using it.
-_WORTH = 16
 
 
 class Backend(Protocol):
@@ -31,7 +25,7 @@ class Backend(Protocol):
     spec: EmbeddingSpec
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        """Return (B, spec.embedding_dim) float32 rows, of unit L2 length if its head says so."""
         ...
 
 
@@ -44,8 +38,17 @@ class TextTokeniser(Protocol):
         """Return each text's token ids, framed and truncated to max_tokens."""
         ...
 
-    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
-        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
+    def batch(
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        prompt_tokens: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
+        ...
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens at a text's start are its prompt's, as the library counts them."""
         ...
 
     def id_to_token(self, token: int) -> str:
@@ -128,7 +131,8 @@ class Encoder:
             progress: Told after every batch how many distinct texts are done.
 
         Returns:
-            (D,) for one text, else (N, D), float32, in the order given, rows of unit L2 length.
+            (D,) for one text, else (N, D), float32, in the order given; rows of unit L2 length,
+            but for a model without Normalize.
 
         Raises:
             InputError: For an unknown prompt, something that is not text, or no sequence of them.
@@ -156,15 +160,25 @@ class Encoder:
 
     def tokenise(self, texts: Sequence[str], prompt: Prompt) -> list[TokenSequence]:
         """Return the token ids of texts with a prompt, its cached prefix split off, if any."""
-        return self.split_cached_prefixes(self.tokeniser.ids(texts, prompt), [prompt])
+        rows, head = self.tokeniser.ids(texts, prompt), self.backend.spec.head
+        counted = self.tokeniser.prompt_tokens(prompt) if head.leaves_out_prompt else 0
+        return self.split_cached_prefixes(rows, [prompt], counted)
 
     def batch(self, sequences: Sequence[TokenSequence]) -> TokenBatch:
         """Pad sequences of one cached prefix, or of none."""
         (prefix,) = {id(sequence.prefix): sequence.prefix for sequence in sequences}.values()
-        return self.tokeniser.batch([sequence.ids for sequence in sequences], prefix)
+        counts = None
+        if self.backend.spec.head.leaves_out_prompt:
+            counts = [sequence.prompt_tokens for sequence in sequences]
+        return self.tokeniser.batch([sequence.ids for sequence in sequences], prefix, counts)
 
-    def encode_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def encode_ids(self, rows: Sequence[Sequence[int]], prompt_tokens: int = 0) -> np.ndarray:
         """Embed token id rows as they are; (N, D) float32 in the order given.
+
+        Args:
+            rows: Token ids, framed.
+            prompt_tokens: How many at each row's start are a prompt's, for a model that leaves
+                them out of the pooling; others ignore it.
 
         Raises:
             InputError: If a row is longer than the model's longest sequence.
@@ -176,7 +190,7 @@ class Encoder:
                 f"{longest}; truncate them, or export with larger `max_tokens`"
             )
         prompts = list(self.prefixes.ids) if self.prefixes is not None else []
-        return self._forward(self.split_cached_prefixes(rows, prompts), str, None)
+        return self._forward(self.split_cached_prefixes(rows, prompts, prompt_tokens), str, None)
 
     def _prompt_of_each(
         self, texts: int, prompt: str | Prompt | Sequence[str | Prompt | None] | None
@@ -205,29 +219,32 @@ class Encoder:
         return sequences
 
     def split_cached_prefixes(
-        self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], prompt_tokens: int = 0
     ) -> list[TokenSequence]:
         """Split off each row the longest cached prefix of one of these prompts.
 
         Args:
             rows: Token ids, framed.
             prompts: Those whose prefixes are looked for.
+            prompt_tokens: How many at each row's start pooling leaves out, where it does.
         """
         if self.prefixes is None:
-            return [TokenSequence(ids) for ids in rows]
+            return [TokenSequence(ids, None, prompt_tokens) for ids in rows]
+        head = self.backend.spec.head
         cached_ids = self.prefixes.ids
         candidates = {prompt: cached_ids[prompt] for prompt in prompts if prompt in cached_ids}
         prefixes: dict[tuple[Prompt, int], Prefix] = {}
         sequences = []
         for ids in rows:
-            prompt, length = longest_cached_prefix(ids, candidates)
+            most = most_cached_tokens(head, len(ids), prompt_tokens)
+            prompt, length = longest_cached_prefix(ids, candidates, most)
             if prompt is None:
-                sequences.append(TokenSequence(ids))
+                sequences.append(TokenSequence(ids, None, prompt_tokens))
                 continue
             if (prompt, length) not in prefixes:
                 loaded = self.prefixes.load(prompt)
                 prefixes[prompt, length] = loaded if length == len(loaded) else loaded.first(length)
-            sequences.append(TokenSequence(ids[length:], prefixes[prompt, length]))
+            sequences.append(TokenSequence(ids[length:], prefixes[prompt, length], prompt_tokens))
         return sequences
 
     def _forward(
@@ -267,35 +284,3 @@ def _require_sequence(texts: object) -> None:
             f"expected a text or a list of texts, found a {type(texts).__name__}; make a list of "
             "its texts"
         )
-
-
-def longest_cached_prefix(
-    ids: Sequence[int], prefix_ids: Mapping[Prompt, list[int]]
-) -> tuple[Prompt | None, int]:
-    """Find the prompt whose cached prefix a text starts with.
-
-    Args:
-        ids: The text's token ids, framed.
-        prefix_ids: The token ids of each cached prefix.
-
-    Returns:
-        The prompt with the most tokens in common, and how many; None and 0 where no prefix shares
-        enough of them.
-    """
-    length, prompt = 0, None
-    for candidate, front in prefix_ids.items():
-        shared = _shared_tokens(ids, front)
-        least = max(len(front) - _BORDER_TOKENS, len(front) // 2 + 1)
-        if shared >= least and shared > length:
-            length, prompt = shared, candidate
-    if prompt is None or length * _WORTH < len(ids) - length:
-        return None, 0
-    return prompt, length
-
-
-def _shared_tokens(ids: Sequence[int], front: list[int]) -> int:
-    """Count the tokens that a text and a prefix start with; one of the text's is left over."""
-    if list(ids[: len(front)]) == front and len(ids) > len(front):
-        return len(front)
-    pairs = zip(ids[:-1], front, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -101,6 +101,9 @@ def _byte_fallback_bpe(pieces: SentencePieceProcessor) -> Tokenizer:
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer of build_tokenizer as a Hugging Face tokenizer folder."""
+    # what the last call padded and cut to would be saved with it
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     # transformers 5 leaves out what the post-processor says too; other readers look here
     path = folder / "tokenizer_config.json"

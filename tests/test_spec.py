@@ -84,8 +84,10 @@ def test_absent_or_null_means_what_it_means_to_transformers(
         {"rope_parameters": {"rope_theta": 77777.0, "rope_type": "default"}},
         {"rope_parameters": ABSENT, "rope_theta": 77777.0},
         {"rope_parameters": ABSENT, "rope_scaling": None, "rope_theta": 77777},
+        {"rope_scaling": {"rope_theta": 77777.0, "rope_type": "default"}},
+        {"rope_scaling": {"rope_type": "default"}, "rope_theta": 77777.0},
     ],
-    ids=["transformers 5", "before it", "before it, with a null"],
+    ids=["transformers 5", "before it", "before it, with a null", "both", "all three"],
 )
 def test_rope_theta_is_read_from_old_and_new_configs(
     configured: Configure, changes: dict[str, Any]
@@ -93,6 +95,24 @@ def test_rope_theta_is_read_from_old_and_new_configs(
     folder = configured(**changes)
     theirs = transformers.AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"]
     assert read_spec(folder).rope_theta == theirs == 77777
+
+
+@pytest.mark.parametrize(
+    ("types", "window"),
+    [
+        (["full_attention"] * 3, None),
+        (["sliding_attention"] * 3, 4096),
+        (None, 4096),
+    ],
+    ids=["full", "sliding", "null"],
+)
+def test_layer_types_say_whether_there_is_a_window_as_in_transformers(
+    configured: Configure, types: list[str] | None, window: int | None
+) -> None:
+    folder = configured(layer_types=types)
+    layers = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+    assert {layer.self_attn.sliding_window for layer in layers.layers} == {window}
+    assert read_spec(folder).sliding_window == window
 
 
 def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:
@@ -197,6 +217,10 @@ def test_key_value_heads_that_do_not_divide_the_heads_are_refused(configured: Co
         ({"is_causal": False}, "expected causal attention, found is_causal False"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "found 'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "found 'linear'"),
+        ({"rope_scaling": {"rope_type": "default"}}, "expected rope_theta in rope_scaling"),
+        ({"layer_types": ["full_attention"] * 2}, "layer_types of one kind"),
+        ({"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}, "for 3 layers"),
+        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "for 3 layers"),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from anna_export.errors import DamagedError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.files.hashing import file_sha256
+from anna_export.files.hub_cache import snapshot_hint
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision, Similarity
@@ -154,8 +155,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise MissingError(
-            f"expected an artifact, found no {MANIFEST_FILE} in {folder}; name a folder that "
-            "anna-export made"
+            f"expected an artifact, found no {MANIFEST_FILE} in {folder}; "
+            f"{snapshot_hint(folder, MANIFEST_FILE) or 'name a folder that anna-export made'}"
         )
     content = read_json(path)
     if content.get("schema_version") == 2:

@@ -16,6 +16,7 @@ from anna_export.graph.names import (
     INPUT_IDS,
     PREFIX_KEYS,
     PREFIX_VALUES,
+    PROMPT_TOKENS,
 )
 from anna_export.graph.stored_graph import read_graph, weights_path
 from anna_export.machine.devices import pick_device
@@ -58,12 +59,14 @@ class OrtBackend:
         self.compute_label = compute_label
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        """Return (B, spec.embedding_dim) float32 rows."""
         if not len(batch.ids):  # GroupQueryAttention divides by the batch size
-            return np.empty((0, self.spec.dim), dtype=np.float32)
+            return np.empty((0, self.spec.embedding_dim), dtype=np.float32)
         feeds = {INPUT_IDS: batch.ids, ATTENTION_MASK: batch.mask}
         if batch.prefix is not None:
             feeds |= {PREFIX_KEYS: batch.prefix.keys, PREFIX_VALUES: batch.prefix.values}
+        if self.spec.head.leaves_out_prompt and batch.prompt_tokens is not None:
+            feeds[PROMPT_TOKENS] = batch.prompt_tokens
         (vectors,) = self._session.run(None, feeds)
         return vectors
 

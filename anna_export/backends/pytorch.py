@@ -6,6 +6,7 @@ from anna_export.console.quiet import quiet_libraries
 from anna_export.machine.memory import require_memory
 from anna_export.quantise.footprint import forecast
 from anna_export.reference.backend import PytorchBackend, compute_label, pick_torch_device
+from anna_export.reference.head import head_weights
 from anna_export.reference.model import empty_model
 from anna_export.reference.stored import stored_model
 
@@ -23,7 +24,8 @@ def open_backend(artifact: Artifact, *, device: str = "auto") -> PytorchBackend:
     require_memory(needed.reference_bytes, f"{artifact.folder} in PyTorch")
     with quiet_libraries():
         model = empty_model(spec)
-    model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
+    model.load_state_dict({name: stored.read(name) for name in spec.decoder_shapes()}, assign=True)
     stored.listen(model)
     label = f"{compute_label(device)}, from the artifact's stored weights"
-    return PytorchBackend(model.to(device), spec, label, device)
+    behind = head_weights(spec.head, stored.read)
+    return PytorchBackend(model.to(device), spec, label, device, behind)

@@ -27,6 +27,7 @@ from anna_export.graph.names import (
     INPUT_IDS,
     PREFIX_KEYS,
     PREFIX_VALUES,
+    PROMPT_TOKENS,
 )
 from anna_export.machine.gpu import find_device
 from anna_export.spec import EmbeddingSpec
@@ -81,13 +82,15 @@ class TrtBackend:
         most_rows = max(profile.batch for profile in profiles)
         most_tokens = max(profile.batch * profile.longest for profile in profiles)
         self._ids, self._mask = (gpu.pinned((most_tokens,), np.int64) for _ in range(2))
-        self._vectors = gpu.pinned((most_rows, spec.dim), np.float32)
+        self._vectors = gpu.pinned((most_rows, spec.embedding_dim), np.float32)
+        self._prompt_tokens = gpu.pinned((most_rows,), np.int64)
         self._blocks = {
             name: gpu.allocate(array.nbytes)
             for name, array in (
                 (INPUT_IDS, self._ids),
                 (ATTENTION_MASK, self._mask),
                 (EMBEDDING, self._vectors),
+                *(((PROMPT_TOKENS, self._prompt_tokens),) * spec.head.leaves_out_prompt),
             )
         }
         self._scratch_bytes = engine.device_memory_size_v2
@@ -98,8 +101,8 @@ class TrtBackend:
         self._one_at_a_time = threading.Lock()
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
-        vectors = np.empty((len(batch.ids), self.spec.dim), dtype=np.float32)
+        """Return (B, spec.embedding_dim) float32 rows."""
+        vectors = np.empty((len(batch.ids), self.spec.embedding_dim), dtype=np.float32)
         profiles, done = self._record.profiles, 0
         with self._one_at_a_time:
             prefix = self._on_gpu(batch.prefix)
@@ -109,6 +112,8 @@ class TrtBackend:
                 rows = min(bucket.rows, left)
                 part = slice(done, done + rows)
                 self._write(batch.ids[part], batch.lengths[part], bucket)
+                if batch.prompt_tokens is not None:
+                    self._prompt_tokens[:rows] = batch.prompt_tokens[part]
                 self._launch(bucket, prefix)
                 self._gpu.wait()
                 vectors[part] = self._vectors[:rows]
@@ -169,6 +174,8 @@ class TrtBackend:
         states = (spec.layers, spec.kv_heads, len(prefix.ids), spec.head_dim)
         shapes: dict[str, Shape] = {INPUT_IDS: tokens, ATTENTION_MASK: tokens}
         addresses = {name: block.address for name, block in blocks.items()}
+        if spec.head.leaves_out_prompt:
+            shapes[PROMPT_TOKENS] = (bucket.rows,)
         if self._record.prefix:
             shapes |= {PREFIX_KEYS: states, PREFIX_VALUES: states}
             addresses |= {
@@ -181,10 +188,13 @@ class TrtBackend:
             _require(context.set_tensor_address(name, address))
         count = bucket.rows * bucket.tokens
         ids, mask, vectors = self._ids[:count], self._mask[:count], self._vectors[: bucket.rows]
+        counts = self._prompt_tokens[: bucket.rows]
 
         def work() -> None:
             gpu.copy_in(ids, blocks[INPUT_IDS])
             gpu.copy_in(mask, blocks[ATTENTION_MASK])
+            if PROMPT_TOKENS in blocks:
+                gpu.copy_in(counts, blocks[PROMPT_TOKENS])
             _require(context.execute_async_v3(gpu.stream))
             gpu.copy_out(blocks[EMBEDDING], vectors)
 

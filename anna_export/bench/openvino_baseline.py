@@ -11,7 +11,7 @@ import numpy as np
 from anna_export.artifact.folder import open_artifact
 from anna_export.bench.opening import Opened
 from anna_export.encoder import Encoder
-from anna_export.errors import ExtraError
+from anna_export.errors import ExtraError, UnsupportedError
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 
@@ -31,7 +31,7 @@ class OpenVinoBackend:
         self._request, self.spec, self.compute_label = request, spec, compute_label
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length."""
+        """Return (B, spec.embedding_dim) float32 rows."""
         batch = batch.joined()
         vectors: np.ndarray = self._request.infer({0: batch.ids, 1: batch.mask})[0].copy()
         return vectors
@@ -50,6 +50,7 @@ class OpenOpenVino:
 
         Raises:
             ExtraError: If OpenVINO is not installed.
+            UnsupportedError: If the model leaves its prompts' tokens out of the pooling.
         """
         # it would tell its makers of every conversion
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -59,6 +60,11 @@ class OpenOpenVino:
             raise ExtraError("expected openvino, found none; pip install openvino") from None
         artifact = open_artifact(self.folder)
         spec = artifact.manifest.spec
+        if spec.head.leaves_out_prompt:
+            raise UnsupportedError(
+                f"expected a model that pools its prompts' tokens too, found {self.folder} with "
+                f"{spec.head.describe()}; leave out the baseline openvino"
+            )
         core = openvino.Core()
         narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         threads = self.threads or len(os.sched_getaffinity(0))
@@ -84,24 +90,25 @@ def _converted(openvino: Any, folder: Path) -> Any:
     """Return the model in OpenVINO's form."""
     import torch
 
+    from anna_export.reference.head import apply_head, head_weights, pooled_tokens
     from anna_export.reference.model import empty_model
     from anna_export.reference.stored import stored_model
 
     artifact = open_artifact(folder)
     spec, stored = artifact.manifest.spec, stored_model(artifact)
-    model = empty_model(spec)
-    model.load_state_dict({name: stored.read(name) for name in spec.weight_shapes()}, assign=True)
+    model, weights = empty_model(spec), head_weights(spec.head, stored.read)
+    model.load_state_dict({name: stored.read(name) for name in spec.decoder_shapes()}, assign=True)
 
     class Embedding(torch.nn.Module):
-        """The last token's state, of unit length."""
+        """The model and its head."""
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden = model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
             ).last_hidden_state
-            last = attention_mask.sum(1) - 1
-            rows = torch.arange(input_ids.shape[0])
-            return torch.nn.functional.normalize(hidden[rows, last], dim=-1)
+            positions = torch.arange(input_ids.shape[1])
+            pooled = pooled_tokens(spec.head, positions, attention_mask.sum(1))
+            return apply_head(spec.head, weights, hidden, pooled)
 
     ids = torch.arange(3, 17).reshape(2, 7) % spec.vocab_size
     mask = torch.ones_like(ids)

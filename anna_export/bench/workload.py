@@ -34,8 +34,8 @@ def texts_of(tokeniser: Tokeniser, prompt: Prompt, shape: Shape, calls: int) -> 
     Raises:
         InputError: If texts of that length do not fit behind the prompt.
     """
-    framing = len(tokeniser.ids([""])[0])
-    room = tokeniser.framing.max_tokens - len(tokeniser.ids([""], prompt)[0])
+    room = tokeniser.framing.room - tokeniser.prompt_length(prompt)
+    framing = tokeniser.framing.max_tokens - tokeniser.framing.room
     body = max(1, shape.tokens - framing)
     if body > room:
         raise InputError(

@@ -13,8 +13,9 @@ import torch
 from anna_export.console.quiet import quiet_libraries
 from anna_export.progress import Progress
 from anna_export.quantise.embedding import EmbeddingFormat
+from anna_export.reference.head import apply_head, head_weights, pooled_of_batch
 from anna_export.reference.model import empty_model
-from anna_export.spec import EMBEDDING_WEIGHT
+from anna_export.spec import EMBEDDING_WEIGHT, Head
 from anna_export.text.batch import TokenBatch
 from anna_export.weights.checkpoint import Checkpoint
 
@@ -33,11 +34,9 @@ class LayerOutputs:
         """(B, S) bool: which tokens are no padding."""
         return torch.from_numpy(self.batch.mask).bool().to(self.hidden.device)
 
-    def last(self) -> torch.Tensor:
-        """(B, S) bool: each row's last token."""
-        mask = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
-        mask[torch.arange(len(mask)), torch.from_numpy(self.batch.lengths) - 1] = True
-        return mask
+    def pooled(self, head: Head) -> torch.Tensor:
+        """(B, S) bool: which tokens are pooled."""
+        return pooled_of_batch(head, self.batch).to(self.hidden.device)
 
 
 class LayerwiseForward:
@@ -101,11 +100,15 @@ class LayerwiseForward:
 
     @torch.inference_mode()
     def finish(self, stream: Sequence[LayerOutputs]) -> torch.Tensor:
-        """Return (N, D) vectors of unit length, of all batches: final norm, last token."""
-        norm = self._model.norm
+        """Return (N, D) vectors of all batches, scaled to unit length: final norm and head."""
+        norm, head = self._model.norm, self.spec.head
         norm.weight = _parameter(self._read("norm.weight", self.device))
-        last = torch.cat([outputs.hidden[outputs.last()] for outputs in stream])
-        return torch.nn.functional.normalize(norm(last), dim=-1).cpu()
+        weights = head_weights(head, lambda name: self._read(name, self.device))
+        vectors = [
+            apply_head(head, weights, norm(outputs.hidden), outputs.pooled(head))
+            for outputs in stream
+        ]
+        return torch.nn.functional.normalize(torch.cat(vectors), dim=-1).cpu()
 
     def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
         """Return the causal mask as MistralModel makes it; padding stands on the right."""

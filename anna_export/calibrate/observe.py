@@ -19,7 +19,7 @@ from anna_export.calibrate.stats import collect_stats
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import ActivationStats
 from anna_export.quantise.linear import LinearFormat
-from anna_export.spec import LINEAR_INPUTS
+from anna_export.spec import LINEAR_INPUTS, PoolingMode
 from anna_export.text.batch import TokenBatch
 
 # Tokens that a layer's signal-to-noise ratio is measured on.
@@ -155,17 +155,18 @@ def _advance_reference(
 ) -> dict[str, torch.Tensor]:
     """Pass the reference through a layer; return the calibration's (N, in) rows by input."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in LINEAR_INPUTS}
-    # past the last layer's attention, only the last token's row goes on
-    pruned = prefix == f"layers.{forward.spec.layers - 1}."
+    head = forward.spec.head
+    # past the last layer's attention, only the rows of what is pooled go on
+    pruned = prefix == f"layers.{forward.spec.layers - 1}." and head.pooling is not PoolingMode.MEAN
 
     def recorder(outputs: LayerOutputs) -> OnInput:
-        real, last = outputs.real(), outputs.last()
+        real, pooled = outputs.real(), outputs.pooled(head)
 
         def on_input(module: str, x: torch.Tensor) -> None:
             if module in _FIRST_READERS:
                 name = _FIRST_READERS[module]
-                only_last = pruned and name != "attention_input"
-                rows[name].append(x[last if only_last else real])
+                only_pooled = pruned and name != "attention_input"
+                rows[name].append(x[pooled if only_pooled else real])
 
         return on_input
 

@@ -64,7 +64,7 @@ def _artifact_rows(artifact: "Artifact") -> dict[str, str]:
         "size": f"{output.size(artifact.size_bytes)} in {len(manifest.files)} files",
         "model": f"{spec.parameters:,} parameters, {spec.layers} layers, {spec.heads} query and "
         f"{spec.kv_heads} key/value heads of {spec.head_dim}",
-        "vectors": f"{spec.dim} dimensions, unit length",
+        "vectors": f"{spec.embedding_dim} dimensions, {spec.head.length}, {spec.head.describe()}",
         "longest text": f"{manifest.framing.max_tokens} tokens, prompt and end token included",
         "prompts": shown.baked(artifact),
         "graphs": ", ".join(f"{target}: {name}" for target, name in manifest.graphs.items()),

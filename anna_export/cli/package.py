@@ -63,11 +63,12 @@ def command(
     """
     from anna_export.artifact.folder import open_artifact
     from anna_export.engines.capability import read_capability
+    from anna_export.files.hub_cache import folder_name
     from anna_export.integrations.triton.write import Package, write_repository
 
     opened = open_artifact(artifact)
     gpu = read_capability(engine).name if engine is not None else None
-    package = Package(name or artifact.resolve().name, device, gpu, batch)
+    package = Package(name or folder_name(artifact), device, gpu, batch)
     names = write_repository(opened, package, triton, overwrite=overwrite)
     if as_json:
         output.print_json({"repository": str(triton), "ensembles": names})

@@ -14,6 +14,7 @@ _WIDTH: Final = 90
 
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
+    from anna_export.spec import Head
 
 
 @click.group("prompts", cls=commands.Verbs)
@@ -91,6 +92,15 @@ def _baked(artifact: "Artifact", name: str) -> dict[str, Any] | None:
     return {"tokens": len(entry.ids), "size_bytes": entry.size_bytes, "exact": exact}
 
 
+def _why_none_is_baked(head: "Head") -> str:
+    if head.takes_prefix:
+        return ""
+    return (
+        f"none is baked: {head.describe()} takes the states of the prompt's own tokens, which are "
+        "computed with every text"
+    )
+
+
 def _baked_cell(baked: dict[str, Any] | None) -> str:
     if baked is None:
         return "no"
@@ -108,10 +118,9 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
 
     prompts, hashes = artifact.manifest.prompts, artifact.manifest.prompts.hashes()
     tokeniser, proved = artifact.tokeniser(), proved_prompts(artifact)
-    framing = len(tokeniser.ids([""])[0])
     entries: dict[str, dict[str, Any]] = {
         name: {
-            "tokens": len(tokeniser.ids([""], prompt)[0]) - framing,
+            "tokens": tokeniser.prompt_length(prompt),
             "documents": prompts.documents.get(name, ""),
             "proved": name in proved,
             "baked": _baked(artifact, name),
@@ -130,6 +139,8 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     rows = [_row(name, entry, prompts.default) for name, entry in entries.items()]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
+    if why := _why_none_is_baked(artifact.manifest.spec.head):
+        output.print_line(why)
     if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
         output.print_line(
             "* by rounded weights; prompts add --model MODEL --adapter ADAPTER computes it exactly"

@@ -133,12 +133,13 @@ def command(
     and ends.
     """
     from anna_export.artifact.folder import open_artifact
+    from anna_export.files.hub_cache import folder_name
     from anna_export.serve.api_keys import read_keys
     from anna_export.serve.config import ServerConfig
     from anna_export.serve.load_model import ModelLoader
     from anna_export.serve.server import run_server
 
-    name = model_name or artifact.resolve().name
+    name = model_name or folder_name(artifact)
     config = ServerConfig(name, api_keys=read_keys(api_keys, api_key_file), **limits)
     opened = open_artifact(artifact)
     loader = ModelLoader(artifact, backend, device, threads, require_verified)

@@ -29,7 +29,7 @@ from anna_export.engines.stored import ENGINE, StoredEngine, record_name, requir
 from anna_export.errors import InputError
 from anna_export.files.disk import require_disk
 from anna_export.graph.names import CANONICAL
-from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
+from anna_export.graph.passes.gpu_attention import InputsToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.graph.stored_graph import read_graph
 from anna_export.graph.tensors import IR_DTYPES
@@ -195,8 +195,8 @@ def gpu_form(artifact: Artifact) -> ir.Model:
     """Return the canonical graph as TensorRT fuses it best, with a prefix if any is baked."""
     model = read_graph(artifact, CANONICAL)
     require_compatible(model, IR_DTYPES[quantise.scheme_of(artifact.manifest).compute_dtype])
-    prefix = PrefixToGive() if artifact.manifest.prefixes else WithoutPrefix()
-    return ir.passes.Sequential(prefix, MergeLinear())(model).model
+    prefix = () if artifact.manifest.prefixes else (WithoutPrefix(),)
+    return ir.passes.Sequential(*prefix, InputsToGive(), MergeLinear())(model).model
 
 
 def _fp8_modules(artifact: Artifact) -> Collection[str]:

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from anna_export.graph.names import ATTENTION_MASK, INPUT_IDS, PREFIX_KEYS, PREFIX_VALUES
+from anna_export.graph.names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    PREFIX_KEYS,
+    PREFIX_VALUES,
+    PROMPT_TOKENS,
+)
 from anna_export.spec import EmbeddingSpec
 
 TOKEN_BUDGET: Final = 16_384
@@ -40,6 +46,7 @@ class Profile:
             ATTENTION_MASK: rows,
             PREFIX_KEYS: prefixes,
             PREFIX_VALUES: prefixes,
+            PROMPT_TOKENS: tuple((batch,) for batch, _ in rows),
         }
         return {name: shapes for name, shapes in every.items() if name in inputs}
 

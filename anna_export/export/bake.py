@@ -59,7 +59,7 @@ def bake(
     named: dict[Prompt, list[str]] = {}
     for name in names:
         named.setdefault(manifest.prompts.by_name[name], []).append(name)
-    rows = {prompt: ids for prompt in named if (ids := _ids(tokeniser, prompt))}
+    rows = {prompt: ids for prompt in named if (ids := _ids(manifest.spec, tokeniser, prompt))}
     if not rows:
         return {}
     # transformers takes seconds to load: only who bakes waits for it
@@ -70,7 +70,7 @@ def bake(
     on_read = in_steps(
         progress,
         sum(map(len, rows.values())),
-        len(batches) * len(manifest.spec.weight_shapes()),
+        len(batches) * len(manifest.spec.decoder_shapes()),
     )
     if checkpoint is None:
         read = stored_model(artifact).read
@@ -96,14 +96,14 @@ def prefix_bytes(
     spec: EmbeddingSpec, scheme: Scheme, tokeniser: Tokeniser, prompts: Iterable[Prompt]
 ) -> int:
     """Return the size of the files that prompts are baked into."""
-    tokens = sum(len(_ids(tokeniser, prompt)) for prompt in prompts)
+    tokens = sum(len(_ids(spec, tokeniser, prompt)) for prompt in prompts)
     numbers = 2 * spec.layers * spec.kv_dim * tokens
     return numbers * TORCH_DTYPES[scheme.compute_dtype].itemsize
 
 
-def _ids(tokeniser: Tokeniser, prompt: Prompt) -> list[int]:
-    """Return the ids that are baked; `<s>` alone is not worth it."""
-    return tokeniser.prefix_ids(prompt) if prompt.front else []
+def _ids(spec: EmbeddingSpec, tokeniser: Tokeniser, prompt: Prompt) -> list[int]:
+    """Return the ids that are baked; `<s>` alone is not worth it, and some heads need states."""
+    return tokeniser.prefix_ids(prompt) if prompt.front and spec.head.takes_prefix else []
 
 
 def keys_and_values(

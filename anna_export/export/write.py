@@ -1,7 +1,6 @@
 """Write an artifact's folder: tokenizer, weights, graphs, sentence-transformers files, manifest."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from anna_export.artifact.manifest import (
 from anna_export.export.prepare import Prepared
 from anna_export.export.recipe import Recipe
 from anna_export.files.atomic import write_text
+from anna_export.files.hub_cache import folder_name
 from anna_export.files.model_folders import in_order
 from anna_export.graph.external_data import DATA_FILE, write_data_file
 from anna_export.graph.names import CANONICAL
@@ -31,11 +31,12 @@ from anna_export.machine.versions import installed
 from anna_export.progress import Progress
 from anna_export.quantise.calibration import Calibration
 from anna_export.quantise.scheme import Scheme
-from anna_export.text.framing import TOKENIZER_FILES
 from anna_export.text.st_files import write_artifact_modules, write_prompts
 from anna_export.text.tokeniser import Tokeniser
+from anna_export.text.tokenizer_folder import write_tokenizer
 from anna_export.verify.texts import ODD_TEXTS
 from anna_export.weights.checkpoint import Checkpoint
+from anna_export.weights.merge import write_config
 
 
 def write_artifact(
@@ -90,9 +91,10 @@ def _write_files(
     progress: Progress | None,
 ) -> dict[str, FileEntry]:
     """Write all but the manifest, and return their hashes and sizes."""
-    for name in TOKENIZER_FILES:
-        if (source := prepared.recipe.tokenizer / name).exists():
-            shutil.copyfile(source, folder / name)
+    framing = prepared.tokeniser.framing
+    write_tokenizer(prepared.recipe.tokenizer, folder, framing)
+    ids = {f"{end}_token_id": getattr(framing, f"{end}_id") for end in ("bos", "eos", "pad")}
+    write_config(prepared.checkpoint, folder, **ids)
     written = write_data_file(folder, graphs, progress)
     for target, model in graphs.items():
         ir.save(model, folder / graph_files[target])
@@ -111,16 +113,15 @@ def _write_files(
 
 
 def _golden(tokeniser: Tokeniser) -> list[Golden]:
-    return [
-        Golden(text=text, ids=ids)
-        for text, ids in zip(ODD_TEXTS, tokeniser.ids(ODD_TEXTS), strict=True)
-    ]
+    texts = tokeniser.with_tokens(ODD_TEXTS)
+    rows = tokeniser.ids(texts)
+    return [Golden(text=text, ids=ids) for text, ids in zip(texts, rows, strict=True)]
 
 
 def _source(recipe: Recipe, checkpoint: Checkpoint) -> Source:
-    names = [folder.resolve().name for folder in in_order(recipe.adapter)]
+    names = [folder_name(folder) for folder in in_order(recipe.adapter)]
     return Source(
-        model=recipe.model.resolve().name,
+        model=folder_name(recipe.model),
         adapter=names[0] if names else None,
         further_adapters=names[1:],
         sha256=checkpoint.source_hashes(),

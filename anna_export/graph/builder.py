@@ -11,17 +11,18 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
-from anna_export.errors import UnsupportedError
 from anna_export.graph import attention, padding, pooling
+from anna_export.graph import head as heads
 from anna_export.graph.names import (
     ATTENTION_MASK,
     EMBEDDING,
     INPUT_IDS,
     PREFIX_KEYS,
     PREFIX_VALUES,
+    PROMPT_TOKENS,
 )
+from anna_export.graph.rotary import rotary_tables
 from anna_export.graph.tensors import IR_DTYPES, as_ir
 from anna_export.spec import EMBEDDING_WEIGHT, LAST_TOKEN, EmbeddingSpec, Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
@@ -42,17 +43,20 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
     Returns:
         A model of input_ids and attention_mask, int64 (B, S), padded on the right or left, to
         sentence_embedding, float32 (B, D). Optional inputs are prefix_keys and prefix_values,
-        float32 (L, K, P, head_dim); without them, P is 0. Opset 23, and functions for attention
-        and pooling.
+        float32 (L, K, P, head_dim); without them, P is 0. Where a prompt's tokens are not pooled,
+        prompt_tokens, int64 (1,) or (B,), says how many there are, the prefix's among them;
+        without, 0. Opset 23, and functions for attention and for pooling the last token.
     """
-    if checkpoint.spec.head != LAST_TOKEN:
-        raise UnsupportedError(f"expected last-token pooling, found {checkpoint.spec.head}")
     graph = _Graph(checkpoint, precision, max_tokens)
     output = graph.embed()
-    inputs = [graph.input_ids, graph.attention_mask, graph.prefix_keys, graph.prefix_values]
+    output.name, output.dtype = EMBEDDING, ir.DataType.FLOAT
+    output.shape = ir.Shape(["batch", checkpoint.spec.embedding_dim])
+    functions = [attention.prefix_attention_function(OPSET, checkpoint.spec)]
+    if checkpoint.spec.head == LAST_TOKEN:
+        functions.append(pooling.pool_normalize_function(OPSET))
     return ir.Model(
         ir.Graph(
-            inputs,
+            graph.inputs,
             [output],
             nodes=graph.tape.nodes,
             initializers=graph.tape.initializers,
@@ -61,10 +65,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
         ),
         ir_version=IR_VERSION,
         producer_name="anna-export",
-        functions=[
-            attention.prefix_attention_function(OPSET, checkpoint.spec),
-            pooling.pool_normalize_function(OPSET),
-        ],
+        functions=functions,
     )
 
 
@@ -93,6 +94,7 @@ class _Graph:
             ATTENTION_MASK, dtype=ir.DataType.INT64, shape=["batch", "sequence"]
         )
         self.prefix_keys, self.prefix_values = map(self.prefix, (PREFIX_KEYS, PREFIX_VALUES))
+        self.inputs = [*(self.input_ids, self.attention_mask, self.prefix_keys, self.prefix_values)]
         self.cos, self.sin = self.rotary_tables()
 
     def op(
@@ -149,21 +151,9 @@ class _Graph:
         return self.op("Cast", x, to=IR_DTYPES[target])
 
     def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines, (max_tokens, head_dim / 2); in fp32, as the fallback graph needs."""
-        half, rows, theta = self.spec.head_dim // 2, self.max_tokens, self.spec.rope_theta
-        shape = ir.Shape([rows, half])
-
-        def table(name: str) -> ir.Value:
-            def compute() -> ir.Tensor:
-                # in fp32, as the reference does: the angle's own rounding is part of the model
-                steps = torch.arange(0, 2 * half, 2, dtype=torch.int64).float() / (2 * half)
-                angles = torch.outer(torch.arange(rows).float(), 1.0 / theta**steps)
-                return as_ir(angles.cos() if name == "rotary.cos" else angles.sin(), name)
-
-            lazy = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=name)
-            return self.cast(self.tape.initializer(lazy), Precision.FP32, self.precision)
-
-        return table("rotary.cos"), table("rotary.sin")
+        tables = map(self.tape.initializer, rotary_tables(self.spec, self.max_tokens))
+        cos, sin = (self.cast(x, Precision.FP32, self.precision) for x in tables)
+        return cos, sin
 
     def embed(self) -> ir.Value:
         spec = self.spec
@@ -171,27 +161,40 @@ class _Graph:
         ids, lengths = padding.tokens_first(
             self, self.input_ids, self.attention_mask, spec.vocab_size
         )
-        last = self.op("Sub", lengths, self.int64("one", 1))
+        first = self.first_pooled()
+        index = heads.pooled_index(self, spec.head.pooling, lengths, first)
         positions = self.all_positions()
         text = self.text_positions(positions)
         embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
         x = self.widen(self.op("Gather", embedding, ids, axis=0, name="embed_tokens"))
         for layer in range(last_layer):
             x = self.layer(layer, x, text)
-        x = self.layer_for_last_token(last_layer, x, last, text, positions)
+        if index is None:
+            x = self.norm(self.layer(last_layer, x, text), "norm")
+            row = heads.mean(self, self.cast(x, self.precision, Precision.FP32), lengths, first)
+            return heads.behind_pooling(self, row, spec.head)
+        x = self.layer_for_one_token(last_layer, x, index, text, positions)
         x = self.norm(x, "norm")
+        if spec.head != LAST_TOKEN:
+            x = self.cast(x, self.precision, Precision.FP32)
+            row = self.op("Squeeze", x, self.int64("axis_1", [1]))
+            return heads.behind_pooling(self, row, spec.head)
         # past the last layer there is one token a row, at index 0
-        first = self.op(
-            "ConstantOfShape", self.op("Shape", last), value=ir.tensor([0], name="zero")
-        )
+        shape, zero = self.op("Shape", index), ir.tensor([0], name="zero")
+        zeros = self.op("ConstantOfShape", shape, value=zero)
+        attributes: dict[str, Any] = {"plugin_namespace": pooling.DOMAIN, "aot": 1}
         return self.tape.op(
-            pooling.NAME,
-            [x, first],
-            {"plugin_namespace": pooling.DOMAIN, "aot": 1},
-            domain=pooling.DOMAIN,
-            name="pool",
-            output=ir.val(EMBEDDING, dtype=ir.DataType.FLOAT, shape=["batch", spec.dim]),
+            pooling.NAME, [x, zeros], attributes, domain=pooling.DOMAIN, name="pool"
         )
+
+    def first_pooled(self) -> ir.Value | None:
+        """Where pooled tokens start, by an input whose default is a prompt of no tokens."""
+        if not self.spec.head.leaves_out_prompt:
+            return None
+        tokens = self.tape.initializer(ir.tensor(np.array([0]), name=PROMPT_TOKENS))
+        tokens.shape = ir.Shape(["prompts"])
+        self.inputs.append(tokens)
+        return heads.first_pooled(self, tokens, self.prefix_length())
 
     def prefix_length(self) -> ir.Value:
         """P, a scalar."""
@@ -233,20 +236,18 @@ class _Graph:
         x = self.op("Add", x, self.widen(attended))
         return self.mlp(module, x)
 
-    def layer_for_last_token(
-        self, layer: int, x: ir.Value, last: ir.Value, text: _Positions, positions: ir.Value
+    def layer_for_one_token(
+        self, layer: int, x: ir.Value, pooled: ir.Value, text: _Positions, positions: ir.Value
     ) -> ir.Value:
         """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
         module = f"layers.{layer}"
-        index = self.op("Unsqueeze", last, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1)
-        last_ids = self.op("GatherND", text.ids, index, batch_dims=1)  # (B, 1)
-        mask = self.causal_mask(last_ids, positions)  # (B, 1, P + S)
+        index = self.op("Unsqueeze", pooled, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1)
+        ids = self.op("GatherND", text.ids, index, batch_dims=1)  # (B, 1)
+        mask = self.causal_mask(ids, positions)  # (B, 1, P + S)
         mask = self.op("Unsqueeze", mask, self.int64("axis_1", [1]))
         normed = self.norm(x, f"{module}.input_layernorm")
         query = self.op("GatherND", normed, index, batch_dims=1)
-        attended = self.attention(
-            layer, query, normed, _Positions(last_ids, mask), text, causal=False
-        )
+        attended = self.attention(layer, query, normed, _Positions(ids, mask), text, causal=False)
         x = self.op("GatherND", x, index, batch_dims=1)
         x = self.op("Add", x, self.widen(attended))
         return self.mlp(module, x)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 import transformers
 
+from anna_export.artifact.manifest import read_manifest
 from anna_export.backends import open_encoder
 from anna_export.encoder import Encoder
 from anna_export.errors import ExtraError, InputError, MissingError
@@ -15,6 +16,7 @@ from anna_export.integrations.contract_tokenizer import contract_tokenizer
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
 from anna_export.text.limit import MIN_TOKENS
+from anna_export.text.st_files import st_prompts
 from anna_export.text.tokeniser import Tokeniser
 
 try:
@@ -114,19 +116,24 @@ class AnnaEncoder(torch.nn.Module):
         if not all(isinstance(text, str) for text in inputs):
             raise InputError("expected texts as str, found something else in a batch")
         tokeniser = self._cut.tokeniser
-        ids = tokeniser.ids(inputs, self.encoder.prompts.for_front(prompt or ""))
-        batch = tokeniser.batch(ids)
-        return {
+        of_front = self.encoder.prompts.for_front(prompt or "")
+        batch = tokeniser.batch(tokeniser.ids(inputs, of_front))
+        features = {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),
         }
+        if self.encoder.backend.spec.head.leaves_out_prompt:
+            features["prompt_length"] = torch.tensor(tokeniser.prompt_tokens(of_front))
+        return features
 
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
-        """Add sentence_embedding, (B, D) float32 of unit length."""
+        """Add sentence_embedding, (B, D) float32, finished."""
         ids, mask = (features[key].cpu().numpy() for key in ("input_ids", "attention_mask"))
         batch = TokenBatch.from_mask(ids, mask)
         rows = [row[:end].tolist() for row, end in zip(batch.ids, batch.lengths, strict=True)]
-        vectors = torch.from_numpy(self.encoder.encode_ids(rows))
+        vectors = torch.from_numpy(
+            self.encoder.encode_ids(rows, int(features.get("prompt_length", 0)))
+        )
         return _Features(features, sentence_embedding=vectors)
 
     def get_embedding_dimension(self) -> int:
@@ -188,8 +195,8 @@ def sentence_transformer(artifact: str | Path) -> "sentence_transformers.Sentenc
     prompts = module.encoder.prompts
     return sentence_transformers.SentenceTransformer(
         modules=[module],
-        prompts=prompts.fronts(),
+        prompts=st_prompts(prompts),
         default_prompt_name=prompts.default,
-        similarity_fn_name="cosine",
+        similarity_fn_name=read_manifest(module.folder).similarity,
         device="cpu",
     )

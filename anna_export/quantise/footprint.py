@@ -132,14 +132,16 @@ def _serve_bytes(spec: EmbeddingSpec, scheme: Scheme, stored: Mapping[str, int])
 
 def _stored_bytes(spec: EmbeddingSpec, scheme: Scheme) -> dict[str, int]:
     """Return the bytes of every weight as a scheme stores it."""
-    modules = spec.linear_modules()
+    modules, head = spec.linear_modules(), spec.head.weight_shapes()
 
     def layout(name: str, shape: tuple[int, ...]) -> Layout:
         if scheme.linear is not None and name.removesuffix(".weight") in modules:
             return scheme.linear.layout(*shape)
         if scheme.embedding is not None and name == EMBEDDING_WEIGHT:
             return scheme.embedding.layout(*shape)
-        return {"": (IR_DTYPES[scheme.compute_dtype], shape)}
+        # the head's stay as they are computed in
+        dtype = Precision.FP32 if name in head else scheme.compute_dtype
+        return {"": (IR_DTYPES[dtype], shape)}
 
     return {
         name: sum(

@@ -1,11 +1,13 @@
 """PyTorch as a backend: modules and forward pass are those of transformers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from anna_export.machine.devices import pick_device
+from anna_export.reference.head import apply_head, pooled_of_batch
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 
@@ -18,20 +20,30 @@ class PytorchBackend:
         spec: Its numbers.
         compute_label: What it computes in, and from what.
         device: Where its weights are.
+        head_weights: Those of the Dense modules behind it, by their names in a spec's
+            `weight_shapes`.
     """
 
     name = "pytorch"
 
     def __init__(
-        self, model: Any, spec: EmbeddingSpec, compute_label: str, device: str = "cpu"
+        self,
+        model: Any,
+        spec: EmbeddingSpec,
+        compute_label: str,
+        device: str = "cpu",
+        head_weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model = model
         self.spec = spec
         self.compute_label = compute_label
         self._device = device
+        self._head_weights = {
+            name: weight.to(device) for name, weight in (head_weights or {}).items()
+        }
 
     def run(self, batch: TokenBatch) -> np.ndarray:
-        """Return (B, spec.dim) float32 rows of unit L2 length; a prefix is computed again."""
+        """Return (B, spec.embedding_dim) float32 rows; a prefix is computed again."""
         batch = batch.joined()
         with torch.inference_mode():
             hidden = self.model(
@@ -39,9 +51,10 @@ class PytorchBackend:
                 attention_mask=self._tensor(batch.mask),
                 use_cache=False,
             ).last_hidden_state
-            rows = torch.arange(len(batch.lengths), device=self._device)
-            last = hidden[rows, self._tensor(batch.lengths) - 1].float()
-            return torch.nn.functional.normalize(last, dim=-1).cpu().numpy()
+            head = self.spec.head
+            pooled = pooled_of_batch(head, batch)
+            vectors: np.ndarray = apply_head(head, self._head_weights, hidden, pooled).cpu().numpy()
+        return vectors
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -81,9 +81,14 @@ class LibraryTokeniser:
             return False
         return not prompt.back or len(self.ids([text], prompt)[0]) < self.framing.max_tokens
 
-    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
-        """Pad token id rows on the right."""
-        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix)
+    def batch(
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        prompt_tokens: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
+        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix, prompt_tokens)
 
     def _preprocess(self, texts: list[str], prompt: Prompt, split: bool) -> list[list[int]]:
         tokenizer = self._transformer.tokenizer
@@ -132,12 +137,20 @@ class LibraryBackend:
     def run(self, batch: TokenBatch) -> np.ndarray:
         """Return (B, D) float32 rows, as the last module gives them; a prefix is computed again."""
         batch = batch.joined()
-        features = {
-            "input_ids": torch.from_numpy(batch.ids).to(self._device),
-            "attention_mask": torch.from_numpy(batch.mask).to(self._device),
-        }
-        with torch.inference_mode():
-            return self.library.model(features)["sentence_embedding"].float().cpu().numpy()
+        counts = batch.prompt_tokens
+        vectors = np.empty((len(batch.ids), self.library.dim), dtype=np.float32)
+        # the library takes one prompt a batch
+        for count in [0] if counts is None else np.unique(counts):
+            members = slice(None) if counts is None else np.flatnonzero(counts == count)
+            features = {
+                "input_ids": torch.from_numpy(batch.ids[members]).to(self._device),
+                "attention_mask": torch.from_numpy(batch.mask[members]).to(self._device),
+                "prompt_length": int(count),
+            }
+            with torch.inference_mode():
+                pooled = self.library.model(features)["sentence_embedding"]
+            vectors[members] = pooled.float().cpu().numpy()
+        return vectors
 
 
 class ReferenceEncoder(Encoder):

@@ -19,7 +19,7 @@ from anna_export.quantise.linear import Layout
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.safetensors_files import StoredTensor
 
-# name of a weight in a MistralModel's state dict → its fp32 value, (out, in) for a matrix
+# name of a weight as in a spec's weight_shapes → its fp32 value, (out, in) for a matrix
 ReadWeight = Callable[[str], torch.Tensor]
 # a linear module's fp32 input → what it is multiplied as
 Rounding = Callable[[torch.Tensor], torch.Tensor]

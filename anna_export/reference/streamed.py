@@ -12,6 +12,7 @@ import torch
 from anna_export.artifact.folder import Artifact
 from anna_export.console.quiet import quiet_libraries
 from anna_export.reference.backend import PytorchBackend
+from anna_export.reference.head import head_weights
 from anna_export.reference.model import empty_model
 from anna_export.reference.stored import ReadWeight, stored_model
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
@@ -43,7 +44,11 @@ def open_streamed_checkpoint(
     checkpoint: Checkpoint, on_read: Callable[[], None] | None = None
 ) -> PytorchBackend:
     """Open the model that our own reading of base and adapter describes, one matrix at a time."""
-    backend = _empty_backend(checkpoint.spec, "base and adapter")
+
+    def read(name: str) -> torch.Tensor:
+        return checkpoint.read(name, torch.float32)
+
+    backend = _empty_backend(checkpoint.spec, "base and adapter", read)
     stream_checkpoint(backend.model, checkpoint, on_read)
     return backend
 
@@ -72,16 +77,17 @@ def open_streamed(
         source: Where they come from, for verdicts.
         on_read: Called after every weight is read, once a batch.
     """
-    backend = _empty_backend(spec, source)
+    backend = _empty_backend(spec, source, read)
     _stream_all(backend.model, read, {}, on_read)
     return backend
 
 
-def _empty_backend(spec: EmbeddingSpec, source: str) -> PytorchBackend:
+def _empty_backend(spec: EmbeddingSpec, source: str, read: ReadWeight) -> PytorchBackend:
+    """Return an empty decoder, and what stands behind it with its weights, which are small."""
     with quiet_libraries():
         model = empty_model(spec)
     label = f"fp32 in PyTorch on CPU, layer by layer, from {source}"
-    return PytorchBackend(model, spec, label)
+    return PytorchBackend(model, spec, label, head_weights=head_weights(spec.head, read))
 
 
 def _stream_all(

@@ -8,6 +8,7 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import CARD_FILE, PARITY_FILE, Manifest
 from anna_export.bench.result import read_bench
+from anna_export.report.by_itself import graph_section
 from anna_export.verify.parity_file import current_parity
 from anna_export.verify.parity_report import ParityReport, TaskParity, VectorParity
 from anna_export.verify.published import Summary
@@ -71,19 +72,21 @@ anna-export {manifest.versions.get("anna-export", "")} exported this model from 
 import anna_export
 
 encoder = anna_export.open_encoder("this folder")
-vectors = encoder.encode(["a text", "another"])  # (2, {manifest.spec.dim}) float32
+vectors = encoder.encode(["a text", "another"])  # (2, {manifest.spec.embedding_dim}) float32
 ```
-"""
+
+{graph_section(artifact, report.vectors.golden if report is not None else [])}"""
 
 
 def _figures(artifact: Artifact) -> str:
     """Return the rows that say what the model is."""
     manifest = artifact.manifest
     spec = manifest.spec
-    return f"""| dimensions | {spec.dim}, unit length (cosine = dot product) |
+    same = " (cosine = dot product)" if spec.head.normalize else ""
+    return f"""| dimensions | {spec.embedding_dim}, {spec.head.length}{same} |
 | longest text | {manifest.framing.max_tokens} tokens, including the prompt and the end token; \
 longer texts are truncated |
-| model | {spec.layers} layers, {spec.parameters:,} parameters, last-token pooling |
+| model | {spec.layers} layers, {spec.parameters:,} parameters, {spec.head.describe()} |
 | size | {artifact.size_bytes / 1e6:.1f} MB |
 | artifact | `{manifest.artifact_id}` |"""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.bench.result import ClosedLoop, Run, read_bench
 from anna_export.engines.stored import StoredEngine, stored_engines
+from anna_export.files.hub_cache import folder_name
 from anna_export.quantise.calibration import Calibration, read_calibration
 from anna_export.verify.parity_file import current_parity
 from anna_export.verify.parity_report import ParityReport, TaskParity
@@ -63,7 +64,7 @@ def read_facts(folder: Path) -> Facts:
     artifact = open_artifact(folder)
     bench = read_bench(artifact)
     return Facts(
-        folder.resolve().name,
+        folder_name(folder),
         artifact,
         current_parity(artifact),
         tuple(bench.runs) if bench is not None else (),

@@ -83,7 +83,7 @@ def _overview(artifacts: Sequence[Facts]) -> list[tuple[str, list[str]]]:
         "precision": [str(m.precision) for m in manifests],
         "size": [f"{facts.artifact.size_bytes / 1e6:.1f} MB" for facts in artifacts],
         "model": [f"{m.spec.parameters:,} parameters, {m.spec.layers} layers" for m in manifests],
-        "vectors": [f"{m.spec.dim} dimensions, unit length" for m in manifests],
+        "vectors": [f"{m.spec.embedding_dim} dimensions, {m.spec.head.length}" for m in manifests],
         "longest text": [f"{m.framing.max_tokens:,} tokens" for m in manifests],
         "calibrated on": [
             f"{m.quantised.calibration_texts} texts, {m.quantised.calibration_tokens:,} tokens"

@@ -13,11 +13,13 @@ class QueueItem:
         ids: Its token ids after the cached prefix; they are computed.
         prompt: Whose cached prefix they follow; None for none.
         cached_tokens: How many tokens of that prefix, from its start.
+        prompt_tokens: Tokens at its start, cached ones too, that pooling leaves out.
     """
 
     ids: tuple[int, ...]
     prompt: Prompt | None = None
     cached_tokens: int = 0
+    prompt_tokens: int = 0
 
     @property
     def tokens(self) -> int:

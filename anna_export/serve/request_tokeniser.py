@@ -6,12 +6,13 @@ from typing import Any, Final
 
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.prefixes import StoredPrefixes
-from anna_export.encoder import longest_cached_prefix
 from anna_export.errors import InputError
 from anna_export.serve.config import ServerConfig
 from anna_export.serve.queue_item import QueueItem
 from anna_export.serve.refusal import Refusal
 from anna_export.serve.schema import EmbedDtype, EmbedRequest, TokenizeRequest
+from anna_export.spec import Head
+from anna_export.text.find_prefix import longest_cached_prefix, most_cached_tokens
 from anna_export.text.prompt_formats import FORMATS
 from anna_export.text.prompts import NO_PROMPT, Prompt
 
@@ -177,7 +178,10 @@ class RequestTokeniser:
             )
         prefixes = self._prefix_ids
         prefixes = {prompt: prefixes[prompt]} if prompt in prefixes else {}
-        return TokenisedTexts([_item(row.ids, prefixes) for row in rows], len(truncated))
+        head = self._spec.head
+        counted = self._tokeniser.prompt_tokens(prompt) if head.leaves_out_prompt else 0
+        items = [_item(row.ids, prefixes, head, counted) for row in rows]
+        return TokenisedTexts(items, len(truncated))
 
     def _ids(self, rows: Sequence[Sequence[int]], request: EmbedRequest) -> TokenisedTexts:
         field = request.texts_field
@@ -190,7 +194,6 @@ class RequestTokeniser:
         front, back = self._framing.front_ids, self._framing.back_ids
         framed = not request.add_special_tokens
         room = self._framing.room
-        fitting = slice(room) if self._framing.truncation_side == "right" else slice(-room, None)
         items, truncated = [], 0
         for index, row in enumerate(rows):
             self._require_ids(row, f"{field}.{index}")
@@ -206,7 +209,8 @@ class RequestTokeniser:
                         f"{field}.{index}",
                         "text_too_long",
                     )
-            items.append(_item([*front, *row[fitting], *back], self._prefix_ids))
+            body = self._framing.cut(row, room)
+            items.append(_item([*front, *body, *back], self._prefix_ids, self._spec.head))
         return TokenisedTexts(items, truncated)
 
     def _unframed(self, row: Sequence[int], param: str) -> Sequence[int]:
@@ -244,6 +248,9 @@ class RequestTokeniser:
             )
 
 
-def _item(ids: Sequence[int], prefixes: Mapping[Prompt, list[int]]) -> QueueItem:
-    prompt, cached_tokens = longest_cached_prefix(ids, prefixes)
-    return QueueItem(tuple(ids[cached_tokens:]), prompt, cached_tokens)
+def _item(
+    ids: Sequence[int], prefixes: Mapping[Prompt, list[int]], head: Head, prompt_tokens: int = 0
+) -> QueueItem:
+    most = most_cached_tokens(head, len(ids), prompt_tokens)
+    prompt, cached_tokens = longest_cached_prefix(ids, prefixes, most)
+    return QueueItem(tuple(ids[cached_tokens:]), prompt, cached_tokens, prompt_tokens)

@@ -217,7 +217,8 @@ class Scheduler:
         self._running[number] = jobs
         item = jobs[0].item
         rows = [list(job.item.ids) for job in jobs]
-        self._encoder.send(EncodeBatch(number, rows, item.prompt, item.cached_tokens))
+        counts = [job.item.prompt_tokens for job in jobs]
+        self._encoder.send(EncodeBatch(number, rows, item.prompt, item.cached_tokens, counts))
         if len(self._running) == 1:
             self._restart_stall_timer()
 

@@ -82,12 +82,19 @@ class EncodeBatch:
         rows: Token ids of each text, after the cached prefix.
         prompt: Whose cached prefix all rows follow; None for none.
         cached_tokens: How many tokens of that prefix, from its start.
+        prompt_tokens: How many tokens at each text's start pooling leaves out; None for none.
     """
 
     number: int
     rows: list[list[int]]
     prompt: Prompt | None = None
     cached_tokens: int = 0
+    prompt_tokens: list[int] | None = None
+
+    def row(self, index: int) -> "EncodeBatch":
+        """Return one of its texts alone."""
+        counts = None if self.prompt_tokens is None else [self.prompt_tokens[index]]
+        return replace(self, rows=[self.rows[index]], prompt_tokens=counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +130,14 @@ def main(connection: Connection, load_model: Callable[[], LoadedModel]) -> None:
 
 
 def compute(
-    encoder: Encoder, rows: Sequence[Sequence[int]], prefix: Prefix | None = None
+    encoder: Encoder,
+    rows: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
+    prompt_tokens: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Return (N, D) float32 vectors, finite or not, of token id rows after a prefix, in a batch."""
-    return np.array(encoder.backend.run(encoder.tokeniser.batch(rows, prefix)), dtype=np.float32)
+    batch = encoder.tokeniser.batch(rows, prefix, prompt_tokens)
+    return np.array(encoder.backend.run(batch), dtype=np.float32)
 
 
 def compute_finite(model: LoadedModel, batch: EncodeBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +145,7 @@ def compute_finite(model: LoadedModel, batch: EncodeBatch) -> tuple[np.ndarray, 
     vectors = _compute_batch(model.encoder, batch, model.prefix_ids)
     outcomes = np.full(len(vectors), Outcome.FINITE, dtype=np.uint8)
     for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
-        vector, row = vectors[index], replace(batch, rows=[batch.rows[index]])
+        vector, row = vectors[index], batch.row(index)
         try:
             (vector,) = _compute_batch(model.open_safe(), row, model.prefix_ids)
         except Exception as error:  # no memory, say: this row is lost, the others are not
@@ -150,14 +161,15 @@ def _compute_batch(
 ) -> np.ndarray:
     """Return a batch's vectors; an encoder without cached prefixes computes them too."""
     if batch.prompt is None:
-        return compute(encoder, batch.rows)
+        return compute(encoder, batch.rows, None, batch.prompt_tokens)
     if encoder.prefixes is None:
         ids = prefix_ids[batch.prompt][: batch.cached_tokens]
-        return compute(encoder, [[*ids, *row] for row in batch.rows])
+        rows = [[*ids, *row] for row in batch.rows]
+        return compute(encoder, rows, None, batch.prompt_tokens)
     prefix = encoder.prefixes.load(batch.prompt)
     if batch.cached_tokens < len(prefix):
         prefix = prefix.first(batch.cached_tokens)
-    return compute(encoder, batch.rows, prefix)
+    return compute(encoder, batch.rows, prefix, batch.prompt_tokens)
 
 
 def self_test(encoder: Encoder, golden: Sequence[GoldenVector] = ()) -> Ready:

@@ -51,9 +51,7 @@ def read_spec(model: Path) -> EmbeddingSpec:
             # transformers 5 writes rope_parameters; before, rope_theta stood beside the rest
             rope_theta=_number(config | rope, "rope_theta"),
             max_positions=_integer(config, "max_position_embeddings"),
-            sliding_window=(
-                None if config["sliding_window"] is None else _integer(config, "sliding_window")
-            ),
+            sliding_window=_window(path, config),
         )
     except KeyError as error:
         raise InputError(
@@ -82,10 +80,41 @@ def _integer(config: dict[str, Any], key: str) -> int:
 
 
 def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Return the rotary embedding's parameters: transformers takes rope_scaling before the others.
+
+    Source: convert_rope_params_to_dict of transformers 5.23's modeling_rope_utils.
+    """
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    rope = scaling or parameters or {}
     if not isinstance(rope, dict):
         raise InputError(f"expected an object as rope_parameters in {path}, found {rope!r}")
+    if scaling and parameters and "rope_theta" not in config | rope:
+        raise UnsupportedError(
+            f"expected rope_theta in rope_scaling, which replaces rope_parameters, in {path}, "
+            "found none; take rope_scaling out"
+        )
     return rope
+
+
+def _window(path: Path, config: dict[str, Any]) -> int | None:
+    """Return the sliding window of all layers; None for none.
+
+    Where there are layer_types, they say which layers have it: transformers then reads a mistral
+    as a ministral (AutoConfig.from_pretrained, 5.23).
+    """
+    window = None if config["sliding_window"] is None else _integer(config, "sliding_window")
+    types = config.get("layer_types")
+    if types is None:
+        return window
+    layers = _integer(config, "num_hidden_layers")
+    if types == ["full_attention"] * layers:
+        return None
+    if types == ["sliding_attention"] * layers and window is not None:
+        return window
+    raise UnsupportedError(
+        f"expected layer_types of one kind, full_attention or sliding_attention, for {layers} "
+        f"layers in {path}, found {types!r}"
+    )
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:

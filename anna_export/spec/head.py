@@ -79,6 +79,33 @@ class Head:
                     f"many outputs, found {after.in_features}"
                 )
 
+    @property
+    def leaves_out_prompt(self) -> bool:
+        """Whether a vector depends on how many tokens its prompt has, which are not pooled."""
+        return not self.include_prompt and self.pooling is not PoolingMode.LAST
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether a prompt's keys and values are all that a vector needs of it.
+
+        A mean over the prompt too needs its tokens' states, and the first token is one of them.
+        """
+        return self.leaves_out_prompt or self.pooling is PoolingMode.LAST
+
+    def describe(self) -> str:
+        """Return it in words: "last-token pooling", "mean pooling, Dense 40 to 24 (tanh)"."""
+        names = {"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}
+        pooling = f"{names[self.pooling]} pooling"
+        if self.leaves_out_prompt:
+            pooling += " without the prompt"
+        dense = [f"Dense {x.in_features} to {x.out_features} ({x.activation})" for x in self.dense]
+        return ", ".join([pooling, *dense])
+
+    @property
+    def length(self) -> str:
+        """What is said of a vector's length."""
+        return "unit length" if self.normalize else "as long as the model makes them"
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each Dense weight's name and its shape: (out, in), and (out,) of a bias."""
         shapes: dict[str, tuple[int, ...]] = {}

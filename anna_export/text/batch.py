@@ -14,13 +14,21 @@ from anna_export.text.prefix import Prefix
 class TokenBatch:
     """Token ids padded on the right, all behind one prefix, if there is one.
 
+    Args:
+        ids: (B, S) int64.
+        lengths: (B,) int64, each in 1..S.
+        prefix: What precedes every row.
+        prompt_tokens: (B,) int64 tokens at each row's start, the prefix's among them, that pooling
+            leaves out; None for none. Only heads that leave out prompts ask for it.
+
     Raises:
         ShapeError: If the arrays do not fit together.
     """
 
-    ids: np.ndarray  # (B, S) int64
-    lengths: np.ndarray  # (B,) int64, each in 1..S
+    ids: np.ndarray
+    lengths: np.ndarray
     prefix: Prefix | None = None
+    prompt_tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.lengths.shape != self.ids.shape[:1]:
@@ -32,6 +40,12 @@ class TokenBatch:
             raise ShapeError(
                 f"expected int64 ids and lengths, found {self.ids.dtype} and {self.lengths.dtype}"
             )
+        counts = self.prompt_tokens
+        if counts is not None and (counts.shape, counts.dtype) != (self.lengths.shape, np.int64):
+            raise ShapeError(
+                f"expected int64 prompt_tokens of {self.lengths.shape}, found {counts.dtype} of "
+                f"{counts.shape}"
+            )
         if len(self.lengths) and not (1 <= self.lengths.min() <= self.lengths.max() <= self.width):
             raise ShapeError(
                 f"expected lengths in 1..{self.width}, found "
@@ -40,14 +54,19 @@ class TokenBatch:
 
     @classmethod
     def of_rows(
-        cls, rows: Sequence[Sequence[int]], pad_id: int, prefix: Prefix | None = None
+        cls,
+        rows: Sequence[Sequence[int]],
+        pad_id: int,
+        prefix: Prefix | None = None,
+        prompt_tokens: Sequence[int] | None = None,
     ) -> Self:
         """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         ids = np.full((len(rows), lengths.max(initial=1)), pad_id, dtype=np.int64)
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
-        return cls(ids, lengths, prefix)
+        counts = None if prompt_tokens is None else np.array(prompt_tokens, dtype=np.int64)
+        return cls(ids, lengths, prefix, counts)
 
     @classmethod
     def from_mask(cls, ids: np.ndarray, mask: np.ndarray) -> Self:
@@ -81,7 +100,7 @@ class TokenBatch:
             return self
         front = np.broadcast_to(np.array(self.prefix.ids), (len(self.ids), len(self.prefix)))
         ids = np.concatenate([front, self.ids], axis=1)
-        return type(self)(ids, self.lengths + len(self.prefix))
+        return type(self)(ids, self.lengths + len(self.prefix), None, self.prompt_tokens)
 
     @property
     def mask(self) -> np.ndarray:

@@ -43,10 +43,17 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
-    """A text's token ids: the cached prefix that it starts with, if any, and the ids after it."""
+    """A text's token ids: the cached prefix that it starts with, if any, and the ids after it.
+
+    Args:
+        ids: Those after the prefix.
+        prefix: What precedes them.
+        prompt_tokens: Tokens at the start, the prefix's among them, that pooling leaves out.
+    """
 
     ids: Sequence[int]
     prefix: Prefix | None = None
+    prompt_tokens: int = 0
 
     def joined(self) -> list[int]:
         """Return all ids, the prefix's first."""

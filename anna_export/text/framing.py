@@ -1,6 +1,6 @@
 """Token framing, read from a folder: the special tokens around a text, and the longest sequence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,15 +15,18 @@ from anna_export.text.st_files import MODULES_FILE
 from anna_export.text.tokenizer_files import (
     SETTINGS_FILE,
     Ends,
+    add_stated_tokens,
     read_ends,
     read_settings,
     require_rows,
     special_id,
+    truncation_side,
 )
+from anna_export.text.tokenizer_files import TOKENIZER_FILE as TOKENIZER_FILE
+from anna_export.text.unread_tokenizer import require_same_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = SETTINGS_FILE
-# copied byte for byte into every artifact, where the model has them
+# what a tokenizer's folder may hold; those of an artifact are part of its identity
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     CONFIG_FILE,
@@ -46,6 +49,7 @@ class TokenFraming:
         pad_id: Fills batches on the right; never seen by a real token.
         max_tokens: The longest sequence, `<s>`, prompt and `</s>` included.
         truncation_side: Which end of prompt and text is cut where they are longer.
+        split_special_tokens: Whether special tokens in a prompt are plain text, as in a text.
 
     Raises:
         InputError: If max_tokens is below MIN_TOKENS.
@@ -56,6 +60,7 @@ class TokenFraming:
     pad_id: int
     max_tokens: int
     truncation_side: Literal["right", "left"] = "right"
+    split_special_tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < MIN_TOKENS:
@@ -77,6 +82,10 @@ class TokenFraming:
     def room(self) -> int:
         """Tokens left for prompt and text."""
         return self.max_tokens - len(self.front_ids) - len(self.back_ids)
+
+    def cut(self, ids: Sequence[int], room: int) -> Sequence[int]:
+        """Return as many ids as there is room for."""
+        return ids[:room] if self.truncation_side == "right" else ids[max(0, len(ids) - room) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,8 @@ def framing_of(
         eos_id=eos_id,
         pad_id=pad_id,
         max_tokens=longest_sequence(folder, model, settings, spec, max_tokens),
+        truncation_side=truncation_side(path, settings),
+        split_special_tokens=settings.get("split_special_tokens") is True,
     )
     return FramingReading(framing, source)
 
@@ -205,9 +216,19 @@ def _source(settings: dict[str, Any], ends: Ends, end: str) -> str:
 
 
 def find_tokenizer(model: Path, adapter: Adapters) -> Path:
-    """Return the folder with the tokenizer: that of the last adapter with one, else the model's."""
-    brought = (folder for folder in from_last(adapter) if (folder / TOKENIZER_FILE).exists())
-    return next(brought, model)
+    """Return the folder with the tokenizer: that of the last adapter with one, else the model's.
+
+    Raises:
+        InputError: If an adapter after it describes another tokenizer in files that are not read.
+    """
+    adapters = list(from_last(adapter))
+    brought = (folder for folder in adapters if (folder / TOKENIZER_FILE).exists())
+    source = next(brought, model)
+    for folder in adapters:
+        if folder == source:
+            break
+        require_same_tokenizer(folder, source, load_tokenizer)
+    return source
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -230,6 +251,8 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
             f"expected a fast tokenizer in {path}, found: {error}; write it again with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         ) from None
+    if (folder / CONFIG_FILE).exists():
+        add_stated_tokens(tokenizer, read_settings(folder))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True

@@ -1,8 +1,8 @@
 """Tokenising, in one place: text to token ids to right-padded batches.
 
-What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated at its
-end to fit, the prompt's back, and `</s>` exactly once and last. Special tokens written in a text
-are plain text.
+What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated to fit,
+the prompt's back, and `</s>` where the model has it. Special tokens written in a text are plain
+text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming, load_tokenizer
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
-from anna_export.text.special_tokens import add_aliases
+from anna_export.text.special_tokens import SpecialTokens
 
 # A text's tokens have fewer characters than this, but for runs of one character.
 _MOST_CHARACTERS = 32
@@ -40,7 +40,7 @@ class Tokeniser:
     def __init__(self, tokenizer: tokenizers.Tokenizer, framing: TokenFraming) -> None:
         self._tokenizer = tokenizer
         self.framing = framing
-        self._aliases = add_aliases(tokenizer, framing)
+        self._special = SpecialTokens(tokenizer, split=framing.split_special_tokens)
 
     @classmethod
     def open(cls, folder: Path, framing: TokenFraming) -> Self:
@@ -62,32 +62,50 @@ class Tokeniser:
 
     def frame(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[Framed]:
         """Return what `ids` does, and what was truncated."""
-        room = self.framing.room
+        framed = self._frame(texts, prompt)
+        for index, row in enumerate(framed):
+            if not row.ids:
+                raise InputError(
+                    f"expected a token in every text, found none in text {index}, and this model "
+                    "puts none around a text; leave it out"
+                )
+        return framed
+
+    def with_tokens(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts that are a token at least, framing included."""
+        return [text for text, row in zip(texts, self._frame(texts), strict=True) if row.ids]
+
+    def _frame(self, texts: Sequence[str], prompt: Prompt = NO_PROMPT) -> list[Framed]:
+        framing, room = self.framing, self.framing.room
         require_text(texts)
         require_text([prompt.front, prompt.back], "prompt")
-        front, back = self._as_tokens(prompt.front), self._as_tokens(prompt.back)
-        if prompt != NO_PROMPT and (length := len(self._encode([front + back])[0])) >= room:
+        encode = self._special.encode
+        if prompt != NO_PROMPT and (length := self.prompt_length(prompt)) >= room:
             raise InputError(
                 f"expected a prompt shorter than {room} tokens, found {length}; shorten it or "
                 "export with larger `max_tokens`"
             )
-        bodies = self._encode([f"{front}{text}{back}" for text in texts])
+        bodies = encode(texts, prompt)
         truncated = [max(0, len(body) - room) for body in bodies]
         long = [index for index, body in enumerate(bodies) if len(body) > room]
-        if back and long:
-            end = self._continuation(front, back)
-            without_back = self._encode([front + texts[index] for index in long])
+        if prompt.back and long and framing.truncation_side == "right":
+            front, end = Prompt(prompt.front), self._continuation(prompt)
+            without_back = encode([texts[index] for index in long], front)
             for index, body in zip(long, without_back, strict=True):
                 bodies[index] = [*body[: room - len(end)], *end]
-        head, tail = self.framing.front_ids, self.framing.back_ids
+        head, tail = framing.front_ids, framing.back_ids
         return [
-            Framed([*head, *body[:room], *tail], tokens)
+            Framed([*head, *framing.cut(body, room), *tail], tokens)
             for body, tokens in zip(bodies, truncated, strict=True)
         ]
 
     def id_to_token(self, token: int) -> str:
         """Return how a token is written in the vocabulary."""
         return self._tokenizer.id_to_token(token) or ""
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Return how many tokens a prompt is by itself, unframed."""
+        return len(self._special.encode([""], prompt)[0])
 
     def require_room(self, prompts: Iterable[Prompt]) -> None:
         """Refuse a prompt that leaves no room for a text.
@@ -96,7 +114,7 @@ class Tokeniser:
             InputError: If one of them does.
         """
         for prompt in prompts:
-            self.ids([""], prompt)
+            self._frame([""], prompt)
 
     def prefix_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids with which every text with a prompt starts, `<s>` included.
@@ -104,10 +122,25 @@ class Tokeniser:
         Where the prompt's end could merge with a text's start, they stop before it; a text that
         merges even further is found out by its own ids.
         """
-        rows = self.ids(_STARTS, prompt)
+        rows = [row.ids for row in self._frame(_STARTS, prompt)]
         shared = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
         ids = [column[0] for column in shared]
-        return ids[: min(map(len, rows)) - 1]  # something is left to compute
+        return ids[: max(0, min(map(len, rows)) - 1)]  # something is left to compute
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens at a text's start are its prompt's, as the library counts them.
+
+        Those of the prompt alone, but for a special token at its end. Where a text's start merges
+        with the prompt's end, these are not quite the prompt's own.
+
+        Source: Transformer._get_prompt_length of sentence-transformers 6.2.
+        """
+        if not prompt.front:
+            return 0
+        (ids,) = self.ids([""], Prompt(prompt.front))
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id_ for id_, token in added.items() if token.special}
+        return len(ids) - (ids[-1] in special | {self.framing.eos_id, self.framing.pad_id})
 
     def truncate(self, texts: Sequence[str], tokens: int) -> list[str]:
         """Return each text, or as much of its start as so many tokens are.
@@ -124,27 +157,22 @@ class Tokeniser:
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
-    def batch(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> TokenBatch:
-        """Pad token id rows on the right; the cached prefix, if one is given, precedes each."""
-        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix)
+    def batch(
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        prompt_tokens: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
+        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix, prompt_tokens)
 
-    def _as_tokens(self, text: str) -> str:
-        """Return a prompt's text with its special tokens written as their aliases."""
-        for special, alias in self._aliases.names.items():
-            text = text.replace(special, alias)
-        return text
-
-    def _continuation(self, front: str, back: str) -> list[int]:
-        """Return the ids of a back that some text precedes."""
-        without, with_back = self._encode([f"{front}a", f"{front}a{back}"])
+    def _continuation(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt's back that some text precedes."""
+        (without,), (with_back,) = (
+            self._special.encode(["a"], part) for part in (Prompt(prompt.front), prompt)
+        )
         pairs = zip(without, with_back, strict=False)
         return with_back[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        if not (special_ids := self._aliases.ids):
-            return [encoding.ids for encoding in encodings]
-        return [[special_ids.get(id_, id_) for id_ in encoding.ids] for encoding in encodings]
 
 
 def require_text(texts: Sequence[str], kind: str = "text") -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import tokenizers
 
@@ -12,8 +12,9 @@ from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.spec import EmbeddingSpec
 
+TOKENIZER_FILE: Final = "tokenizer.json"
 SETTINGS_FILE: Final = "tokenizer_config.json"
-_SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
+SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
 # a text that every vocabulary has tokens for
 _ANY_TEXT: Final = "a"
 
@@ -54,9 +55,65 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Source: PreTrainedTokenizerBase._from_pretrained of transformers 5.23.
     """
     settings = read_json(folder / SETTINGS_FILE)
-    path = folder / _SPECIAL_TOKENS_FILE
+    path = folder / SPECIAL_TOKENS_FILE
     tokens = read_json(path) if path.exists() else {}
     return tokens | settings if "added_tokens_decoder" in settings else settings | tokens
+
+
+def add_stated_tokens(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """Give a tokenizer the tokens that its settings state, as transformers does when it opens it.
+
+    Those of added_tokens_decoder replace what tokenizer.json says of them; special tokens that
+    are named elsewhere are added where the tokenizer has none of that name.
+
+    Source: TokenizersBackend.__init__ and PreTrainedTokenizerBase._from_pretrained of
+    transformers 5.23.
+    """
+    stated = settings.get("added_tokens_decoder") or {}
+    tokens = [_added_token(token) for _, token in sorted(stated.items(), key=lambda at: int(at[0]))]
+    present = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_tokens([token for token in tokens if repr(token) not in present])
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    by_name = {key: token for key, token in settings.items() if key.endswith("_token")}
+    named = [*by_name.values(), *(extra.values() if isinstance(extra, dict) else extra)]
+    for token in named:
+        if isinstance(token, str | dict):
+            added = _added_token(token)
+            # one that is named in its role is special whatever its object says
+            added.special |= token in by_name.values()
+            contents = {at.content for at in tokenizer.get_added_tokens_decoder().values()}
+            if added.content not in contents:
+                tokenizer.add_tokens([added])
+
+
+def _added_token(token: str | dict[str, Any]) -> tokenizers.AddedToken:
+    """Return a token that is written as its name, which is special, or as an object."""
+    if isinstance(token, str):
+        return tokenizers.AddedToken(token, special=True)
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return tokenizers.AddedToken(**{name: token[name] for name in names if name in token})
+
+
+def truncation_side(path: Path, settings: dict[str, Any]) -> Literal["right", "left"]:
+    """Return the side at which a long text is cut.
+
+    Where the settings are silent, transformers takes it from the truncation of tokenizer.json
+    (TokenizersBackend.__init__, 5.23), though it takes no length from there.
+
+    Raises:
+        InputError: If it is neither right nor left.
+    """
+    side = settings.get("truncation_side")
+    if side is None:
+        truncation = tokenizers.Tokenizer.from_file(str(path)).truncation
+        side = "right" if truncation is None else truncation["direction"]
+    sides: dict[Any, Literal["right", "left"]] = {"right": "right", "left": "left"}
+    if side not in sides:
+        raise InputError(
+            f"expected a truncation_side of right or left in {path.parent / SETTINGS_FILE}, found "
+            f"{side!r}; correct it"
+        )
+    return sides[side]
 
 
 def special_id(
@@ -109,17 +166,30 @@ def require_rows(
         )
 
 
+def uncut_json(path: Path) -> str:
+    """Return a tokenizer.json without padding and truncation.
+
+    They are what the last call had set when it was saved, not the model's: trainers leave them in
+    it, and every other reader but transformers and sentence-transformers goes by them.
+    """
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(text)
+    if not (content.get("truncation") or content.get("padding")):
+        return text
+    content |= {"truncation": None, "padding": None}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def framed_json(path: Path, front_ids: Sequence[int], back_ids: Sequence[int]) -> str:
     """Return a tokenizer.json that by itself puts these tokens around a text, and cuts none.
 
     Args:
-        path: The tokenizer.json to start from, whose own padding and truncation, which trainers
-            leave in it, are taken out, and whose post-processor is replaced: but for special
+        path: The tokenizer.json to start from, whose post-processor is replaced: but for special
             tokens, that changes offsets, not ids.
         front_ids: What stands in front of every text.
         back_ids: What stands behind every text.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(uncut_json(path))
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     names = {token_id: tokenizer.id_to_token(token_id) for token_id in (*front_ids, *back_ids)}
 
@@ -131,7 +201,6 @@ def framed_json(path: Path, front_ids: Sequence[int], back_ids: Sequence[int]) -
         front = [piece(token_id, text) for token_id in front_ids]
         return [*front, middle, *(piece(token_id, text) for token_id in back_ids)]
 
-    content |= {"truncation": None, "padding": None}
     content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": around("A", 0),

@@ -154,7 +154,7 @@ def model_meta(name: str, revision: str, spec: EmbeddingSpec, framing: TokenFram
             "name": name,
             "revision": revision,
             "n_parameters": spec.parameters,
-            "embed_dim": spec.dim,
+            "embed_dim": spec.embedding_dim,
             "max_tokens": framing.max_tokens,
             # compared by identity in mteb: the name alone is not taken
             "similarity_fn_name": ScoringFunction.COSINE,

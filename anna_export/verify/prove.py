@@ -100,7 +100,7 @@ class _Case:
 
     def on_read(self, models: int) -> Callable[[], None]:
         """Return what a streamed model calls for every weight it has read."""
-        weights = len(self.artifact.manifest.spec.weight_shapes())
+        weights = len(self.artifact.manifest.spec.decoder_shapes())
         passes = models * (1 + len(self.longest_streamed))
         return in_steps(self.progress, models * len(STREAMED_TEXTS), passes * weights)
 
@@ -108,6 +108,11 @@ class _Case:
     def eos_chosen(self) -> bool:
         """Whether it was said at export if an end token follows a text."""
         return self.artifact.manifest.framing_source.get("eos") == CHOSEN
+
+    @property
+    def few_texts(self) -> list[str]:
+        """Those of STREAMED_TEXTS that are a token at least."""
+        return self.artifact.tokeniser().with_tokens(STREAMED_TEXTS)
 
     @property
     def longest(self) -> list[str]:
@@ -128,7 +133,7 @@ class _Case:
         Raises:
             ParityError: If they are not.
         """
-        reading = compare_readings(reference, self.artifact, STREAMED_TEXTS)
+        reading = compare_readings(reference, self.artifact, self.few_texts)
         if reading.dim != self.artifact.manifest.spec.embedding_dim:
             raise ParityError(
                 f"expected the reference's vectors, found: {'; '.join(reading.differences)}"
@@ -151,7 +156,7 @@ def _by_graph(case: _Case) -> VectorParity:
         lambda: compare(
             reference,
             candidate,
-            parity_texts(candidate.tokeniser),
+            parity_texts(case.artifact.tokeniser()),
             thresholds=case.scheme.thresholds,
             method="every text by both, in padded batches of unlike lengths and at batch size 1",
             longest=case.longest,
@@ -170,7 +175,7 @@ def _by_streaming(case: _Case) -> VectorParity:
         lambda: compare(
             reference,
             candidate,
-            STREAMED_TEXTS,
+            case.few_texts,
             thresholds=case.scheme.thresholds,
             method="a few texts by both, in padded batches of unlike lengths and at batch size 1; "
             "the reference, too large for this memory, layer by layer",
@@ -199,7 +204,7 @@ def _by_weights(case: _Case) -> VectorParity:
         lambda: compare_weights(
             reference,
             candidate,
-            STREAMED_TEXTS,
+            case.few_texts,
             thresholds=case.scheme.thresholds,
             longest=case.longest_streamed,
         ),

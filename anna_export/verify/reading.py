@@ -53,7 +53,7 @@ def compare_readings(
         *_id_differences(expected, tokeniser, manifest.prompts, texts),
     ]
     if not differences:
-        differences = _pooled_differences(library, expected, manifest)
+        differences = _pooled_differences(library, expected, tokeniser, manifest)
     source = ReferenceLibrary(
         library=library.name,
         decoder=library.decoder,
@@ -130,14 +130,13 @@ def _id_differences(
 
 
 def _pooled_differences(
-    library: "Library", expected: "LibraryTokeniser", manifest: Manifest
+    library: "Library", expected: "LibraryTokeniser", tokeniser: Tokeniser, manifest: Manifest
 ) -> list[str]:
     """Compare the tokens that count in the pooled row, for a short text with every prompt."""
     for name, prompt in {"no prompt": NO_PROMPT, **manifest.prompts.by_name}.items():
         (ids,) = expected.ids(["What is pooled?"], prompt)
-        skipped = expected.prompt_tokens(prompt)
-        own = library.pooled_tokens(len(ids), skipped)
-        pooled = _pooled(manifest.spec, len(ids), skipped)
+        own = library.pooled_tokens(len(ids), expected.prompt_tokens(prompt))
+        pooled = _pooled(manifest.spec, len(ids), tokeniser.prompt_tokens(prompt))
         if own != pooled:
             return [
                 f"the reference pools the tokens {own} of {len(ids)}, the artifact {pooled} "

@@ -12,6 +12,7 @@ from anna_export.progress import Progress
 from anna_export.quantise.scheme import Thresholds
 from anna_export.text.batching import TokenSequence, batches, by_prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.checks import VectorPairs, judge
 from anna_export.verify.golden import golden_of
 from anna_export.verify.parity_report import VectorParity
@@ -26,7 +27,7 @@ _BEYOND_WINDOW = 64
 _MIXED_BATCH = 4
 
 
-def parity_texts(tokeniser: TextTokeniser, count: int = 32) -> list[str]:
+def parity_texts(tokeniser: Tokeniser, count: int = 32) -> list[str]:
     """Return the texts a parity run compares with every prompt.
 
     The longest has about 1,024 tokens. Where the model's limit is lower, one text just fits and
@@ -34,7 +35,7 @@ def parity_texts(tokeniser: TextTokeniser, count: int = 32) -> list[str]:
     """
     limit = tokeniser.framing.max_tokens
     fitting = _text_of(min(limit, LONG_TOKENS), tokeniser)
-    texts = [*ODD_TEXTS, *ordinary_texts(count), fitting]
+    texts = [*tokeniser.with_tokens(ODD_TEXTS), *ordinary_texts(count), fitting]
     return [*texts, long_text(limit)] if limit <= LONG_TOKENS else texts
 
 

@@ -13,6 +13,8 @@ from anna_export.files.hashing import file_sha256
 from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec, Precision, read_spec
+from anna_export.text.framing import find_tokenizer, load_tokenizer
+from anna_export.text.unread_tokenizer import require_reached
 from anna_export.weights.adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -70,14 +72,18 @@ class Checkpoint:
         modules = read_modules(model, adapter)
         spec = modules.with_head(read_spec(model))
         base = by_name(
-            tensor for path in _weight_files(model) for tensor in read_header(path).values()
+            tensor for path in weight_files(model) for tensor in read_header(path).values()
         )
         adapters = tuple(read_adapter(folder) for folder in in_order(adapter))
+        tokenizer, base_rows = find_tokenizer(model, adapter), spec.vocab_size
         for lora in adapters:
             embedding = lora.replaced.get(EMBEDDING_WEIGHT)
             if embedding is not None and len(embedding.shape) == 2:
                 # an adapter trained with added tokens brings its own, larger embedding
-                spec = replace(spec, vocab_size=embedding.shape[0])
+                rows = embedding.shape[0]
+                if rows > base_rows and tokenizer == model:
+                    require_reached(lora.folder, tokenizer, load_tokenizer, rows, base_rows)
+                spec = replace(spec, vocab_size=rows)
         return cls(model, spec, base | modules.weights, adapters, modules)
 
     def deltas(self, name: str) -> tuple[Delta, ...]:
@@ -190,7 +196,14 @@ def _require_finite(weight: torch.Tensor, name: str, path: Path) -> None:
     )
 
 
-def _weight_files(model: Path) -> list[Path]:
+def weight_files(model: Path) -> list[Path]:
+    """Return the files of a base's weights.
+
+    Raises:
+        MissingError: If there is none, or one of several is missing.
+        UnsupportedError: If they are pickled.
+        DamagedError: If their index names anything but files beside it.
+    """
     # in the order of transformers: a whole file is taken before an index, which may be stale
     if (model / SINGLE_FILE).exists():
         return [model / SINGLE_FILE]

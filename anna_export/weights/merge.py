@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ import torch
 from anna_export.files.atomic import require_absent, require_outside, staged, write_text
 from anna_export.files.disk import require_disk
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import Adapters, from_last, in_order
+from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.text.framing import TOKENIZER_FILES, find_tokenizer
+from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES, find_tokenizer
 from anna_export.text.limit import LIMIT_FILE, find_limit_file
-from anna_export.text.prompts import PROMPTS_FILE, read_prompts
-from anna_export.text.st_files import MODULES_FILE, write_modules
+from anna_export.text.prompt_file import find_prompts
+from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
+from anna_export.text.tokenizer_files import uncut_json
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
 
@@ -134,20 +135,25 @@ def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def _copy_configuration(checkpoint: Checkpoint, adapter: Adapters, folder: Path) -> None:
+def write_config(checkpoint: Checkpoint, folder: Path, **changes: Any) -> None:
+    """Write the base's config.json as that of the merged decoder, with these settings changed."""
     config = read_json(checkpoint.folder / CONFIG_FILE)
-    config["architectures"] = ["MistralModel"]
     config.pop("quantization_config", None)  # left over: the weights are plain
-    config["vocab_size"] = checkpoint.spec.vocab_size
-    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    config |= {"architectures": ["MistralModel"], "vocab_size": checkpoint.spec.vocab_size}
+    write_text(folder / CONFIG_FILE, json.dumps(config | changes, indent=2) + "\n")
+
+
+def _copy_configuration(checkpoint: Checkpoint, adapter: Adapters, folder: Path) -> None:
+    write_config(checkpoint, folder)
     tokenizer = find_tokenizer(checkpoint.folder, adapter)
     for name in TOKENIZER_FILES:
         _copy_file(tokenizer, folder, name)
+    write_text(folder / TOKENIZER_FILE, uncut_json(tokenizer / TOKENIZER_FILE))
     if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
         shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")
-    tuned = (source for source in from_last(adapter) if read_prompts(source).by_name)
-    _copy_file(next(tuned, checkpoint.folder), folder, PROMPTS_FILE)
+    prompts = find_prompts(checkpoint.folder, adapter)
+    write_prompts(folder, prompts, checkpoint.modules.similarity)
 
 
 def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:

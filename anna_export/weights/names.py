@@ -20,6 +20,8 @@ _ADAPTERS_NAME: Final = re.compile(
 _SAVED_MODULE: Final = re.compile(r"\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?")
 # It also keeps what a saved module and trained rows stand in for.
 _REPLACED: Final = (".original_module.", ".trainable_tokens_original.")
+# What peft's model stands in front of the names of the one it wraps.
+_PEFT: Final = "base_model.model."
 # No part of an embedding: the language head, and tables that older versions stored.
 _LANGUAGE_HEAD = "lm_head."
 _ROTARY_TABLE = ".rotary_emb.inv_freq"
@@ -27,7 +29,7 @@ _ROTARY_TABLE = ".rotary_emb.inv_freq"
 
 def trained_name(key: str) -> str:
     """Return a tensor's name as its model had it in training, with or without a language head."""
-    return _WRAPPERS.sub("", key).removeprefix("base_model.model.")
+    return _WRAPPERS.sub("", key).removeprefix(_PEFT)
 
 
 def weight_name(key: str) -> str:
@@ -35,9 +37,20 @@ def weight_name(key: str) -> str:
     return trained_name(key).removeprefix("model.")
 
 
+def saved_name(key: str) -> str:
+    """Return the name that peft's save_pretrained gives a tensor of an adapter."""
+    plain = _SAVED_MODULE.sub("", _ADAPTERS_NAME.sub(r"\1", trained_name(key)))
+    return f"{_PEFT}{plain}"
+
+
 def adapter_name(key: str) -> str:
-    """Return the name that peft's save_pretrained gives a tensor, without the model around it."""
-    return _SAVED_MODULE.sub("", _ADAPTERS_NAME.sub(r"\1", weight_name(key)))
+    """Return that name without what is around the model."""
+    return weight_name(saved_name(key))
+
+
+def is_replaced(key: str) -> bool:
+    """Say whether a tensor is what a saved module, or trained rows, stand in for."""
+    return any(part in f"{key}." for part in _REPLACED)
 
 
 def by_name(
@@ -52,9 +65,7 @@ def by_name(
     named: dict[str, StoredTensor] = {}
     for tensor in tensors:
         name = rename(tensor.key)
-        if name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
-            continue
-        if any(part in f"{name}." for part in _REPLACED):
+        if is_replaced(name) or name.startswith(_LANGUAGE_HEAD) or name.endswith(_ROTARY_TABLE):
             continue
         if other := named.get(name):
             raise DamagedError(

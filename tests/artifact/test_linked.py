@@ -17,16 +17,18 @@ from anna_export.artifact.manifest import MANIFEST_FILE
 from anna_export.backends import ort
 from anna_export.cli import run
 from anna_export.engines.build import gpu_form
-from anna_export.errors import DamagedError
+from anna_export.errors import DamagedError, MissingError
 from anna_export.export.edit_prompts import add_prompts, remove_prompts
+from anna_export.files.hub_cache import folder_name
 from anna_export.graph.external_data import DATA_FILE
 from anna_export.reference.streamed import open_streamed_artifact
+from anna_export.report.facts import read_facts
 from anna_export.serve.load_model import ModelLoader
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 from anna_export.verify.parity_file import read_parity
 from anna_export.verify.texts import ODD_TEXTS
 from tests.support.folders import names
-from tests.support.linked import LAYOUTS, contents, lay_hub
+from tests.support.linked import LAYOUTS, contents, lay_hub, lay_repository
 from tests.support.types import MakeArtifact
 
 TEXTS = list(ODD_TEXTS[:12])
@@ -118,6 +120,24 @@ def test_commands_read_a_linked_artifact(linked: Path, tmp_path: Path, command: 
     (tmp_path / "texts.txt").write_text("a\nb\n")
     paths = {"ARTIFACT": linked, "TEXTS": tmp_path / "texts.txt", "OUT": tmp_path / "out.npy"}
     assert run([str(paths.get(word, word)) for word in command.split()]) == 0
+
+
+def test_artifact_in_the_hubs_cache_is_called_by_its_repository(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = lay_repository(plain, tmp_path, "me/my-embed")
+    assert folder_name(snapshot) == "my-embed" and folder_name(plain) == plain.name
+    assert run(["package", str(snapshot), "--triton", str(tmp_path / "t"), "--json"]) == 0
+    assert "my-embed" in json.loads(capsys.readouterr().out)["ensembles"]
+    assert read_facts(snapshot).name == "my-embed"
+
+
+def test_repositorys_folder_in_the_cache_is_refused_with_the_snapshot(
+    plain: Path, tmp_path: Path
+) -> None:
+    snapshot = lay_repository(plain, tmp_path, "me/my-embed")
+    with pytest.raises(MissingError, match=f"; name {snapshot}, which has one"):
+        open_artifact(snapshot.parent.parent)
 
 
 def test_packaged_model_holds_files_and_no_links(linked: Path, plain: Path, tmp_path: Path) -> None:

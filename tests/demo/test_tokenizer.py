@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anna_export.errors import InputError
@@ -42,6 +43,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
+
+
+def test_what_the_last_call_cut_and_padded_to_is_not_saved(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(load_sentencepiece(), 24)
+    tokenizer(["one", "two of them"], truncation=True, max_length=4, padding="max_length")
+    assert tokenizer.backend_tokenizer.truncation is not None
+    save_tokenizer(tokenizer, tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.truncation is None and saved.padding is None
 
 
 def random_texts(count: int) -> list[str]:

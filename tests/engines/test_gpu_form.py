@@ -15,7 +15,7 @@ from anna_export.errors import DamagedError
 from anna_export.graph import attention
 from anna_export.graph.names import CANONICAL, CPU
 from anna_export.graph.passes.compute_in_fp32 import ComputeInFp32
-from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
+from anna_export.graph.passes.gpu_attention import InputsToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.spec import Precision
 from tests.support.types import MakeArtifact, MakeModel
@@ -59,7 +59,7 @@ def test_form_gives_the_artifacts_vectors(
 ) -> None:
     artifact = make_artifact(make_model(sliding_window=window), Precision.FP32)
     model = ir.load(artifact.graph(CANONICAL))
-    (PrefixToGive() if prefix else WithoutPrefix())(model)
+    (InputsToGive() if prefix else WithoutPrefix())(model)
     MergeLinear()(model)
     feeds = inputs(artifact, prefix)
     vectors = run(model, tmp_path, feeds)

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from anna_export.artifact.folder import Artifact, open_artifact
 from anna_export.artifact.manifest import hash_file
@@ -25,6 +26,7 @@ from anna_export.engines.request import EngineRequest
 from anna_export.errors import DamagedError, InputError
 from anna_export.progress import no_stage
 from anna_export.spec import Precision
+from tests.support.st_folders import dense, save_st
 from tests.support.types import MakeArtifact, MakeModel
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
@@ -75,6 +77,20 @@ KINDS = pytest.mark.parametrize(
     ],
     ids=["bf16", "fp16", "fp8", "fp8 in fp16"],
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean", "cls"])
+@pytest.mark.parametrize("include_prompt", [False, True])
+def test_every_head_builds(
+    model: Path, make_artifact: MakeArtifact, tmp_path: Path, pooling: str, include_prompt: bool
+) -> None:
+    layers = [dense(256, 64, torch.nn.GELU()), dense(64, 32, torch.nn.SiLU())]
+    folder = save_st(model, tmp_path / "st", pooling, include_prompt=include_prompt, layers=layers)
+    artifact = make_artifact(folder, Precision.BF16, max_tokens=128)
+    built = build(artifact, EngineRequest(RTX, (BLACKWELL,)), no_stage)
+    (record,) = built.records.values()
+    assert record.fusion_report == ()
 
 
 @pytest.mark.slow

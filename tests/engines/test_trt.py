@@ -30,12 +30,14 @@ from anna_export.engines.record import EngineRecord
 from anna_export.engines.stored import StoredEngine, require_engine
 from anna_export.errors import AnnaError, DamagedError, InputError, MissingError, SpaceError
 from anna_export.graph.names import CANONICAL
-from anna_export.graph.passes.gpu_attention import PrefixToGive, WithoutPrefix
+from anna_export.graph.passes.gpu_attention import InputsToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.machine.gpu import Device
 from anna_export.text.batching import BatchLimits
+from anna_export.text.prompts import Prompt
 from anna_export.verify.texts import long_text, ordinary_texts
 from tests.engines.simulated_gpu import SimulatedCuda, SimulatedTensorRT
+from tests.support.st_folders import dense, save_st
 from tests.support.types import MakeArtifact
 
 HOPPER = Device((9, 0), "13.0")
@@ -71,7 +73,9 @@ def with_engine(plain: Artifact, folder: Path, target: Target, **changes: Any) -
     shutil.copytree(plain.folder, artifact.folder)
     model = ir.load(plain.graph(CANONICAL))
     prefixes = [len(entry.ids) for entry in plain.manifest.prefixes.values()]
-    (PrefixToGive() if prefixes else WithoutPrefix())(model)
+    if not prefixes:
+        WithoutPrefix()(model)
+    InputsToGive()(model)
     MergeLinear()(model)
     ir.save(model, folder / "form.onnx", external_data="form.data")
     name = f"engines/{target}/sm_90.engine"
@@ -119,6 +123,30 @@ class Opened:
             StoredPrefixes(artifact),
             BatchLimits(BUDGET, pairs=None, single=None),
         )
+
+
+@pytest.mark.parametrize("target", Target, ids=str)
+@pytest.mark.parametrize("prompted", [False, True], ids=["bare", "prefix"])
+def test_head_that_leaves_out_the_prompt_is_that_of_onnx_runtime(
+    base: Path,
+    make_artifact: MakeArtifact,
+    prompts: Path,
+    tmp_path: Path,
+    target: Target,
+    prompted: bool,
+) -> None:
+    model = save_st(
+        base, tmp_path / "st", "mean", include_prompt=False, layers=[dense(40, 24)], normalize=False
+    )
+    artifact = make_artifact(model, max_tokens=256, prompts=prompts if prompted else None)
+    opened = Opened(with_engine(artifact, tmp_path, target))
+    prompt = "few" if prompted else Prompt("find it: ")
+    vectors = opened.encoder.encode(TEXTS, prompt)
+    assert vectors.shape == (len(TEXTS), 24)
+    expected = open_encoder(artifact.folder).encode(TEXTS, prompt)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    unprompted = open_encoder(artifact.folder).encode(TEXTS, "")
+    assert np.abs(vectors - unprompted).max() > 1e-3
 
 
 @pytest.fixture(params=list(Target), ids=str)

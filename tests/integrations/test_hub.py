@@ -17,7 +17,7 @@ from anna_export.encoder import Encoder
 from anna_export.errors import MissingError
 from anna_export.integrations.sentence_transformer import AnnaEncoder
 from anna_export.verify.texts import ODD_TEXTS, long_text
-from tests.support.linked import REVISION, lay_repository
+from tests.support.linked import REVISION, lay_hub, lay_repository
 from tests.support.types import MakeArtifact
 
 REPOSITORY = "me/my-embed"
@@ -65,6 +65,22 @@ def test_artifact_is_loaded_by_repository_from_a_cache(
     )
     assert model[0].folder == snapshot
     assert same(model.encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_revision_decides_which_artifact_is_loaded(
+    folder: Path, base: Path, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    first = lay_repository(folder, tmp_path, REPOSITORY)
+    root, other = first.parent.parent, make_artifact(base, max_tokens=61).folder
+    second = lay_hub(other, root, "f" * 40)
+    (root / "refs" / "long").write_text("f" * 40)
+    for revision, snapshot in ((None, first), ("long", second), ("f" * 40, second)):
+        module = AnnaEncoder.load(REPOSITORY, cache_folder=str(tmp_path), revision=revision)
+        assert module.folder == snapshot
+    with pytest.raises(MissingError, match="found no such"):
+        AnnaEncoder.load(
+            REPOSITORY, cache_folder=str(tmp_path), revision="none", local_files_only=True
+        )
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from tokenizers import processors
 from anna_export.errors import InputError, UnsupportedError
 from anna_export.spec import EmbeddingSpec, Head, PoolingMode, read_spec
 from anna_export.text.framing import CONFIG_FILE, framing_note, framing_of, read_framing
+from anna_export.text.prompts import Prompt
 from anna_export.text.st_files import MODULES_FILE
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.text.tokenizer_files import framed_json
@@ -25,6 +26,8 @@ from tests.support.refusals import one_line
 BOS, EOS = 1, 2
 BOTH, FRONT, BACK, NEITHER = "<s> $A </s>", "<s> $A", "$A </s>", "$A"
 TEXTS = [text for text in ODD_TEXTS if text]
+
+INST = {"__type": "AddedToken", "content": "[INST]"}
 
 MakeFolder = Callable[..., Path]
 
@@ -265,3 +268,113 @@ def test_rewritten_tokenizer_frames_by_itself_and_cuts_nothing(
     theirs_alone = tokenizers.Tokenizer.from_str(text)
     theirs_alone.encode_special_tokens = True
     assert [encoding.ids for encoding in theirs_alone.encode_batch(TEXTS)] == expected
+
+
+# -- where a long text is cut --
+
+
+@pytest.mark.parametrize("single", [BOTH, FRONT, NEITHER])
+@pytest.mark.parametrize("prompt", ["", "Instruct: find it\nQuery: "])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_long_text_is_cut_at_the_side_where_transformers_cuts_it(
+    framed: MakeFolder, spec: EmbeddingSpec, single: str, prompt: str, side: str
+) -> None:
+    folder = framed(single, modules=True, truncation_side=side)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [text * 3 for text in TEXTS]
+    expected = tokenizer([prompt + text for text in texts], truncation=True, max_length=21)
+    ours = Tokeniser.open(folder, read_framing(folder, spec, 21))
+    assert ours.ids(texts, Prompt(prompt)) == expected["input_ids"]
+
+
+@pytest.mark.parametrize("stated", [None, "right"])
+def test_side_that_the_settings_do_not_state_is_that_of_the_tokenizers_truncation(
+    framed: MakeFolder, spec: EmbeddingSpec, stated: str | None
+) -> None:
+    folder = framed(
+        edit=lambda tokenizer: tokenizer.enable_truncation(9, direction="left"),
+        truncation_side=stated,
+    )
+    side = transformers.AutoTokenizer.from_pretrained(folder).truncation_side
+    assert read_framing(folder, spec, None).truncation_side == side == (stated or "left")
+
+
+def test_side_that_is_none_is_refused(framed: MakeFolder, spec: EmbeddingSpec) -> None:
+    with pytest.raises(InputError) as error:
+        read_framing(framed(truncation_side="middle"), spec, None)
+    assert "truncation_side of right or left in" in one_line(error)
+
+
+def test_text_that_is_cut_at_its_start_keeps_what_stands_behind_it(
+    framed: MakeFolder, spec: EmbeddingSpec
+) -> None:
+    folder = framed(truncation_side="left")
+    tokeniser = Tokeniser.open(folder, read_framing(folder, spec, 12))
+    (framed_row,) = tokeniser.frame(
+        ["one two three four five six " * 3], Prompt("Query: ", "\nend")
+    )
+    (complete,) = Tokeniser.open(folder, replace(tokeniser.framing, max_tokens=4096)).ids(
+        ["one two three four five six " * 3], Prompt("Query: ", "\nend")
+    )
+    assert framed_row.ids == [BOS, *complete[-11:]]
+    assert framed_row.truncated == len(complete) - 12
+
+
+# -- no token at all --
+
+
+def test_text_without_any_token_is_refused_by_its_index(
+    framed: MakeFolder, spec: EmbeddingSpec
+) -> None:
+    folder = framed(NEITHER)
+    tokeniser = Tokeniser.open(folder, read_framing(folder, spec, None, eos=False))
+    with pytest.raises(InputError) as error:
+        tokeniser.ids(["a", ""])
+    assert "expected a token in every text, found none in text 1" in one_line(error)
+    assert tokeniser.ids([""], Prompt("Query:")) != [[]]
+    tokeniser.require_room([Prompt("")])
+    assert tokeniser.prefix_ids(Prompt("")) == []
+    assert tokeniser.with_tokens(["a", "", "b"]) == ["a", "b"]
+
+
+# -- settings that change the tokenizer --
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_special_tokens_of_a_prompt_are_split_where_the_settings_split_them(
+    framed: MakeFolder, spec: EmbeddingSpec, split: bool
+) -> None:
+    folder = framed(split_special_tokens=split)
+    prompt = "<s>Find it:</s> "
+    expected = transformers.AutoTokenizer.from_pretrained(folder)([prompt + "a text"])
+    tokeniser = Tokeniser.open(folder, read_framing(folder, spec, None))
+    assert tokeniser.ids(["a text"], Prompt(prompt)) == expected["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "added_tokens_decoder": {
+                "20000": {"content": "<query>", "rstrip": True, "special": True}
+            }
+        },
+        {"added_tokens_decoder": {"32000": {"content": "<new>", "special": True}}},
+        {"additional_special_tokens": ["[INST]"]},
+        {"extra_special_tokens": ["<query>", INST]},
+        {"extra_special_tokens": {"image_token": "<query>"}},
+        {"sep_token": "<query>", "mask_token": INST | {"lstrip": True}},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_tokens_that_the_settings_add_or_change_are_those_of_transformers(
+    framed: MakeFolder, spec: EmbeddingSpec, settings: dict[str, Any]
+) -> None:
+    folder = framed(split_special_tokens=False, **settings)
+    prompt = Prompt("[INST] <new> <query>  Find:")
+    texts = ["a text", " b"]
+    expected = transformers.AutoTokenizer.from_pretrained(folder)(
+        [prompt.front + text for text in texts]
+    )
+    tokeniser = Tokeniser.open(folder, read_framing(folder, replace(spec, vocab_size=32009), None))
+    assert tokeniser.ids(texts, prompt) == expected["input_ids"]

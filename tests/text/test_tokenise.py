@@ -96,12 +96,12 @@ def icl_theirs(icl: Path) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def icl_short(icl: Path, framing: TokenFraming) -> Tokeniser:
-    return Tokeniser.open(icl, framing)
+    return Tokeniser.open(icl, replace(framing, split_special_tokens=False))
 
 
 @pytest.fixture(scope="module")
 def icl_roomy(icl: Path, framing: TokenFraming) -> Tokeniser:
-    return Tokeniser.open(icl, replace(framing, max_tokens=4096))
+    return Tokeniser.open(icl, replace(framing, max_tokens=4096, split_special_tokens=False))
 
 
 @pytest.mark.parametrize("text", [text for text in ordinary_texts(9)] + ["", " a", "\n", "漢字 b"])

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from anna_export.cli import run
 from tests.support.types import MakeArtifact, MakeModel
 from tests.verify.small_tasks import write_small_tasks
 
 TOOL = Path(sys.executable).with_name("anna-export")
 NAMES = ("SmallSTS", "SmallPairs")
+Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +30,15 @@ def command(
     model = make_model()
     tasks = write_small_tasks(tmp_path_factory.mktemp("tasks") / "tasks", 700, NAMES)
     return [
-        str(TOOL), "verify", str(make_artifact(model).folder), "--reference", str(model),
+        "verify", str(make_artifact(model).folder), "--reference", str(model),
         "--tier", "quick", "--task-data", str(tasks), "--margin", "0.1", "--json",
     ]  # fmt: skip
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-
-
-def verified(command: list[str], cache: Path, tmp_path: Path) -> dict[str, Any]:
-    finished = subprocess.run(
-        [*command, "--cache", str(cache)],
-        stdout=subprocess.PIPE,
-        env=environment(tmp_path),
-        check=True,
-    )
-    return json.loads(finished.stdout)["tasks"]
+def verified(command: list[str], cache: Path, capsys: Output) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run([*command, "--cache", str(cache)]) == 0
+    return json.loads(capsys.readouterr().out)["tasks"]
 
 
 def stored_rows(cache: Path) -> list[int]:
@@ -56,8 +50,9 @@ def stored_rows(cache: Path) -> list[int]:
 def kill_when(
     command: list[str], cache: Path, tmp_path: Path, when: Callable[[list[int]], bool]
 ) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
-        [*command, "--cache", str(cache)], stdout=subprocess.DEVNULL, env=environment(tmp_path)
+        [TOOL, *command, "--cache", cache], stdout=subprocess.DEVNULL, env=environment
     ) as process:
         while not when(stored_rows(cache)):
             assert process.poll() is None, "it was done before it could be killed"
@@ -67,9 +62,9 @@ def kill_when(
 
 @pytest.mark.slow
 def test_killed_twice_it_gives_the_same_numbers_and_embeds_nothing_again(
-    command: list[str], tmp_path: Path
+    command: list[str], tmp_path: Path, capsys: Output
 ) -> None:
-    uninterrupted = verified(command, tmp_path / "whole", tmp_path)
+    uninterrupted = verified(command, tmp_path / "whole", capsys)
     cache, distinct = tmp_path / "cache", uninterrupted["texts"]["distinct"]
 
     kill_when(command, cache, tmp_path, lambda rows: bool(rows and rows[0]))
@@ -80,7 +75,7 @@ def test_killed_twice_it_gives_the_same_numbers_and_embeds_nothing_again(
     second = stored_rows(cache)
     assert second[:2] == [distinct, distinct] and 0 < second[2] < distinct
 
-    again = verified(command, cache, tmp_path)
+    again = verified(command, cache, capsys)
     texts = again["texts"]
     assert texts["embedded_reference"] == texts["embedded_again"] == 0
     assert texts["embedded_candidate"] == distinct - second[2]

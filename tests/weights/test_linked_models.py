@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from anna_export import open_encoder
 from anna_export.console.output import stage
@@ -11,7 +12,9 @@ from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
 from anna_export.reference.load import open_reference
 from anna_export.weights.merge import write_merged
+from anna_export.weights.modules import read_modules
 from tests.support.linked import LAYOUTS, Lay, contents
+from tests.support.st_folders import dense, open_st, save_st
 
 TEXTS = ["a text", "another of more words"]
 
@@ -53,3 +56,20 @@ def test_linked_model_and_adapter_export_to_what_transformers_and_peft_compute(
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
     # what the proof compared with: base and adapter behind their links
     np.testing.assert_array_equal(open_reference(*linked).encode(TEXTS, ""), expected)
+
+
+def test_linked_modules_are_those_that_sentence_transformers_runs(
+    lay: Lay, base: Path, tmp_path: Path
+) -> None:
+    linked = lay(save_st(base, tmp_path / "st"), tmp_path / "linked")
+    artifact = export(Recipe(linked, None, tmp_path / "out", max_tokens=64), stage).artifact
+    vectors = open_encoder(artifact.folder).encode(TEXTS)
+    np.testing.assert_allclose(vectors, open_st(linked).encode(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_linked_modules_are_read_as_their_files(lay: Lay, base: Path, tmp_path: Path) -> None:
+    model = save_st(base, tmp_path / "st", "mean", layers=[dense(40, 24)])
+    linked, plain = read_modules(lay(model, tmp_path / "linked")), read_modules(model)
+    assert linked.head == plain.head and linked.head.dense and linked.parts == plain.parts
+    for name, weight in plain.weights.items():
+        assert torch.equal(linked.weights[name].read(), weight.read())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -199,6 +200,24 @@ def test_adapters_tokenizer_wins_where_it_brings_one(
     read = Path.read_bytes
     assert read(tmp_path / "own" / TOKENIZER_FILE) == read(tuned / TOKENIZER_FILE)
     assert read(tmp_path / "base's" / TOKENIZER_FILE) == read(small / TOKENIZER_FILE)
+
+
+def test_cut_and_padding_of_training_are_not_merged_and_framing_is(
+    small: Path, lora: Path, tmp_path: Path
+) -> None:
+    tuned = Path(shutil.copytree(lora, tmp_path / "lora"))
+    trained = tokenizers.Tokenizer.from_file(str(small / TOKENIZER_FILE))
+    trained.enable_truncation(5)
+    trained.enable_padding(length=5)
+    trained.save(str(tuned / TOKENIZER_FILE))
+    write_merged(small, tuned, tmp_path / "out")
+    merged, before = (
+        tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        for folder in (tmp_path / "out", small)
+    )
+    assert merged.truncation is None and merged.padding is None
+    text = "longer than those five tokens are"
+    assert merged.encode(text).ids == before.encode(text).ids
 
 
 # -- sentence-transformers --

@@ -60,6 +60,19 @@ def test_three_adapters_are_pefts_merge(small: Path, make_adapter: MakeAdapter) 
     require_equal(Checkpoint.open(small, adapters), by_peft(small, *adapters))
 
 
+def test_delta_of_the_embedding_adds_to_rows_that_an_earlier_adapter_trained(
+    small: Path, make_adapter: MakeAdapter
+) -> None:
+    first, second = (
+        trained(make_adapter(small, seed=seed, **KINDS[kind]))
+        for seed, kind in ((3, "trained token rows"), (4, "the embedding"))
+    )
+    # peft saves the embedding with its LoRA, which would replace those rows
+    edit_tensors(second / WEIGHTS_FILE, lambda key, t: None if ".base_layer." in key else t)
+    checkpoint = Checkpoint.open(small, [first, second])
+    require_equal(checkpoint, by_peft(small, first, second))
+
+
 def test_sum_of_several_is_rounded_once(small: Path, make_adapter: MakeAdapter) -> None:
     adapters = [make_adapter(small, seed=seed) for seed in (3, 4)]
     checkpoint = Checkpoint.open(small, adapters)
@@ -73,6 +86,7 @@ def test_turned_embedding_holds_the_same_rows(small: Path, make_adapter: MakeAda
         trained(make_adapter(small, seed=seed, **KINDS[kind]))
         for seed, kind in ((3, "trained token rows"), (4, "the embedding"))
     ]
+    edit_tensors(adapters[1] / WEIGHTS_FILE, lambda key, t: None if ".base_layer." in key else t)
     checkpoint = Checkpoint.open(small, adapters)
     embedding = checkpoint.read("embed_tokens.weight", torch.float32)
     turned = checkpoint.read("embed_tokens.weight", torch.float32, transpose=True)

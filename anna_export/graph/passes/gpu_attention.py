@@ -47,12 +47,16 @@ def _replace(graph: ir.Graph, call: ir.Node) -> None:
     into.replace_node(into.op("Attention", *inputs, **attributes))
 
 
-class PrefixToGive(ir.passes.InPlacePass):
-    """Make prefix_keys and prefix_values inputs without a default, which TensorRT would fold."""
+class InputsToGive(ir.passes.InPlacePass):
+    """Make optional inputs, the prefix and prompt_tokens, ones without a default.
+
+    TensorRT would fold it.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take the defaults away."""
-        names = [name for name in (PREFIX_KEYS, PREFIX_VALUES) if name in model.graph.initializers]
+        optional = (value.name or "" for value in model.graph.inputs)
+        names = [name for name in optional if name in model.graph.initializers]
         for name in names:
             model.graph.initializers.pop(name)
         return ir.passes.PassResult(model, modified=bool(names))

@@ -50,7 +50,7 @@ def tokenizer_config(name: str, batch: int, delay_us: int) -> dict[str, Any]:
 def encoder_config(
     name: str, backend: Mapping[str, str], batch: int, dim: int, delay_us: int, kind: str
 ) -> dict[str, Any]:
-    """Describe the model: ids and mask in, unit vectors out."""
+    """Describe the model: ids and mask in, vectors out."""
     return {
         "name": name,
         **backend,

@@ -81,9 +81,15 @@ def write_repository(
     engine = _engine(artifact, package.engine) if package.engine is not None else None
     if engine is None and package.device == "cuda":
         _require_graph_for_cuda(artifact)
+    if artifact.manifest.spec.head.leaves_out_prompt:
+        raise InputError(
+            f"expected a model that pools its prompts' tokens too, found {artifact.folder} with "
+            f"{artifact.manifest.spec.head.describe()}: its graph asks how many there are, which "
+            "an ensemble does not pass on; serve it with anna-export serve"
+        )
     require_disk(out, artifact.size_bytes)
     names = _ensembles(artifact, package.name)
-    dim, encoder = artifact.manifest.spec.dim, f"{package.name}.encoder"
+    dim, encoder = artifact.manifest.spec.embedding_dim, f"{package.name}.encoder"
     with staged(out, overwrite=overwrite, holding=MARK) as folder:
         on_gpu = engine is not None or package.device == "cuda"
         kind = "KIND_GPU" if on_gpu else "KIND_CPU"

@@ -115,17 +115,22 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
     return lines[0]
 
 
+# what a trainer leaves in tokenizer.json
+LEFT_OVER = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+
+
 def tune_arguments(recipe: Path) -> list[str]:
     return ["tune", "--config", str(recipe), "--out", str(recipe.parent / "adapter")]
 
 
 @pytest.fixture(params=["adds both", "adds no end token"])
 def any_base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> Path:
-    """The base, and one whose tokenizer adds no `</s>`, as Mistral's does."""
-    if request.param == "adds both":
-        return tiny_base
+    """A base whose tokenizer was saved cutting, and one that adds no `</s>`, as Mistral's does."""
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     path = folder / TOKENIZER_FILE
+    if request.param == "adds both":
+        edit_json(path, lambda content: content.update(truncation=LEFT_OVER))
+        return folder
     path.write_text(framed_json(path, [1], []))
     edit_json(folder / CONFIG_FILE, lambda config: config.update(add_eos_token=False))
     return folder
@@ -141,6 +146,7 @@ def test_a_run_writes_an_adapter_that_all_can_read(
     assert len(weights) == 2 * 3 * 7 and all(weight.any() for weight in weights.values())
     assert PeftConfig.from_pretrained(out).base_model_name_or_path == str(any_base)
     assert not (out.parent / "adapter.training").exists()
+    assert json.loads((out / TOKENIZER_FILE).read_text())["truncation"] is None
 
     texts = ["Return the sum of a list.", "</s> is plain text"]
     theirs = SentenceTransformer(

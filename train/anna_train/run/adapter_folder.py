@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 
 from anna_export.files.atomic import write_text
 from anna_export.files.json_file import read_json
+from anna_export.spec import LAST_TOKEN
 from anna_export.text.framing import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -21,17 +23,13 @@ from anna_export.text.framing import (
 from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.text.prompt_formats import Example
-from anna_export.text.tokenizer_files import Ends, framed_json, read_ends
+from anna_export.text.st_files import write_modules, write_prompts
+from anna_export.text.tokenizer_files import Ends, framed_json, read_ends, uncut_json
 from anna_train.model.trained_model import Base
 from anna_train.recipe import TuneRecipe
 from anna_train.run.adapter_card import TuneReport, adapter_card
 
 ADAPTER_FILE: Final = "adapter_config.json"
-_MODULES: Final = (
-    ("", "sentence_transformers.base.modules.transformer.Transformer"),
-    ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
-    ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
-)
 
 
 def with_examples(tasks: TaskFile, examples: Mapping[str, Sequence[Example]]) -> TaskFile:
@@ -69,31 +67,10 @@ def write_adapter(
     config.base_model_name_or_path = recipe.base
     config.target_modules = list(recipe.lora.targets)  # peft keeps a set, whose order is not fixed
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    prompts = tasks.prompts()
-    config_st = {
-        "model_type": "SentenceTransformer",
-        "prompts": prompts.fronts(),
-        "default_prompt_name": prompts.default,
-        "similarity_fn_name": "cosine",
-    }
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": kind}
-        for index, (path, kind) in enumerate(_MODULES)
-    ]
-    pooling = {
-        "embedding_dimension": adapted.config.hidden_size,
-        "pooling_mode": "lasttoken",
-        "include_prompt": True,
-    }
-    for name, content in (
-        (ADAPTERS_FILE, tasks.model_dump(exclude_none=True)),
-        ("config_sentence_transformers.json", config_st),
-        ("modules.json", modules),
-        ("1_Pooling/config.json", pooling),
-        ("2_Normalize/config.json", {}),
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    content = json.dumps(tasks.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
+    write_text(folder / ADAPTERS_FILE, content + "\n")
+    write_prompts(folder, tasks.prompts())
+    write_modules(folder, replace(base.spec, head=LAST_TOKEN))  # what was trained
     for name in (*TOKENIZER_FILES, LIMIT_FILE):
         if (base.folder / name).exists():
             shutil.copyfile(base.folder / name, folder / name)
@@ -103,10 +80,11 @@ def write_adapter(
 
 
 def _frame(folder: Path, framing: TokenFraming) -> None:
-    """Have the tokenizer put around a text what training did, where it does not by itself."""
+    """Have the tokenizer put around a text what training did, and cut none."""
     path, settings = folder / TOKENIZER_FILE, folder / CONFIG_FILE
     ends = read_ends(load_tokenizer(folder), path)
     if ends == Ends(framing.bos_id, framing.eos_id):
+        write_text(path, uncut_json(path))
         return
     write_text(path, framed_json(path, framing.front_ids, framing.back_ids))
     added = {
