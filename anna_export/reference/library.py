@@ -28,6 +28,7 @@ from tokenizers import processors
 
 from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
+from anna_export.reference.plain_folder import plain_adapter, plain_model
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES
 from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
@@ -129,19 +130,21 @@ def open_library(model: Path, adapters: Sequence[Path], device: str = "cpu") -> 
     Raises:
         InputError: If peft has no place for a tensor of an adapter.
     """
-    with quiet_libraries(), _folder_of(model, adapters) as folder:
+    with quiet_libraries(), plain_model(model) as plain, _folder_of(plain, adapters) as folder:
         opened = _open(folder, {}, torch.float32)
         transformer = opened[0]
-        for adapter in adapters:
-            transformer.model = _with_adapter(
-                transformer.model, adapter, merged=adapter != adapters[-1]
-            )
+        for number, adapter in enumerate(adapters, start=1):
+            with plain_adapter(adapter) as lora:
+                transformer.model = _with_adapter(
+                    transformer.model, lora, merged=number < len(adapters)
+                )
         return Library(opened.to(device).eval(), bool(adapters))
 
 
 def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
-    with quiet_libraries(), _folder_of(model, adapters) as folder:
+    plain = plain_model(model, weights=False)
+    with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
         shell = _open(folder, _NO_LAYERS, torch.bfloat16)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
@@ -211,6 +214,7 @@ def _with_adapter(decoder: Any, adapter: Path, *, merged: bool) -> Any:
     tuned = peft.PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
     # peft ignores tensors it finds no module for; a reference without them would prove nothing
     loaded = set(peft.get_peft_model_state_dict(tuned, save_embedding_layers=True))
+    loaded |= set(tuned.state_dict())  # the base's own weights, where they were saved with it
     if lost := keys - loaded:
         raise InputError(
             f"expected peft to load every tensor of {adapter}, found {len(lost)} ignored, "
