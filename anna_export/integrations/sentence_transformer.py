@@ -41,6 +41,7 @@ class AnnaEncoder(torch.nn.Module):
         self.encoder = encoder
         self.folder = folder.absolute()
         self._cut = _Cut(self.folder, encoder.tokeniser.framing)
+        assert isinstance(encoder.tokeniser, Tokeniser)
         self._cut.tokeniser = encoder.tokeniser  # it need not be read twice
 
     @classmethod

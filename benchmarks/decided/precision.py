@@ -35,6 +35,7 @@ from anna_export.quantise.options import Quantised
 from anna_export.quantise.scheme import Scheme
 from anna_export.reference.load import open_reference
 from anna_export.spec import Precision
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.vectors import compare, parity_texts
 from benchmarks.lib.record import Figure, Results, main, models_option
 from demo.corpus import read_corpus
@@ -165,6 +166,7 @@ def _embed(encoder: Encoder, queries: Sequence[str], documents: Sequence[str]) -
 
 
 def _vector_figures(variant: Variant, reference: Encoder, encoder: Encoder) -> list[Figure]:
+    assert isinstance(encoder.tokeniser, Tokeniser)
     thresholds, texts = variant.scheme.thresholds, parity_texts(encoder.tokeniser)
     parity = compare(reference, encoder, texts, thresholds=thresholds, method="every text by both")
     assert thresholds.max_loss is not None and parity.batch1_worst_cosine is not None
