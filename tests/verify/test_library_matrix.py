@@ -37,7 +37,7 @@ from tests.support.types import MakeModel
 MAX_TOKENS = 24
 TEXTS = [
     "What is the capital of France?",
-    "a",
+    "a few",
     "The card has not arrived. " * 12,  # longer than the longest sequence
     "It rains, and the fox is wet; nobody minds.",
 ]

@@ -23,12 +23,13 @@ from anna_export.errors import ParityError
 from anna_export.export import prepare
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
-from anna_export.spec import EmbeddingSpec, Head, PoolingMode
+from anna_export.spec import Head, PoolingMode
 from anna_export.text.framing import FramingReading, framing_of
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import Prompts
 from anna_export.verify import reading
-from anna_export.weights.modules import Modules
+from anna_export.weights import checkpoint
+from anna_export.weights.modules import Modules, read_modules
 from tests.support.types import MakeModel
 
 DIM = 40
@@ -65,10 +66,12 @@ def of_framing(
 
 
 def of_head(monkeypatch: pytest.MonkeyPatch, change: Callable[[Head], Head]) -> None:
-    def with_head(self: Modules, spec: EmbeddingSpec) -> EmbeddingSpec:
-        return replace(spec, head=change(self.head))
+    def changed(*args: Any) -> Modules:
+        modules = read_modules(*args)
+        head = change(modules.head)
+        return replace(modules, head=head, weights=modules.weights if head.dense else {})
 
-    monkeypatch.setattr(Modules, "with_head", with_head)
+    monkeypatch.setattr(checkpoint, "read_modules", changed)
 
 
 def refused(model: Path, out: Path) -> str:
