@@ -8,6 +8,7 @@ from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import CARD_FILE, PARITY_FILE, Manifest
 from anna_export.bench.result import read_bench
+from anna_export.report.by_itself import graph_section
 from anna_export.verify.parity_file import current_parity
 from anna_export.verify.parity_report import ParityReport, TaskParity, VectorParity
 from anna_export.verify.published import Summary
@@ -73,7 +74,8 @@ import anna_export
 encoder = anna_export.open_encoder("this folder")
 vectors = encoder.encode(["a text", "another"])  # (2, {manifest.spec.embedding_dim}) float32
 ```
-"""
+
+{graph_section(artifact, report.vectors.golden if report is not None else [])}"""
 
 
 def _figures(artifact: Artifact) -> str:

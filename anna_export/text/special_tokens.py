@@ -61,7 +61,11 @@ class SpecialTokens:
         """Say whether part of a special token stands in a text, between start and its end."""
         for index, token_id in enumerate(encoding.ids):
             if token_id in self._ids:
+                token = self._tokens[token_id]
                 first, last = _core(encoding, index, prompted)
+                # <unk> is what a vocabulary makes of a character, too
+                if not token.normalized and prompted[first:last].strip() != token.content.strip():
+                    continue
                 if first < start + length and last > start:
                     return True
         return False
@@ -71,7 +75,8 @@ class SpecialTokens:
 
         The prompt's are written as stand-ins of names nobody can guess, which are tokens while
         special ones are plain text. One that is no token at its place, as one that is normalised
-        only after a space, is written as it is, so that no stand-in's pieces reach the ids.
+        only after a space, is written as it is, so that no stand-in's pieces reach the ids. A name
+        that only a normaliser makes one, as of capitals, is plain text beside such a text.
         """
         tokenizer, names, ids = self._with_stand_ins
         front, back = self._names.split(prompt.front), self._names.split(prompt.back)

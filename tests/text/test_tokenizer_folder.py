@@ -79,11 +79,12 @@ def test_tokenizers_alone_finds_the_contracts_ids(write: Write, framing: TokenFr
     folder = write(framing)
     alone = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     assert alone.truncation is None and alone.padding is None
-    expected = Tokeniser.open(folder, framing).ids(TEXTS)
-    assert [alone.encode(text).ids for text in TEXTS] == expected
+    tokeniser = Tokeniser.open(folder, framing)
+    texts = tokeniser.with_tokens(TEXTS)
+    assert [alone.encode(text).ids for text in texts] == tokeniser.ids(texts)
     alone.enable_truncation(framing.max_tokens)
     text = long_text(100)
-    assert [alone.encode(text).ids] == Tokeniser.open(folder, framing).ids([text])
+    assert [alone.encode(text).ids] == tokeniser.ids([text])
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["names are text", "names are tokens"])
@@ -92,8 +93,9 @@ def test_transformers_finds_the_contracts_ids(
 ) -> None:
     folder = write(framing, split_special_tokens=split)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = [*(ODD_TEXTS if split else TEXTS), long_text(100)]
-    assert theirs(texts, truncation=True)["input_ids"] == Tokeniser.open(folder, framing).ids(texts)
+    tokeniser = Tokeniser.open(folder, framing)
+    texts = tokeniser.with_tokens([*(ODD_TEXTS if split else TEXTS), long_text(100)])
+    assert theirs(texts, truncation=True)["input_ids"] == tokeniser.ids(texts)
     assert theirs.model_max_length == framing.max_tokens
     assert theirs.pad_token_id == framing.pad_id
     assert (theirs.padding_side, theirs.truncation_side) == ("right", "right")
