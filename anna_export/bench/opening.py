@@ -9,6 +9,7 @@ import numpy as np
 
 from anna_export.errors import ExtraError, InputError, MissingError
 from anna_export.text.prompts import Prompt
+from anna_export.text.st_files import MODULES_FILE
 
 _URL_SECONDS: Final = 600
 
@@ -57,7 +58,7 @@ class OpenArtifact:
 
 @dataclass(frozen=True, slots=True)
 class OpenSentenceTransformer:
-    """A model folder in sentence-transformers, in fp32 with its last token pooled."""
+    """A model folder in sentence-transformers, in fp32; a plain one with its last token pooled."""
 
     folder: Path
     prompt: Prompt
@@ -73,14 +74,20 @@ class OpenSentenceTransformer:
                 "expected sentence-transformers, found none; install anna-export[train]"
             ) from None
         model = self._load(sentence_transformers)
-        front = self.prompt.front
-        tokenizer = model.tokenizer
-        adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
-        end = "" if adds_end else tokenizer.eos_token
+        tokenizer, end = model.tokenizer, ""
+        # a folder of its own says itself what frames a text
+        if not (self.folder / MODULES_FILE).exists():
+            adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+            end = "" if adds_end else tokenizer.eos_token
 
         def embed(texts: Sequence[str]) -> np.ndarray:
-            prompted = [f"{front}{text}{self.prompt.back}{end}" for text in texts]
-            vectors = model.encode(prompted, batch_size=len(texts), show_progress_bar=False)
+            followed = [f"{text}{self.prompt.back}{end}" for text in texts]
+            vectors = model.encode(
+                followed,
+                prompt=self.prompt.front,
+                batch_size=len(texts),
+                show_progress_bar=False,
+            )
             return np.asarray(vectors)
 
         version = sentence_transformers.__version__
@@ -90,7 +97,7 @@ class OpenSentenceTransformer:
         from sentence_transformers import models
 
         device = None if self.device == "auto" else self.device
-        if (self.folder / "modules.json").exists():
+        if (self.folder / MODULES_FILE).exists():
             return library.SentenceTransformer(str(self.folder), device=device)
         transformer = models.Transformer(str(self.folder), max_seq_length=self.max_tokens)
         transformer.tokenizer.padding_side = "right"
