@@ -148,6 +148,6 @@ def test_another_token_pooled_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_pooled", lambda spec, length, skipped: [0])
-    assert "the reference pools the tokens [7] of 8, the artifact [0] (no prompt)" in refused(
+    assert "the reference pools the tokens [6] of 7, the artifact [0] (no prompt)" in refused(
         model, tmp_path / "out"
     )
