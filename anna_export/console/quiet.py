@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-_LOGGERS: Final = ("huggingface_hub", "mteb", "transformers")
+_LOGGERS: Final = ("huggingface_hub", "mteb", "sentence_transformers", "transformers")
 
 
 @contextmanager
