@@ -182,8 +182,8 @@ def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
         }
     # it did not say which were given
     prompts = content.get("prompts")
-    given = sorted(prompts.get("by_name", ())) if isinstance(prompts, dict) else []
-    return content | {"schema_version": SCHEMA_VERSION, "given_prompts": given}
+    prompt_names = sorted(prompts.get("by_name", ())) if isinstance(prompts, dict) else []
+    return content | {"schema_version": SCHEMA_VERSION, "given_prompts": prompt_names}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

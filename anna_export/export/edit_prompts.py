@@ -151,8 +151,8 @@ def _with_prompts(
         )
         write_prompts(folder, prompts, manifest.similarity)
         files = {**manifest.files, PROMPTS_FILE: hash_file(folder / PROMPTS_FILE)}
-        given = sorted({*manifest.given_prompts, *to_bake} & prompts.by_name.keys())
-        update = {"prompts": prompts, "given_prompts": given, "files": files}
+        given_prompts = sorted({*manifest.given_prompts, *to_bake} & prompts.by_name.keys())
+        update = {"prompts": prompts, "given_prompts": given_prompts, "files": files}
         edited = Artifact(folder, manifest.model_copy(update=update))
         remaining = {
             name: entry

@@ -181,11 +181,11 @@ def id_difference(expected: Sequence[int], ids: Sequence[int], token: Callable[[
         cause = f"its tokenizer puts {token(expected[0])} in front of a text, the artifact does not"
     else:
         pairs = zip_longest(map(token, expected), map(token, ids), fillvalue="nothing")
-        index, (own, other) = next(
+        index, (theirs, other) = next(
             (numbered for numbered in enumerate(pairs) if numbered[1][0] != numbered[1][1]),
             (0, ("", "")),
         )
-        cause = f"token {index} is {own} there, {other} in the artifact"
+        cause = f"token {index} is {theirs} there, {other} in the artifact"
     return f"token ids differ from the reference's: {cause}"
 
 

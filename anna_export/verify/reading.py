@@ -88,13 +88,13 @@ def _module_differences(expected: Sequence[str], modules: Sequence[str]) -> list
 
 
 def _prompt_differences(
-    expected: Mapping[str, str], prompts: Prompts, given: Collection[str]
+    expected: Mapping[str, str], prompts: Prompts, given_names: Collection[str]
 ) -> list[str]:
     """Compare the prompts of one name; those that were given at export are nobody else's."""
     differences = []
     for name, prompt in sorted(prompts.by_name.items()):
         front = expected.get(name, prompt.front)
-        if name not in given and front != prompt.front:
+        if name not in given_names and front != prompt.front:
             differences.append(
                 f"the prompt {name} is {front!r} in the reference, {prompt.front!r} in the artifact"
             )
@@ -122,9 +122,9 @@ def _id_differences(
             tokeniser.ids(asked_texts, prompt),
             strict=True,
         )
-        for text, own, ids in both:
-            if own != ids:
-                difference = id_difference(own, ids, tokeniser.id_to_token)
+        for text, theirs, ids in both:
+            if theirs != ids:
+                difference = id_difference(theirs, ids, tokeniser.id_to_token)
                 return [f"{difference} ({name}: {text[:60]!r})"]
     return []
 
@@ -135,11 +135,11 @@ def _pooled_differences(
     """Compare the tokens that count in the pooled row, for a short text with every prompt."""
     for name, prompt in {"no prompt": NO_PROMPT, **manifest.prompts.by_name}.items():
         (ids,) = expected.ids(["What is pooled?"], prompt)
-        own = library.pooled_tokens(len(ids), expected.prompt_tokens(prompt))
+        theirs = library.pooled_tokens(len(ids), expected.prompt_tokens(prompt))
         pooled = _pooled(manifest.spec, len(ids), tokeniser.prompt_tokens(prompt))
-        if own != pooled:
+        if theirs != pooled:
             return [
-                f"the reference pools the tokens {own} of {len(ids)}, the artifact {pooled} "
+                f"the reference pools the tokens {theirs} of {len(ids)}, the artifact {pooled} "
                 f"({name})"
             ]
     return []

@@ -60,7 +60,7 @@ HEADS: dict[str, Callable[[], list[torch.nn.Module]]] = {
 }
 # What the post-processor puts behind a text, and what tokenizer_config.json says of it.
 ENDINGS = {"adds EOS": (True, True), "adds none": (False, False), "contradicts": (False, True)}
-MADE = ("peft", "sentence-transformers", "merged")
+WAYS = ("peft", "sentence-transformers", "merged")
 
 
 def end_texts(folder: Path, ending: str) -> None:
@@ -136,10 +136,10 @@ def base(decoder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def of_library(
-    base: Path, head: str, made: str, ending: str, folder: Path
+    base: Path, head: str, way: str, ending: str, folder: Path
 ) -> tuple[Path, Path | None, SentenceTransformer]:
     """Return what is exported, base and adapter, and the library's model of it."""
-    if made == "sentence-transformers":
+    if way == "sentence-transformers":
         model = st_model(base, head)
         tune(model, model.add_adapter)
         model.save_pretrained(str(folder / "adapter"))
@@ -148,7 +148,7 @@ def of_library(
     st_model(base, head).save_pretrained(str(folder / "model"))
     end_texts(folder / "model", ending)
     adapter = peft_adapter(base, folder / "adapter")
-    if made == "merged":
+    if way == "merged":
         write_merged(folder / "model", adapter, folder / "merged")
         return folder / "merged", None, SentenceTransformer(str(folder / "merged"), device="cpu")
     tuned = SentenceTransformer(str(folder / "model"), device="cpu")
@@ -157,12 +157,12 @@ def of_library(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("head", HEADS)
 def test_vectors_are_the_librarys_or_one_line_refuses(
-    base: Path, head: str, made: str, ending: str, tmp_path: Path
+    base: Path, head: str, way: str, ending: str, tmp_path: Path
 ) -> None:
-    model, adapter, library = of_library(base, head, made, ending, tmp_path)
+    model, adapter, library = of_library(base, head, way, ending, tmp_path)
     options: dict[str, Any] = {}
     if ending == "contradicts" and head.startswith("last"):
         # the files leave open whether the token that is pooled is the end token
@@ -176,21 +176,21 @@ def test_vectors_are_the_librarys_or_one_line_refuses(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("made", ["peft", "merged"])
+@pytest.mark.parametrize("way", ["peft", "merged"])
 def test_vectors_of_a_plain_folder_are_those_of_its_last_token_or_one_line_refuses(
-    base: Path, made: str, ending: str, tmp_path: Path
+    base: Path, way: str, ending: str, tmp_path: Path
 ) -> None:
     adapter = peft_adapter(base, tmp_path / "adapter")
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     decoder = transformers.AutoModel.from_pretrained(base, dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(decoder, str(adapter)).eval()
     model: tuple[Path, Path | None] = (base, adapter)
-    if made == "merged":
+    if way == "merged":
         write_merged(base, adapter, tmp_path / "merged")
         model = tmp_path / "merged", None
     options: dict[str, Any] = {}
     # a merged model names its modules: it is run as its tokenizer says, unless the files contradict
-    if ending == "contradicts" or (ending, made) == ("adds none", "peft"):
+    if ending == "contradicts" or (ending, way) == ("adds none", "peft"):
         with pytest.raises(AnnaError, match="`eos`"):
             exported(*model, tmp_path / "out")
         options["eos"] = False
