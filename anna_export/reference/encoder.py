@@ -31,6 +31,8 @@ class LibraryTokeniser:
         self._transformer = library.transformer
         self._transformer.max_seq_length = framing.max_tokens
         tokenizer = self._transformer.tokenizer
+        if tokenizer.pad_token is None:  # padding is thrown away, but a batch has some
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(framing.pad_id)
         self._special = [
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         ]
