@@ -38,15 +38,6 @@ class TextTokeniser(Protocol):
         """Return each text's token ids, framed and truncated to max_tokens."""
         ...
 
-    def batch(
-        self,
-        rows: Sequence[Sequence[int]],
-        prefix: Prefix | None = None,
-        prompt_tokens: Sequence[int] | None = None,
-    ) -> TokenBatch:
-        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
-        ...
-
     def prompt_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens at a text's start are its prompt's, as the library counts them."""
         ...
@@ -170,7 +161,8 @@ class Encoder:
         counts = None
         if self.backend.spec.head.leaves_out_prompt:
             counts = [sequence.prompt_tokens for sequence in sequences]
-        return self.tokeniser.batch([sequence.ids for sequence in sequences], prefix, counts)
+        rows = [sequence.ids for sequence in sequences]
+        return TokenBatch.of_rows(rows, self.tokeniser.framing.pad_id, prefix, counts)
 
     def encode_ids(self, rows: Sequence[Sequence[int]], prompt_tokens: int = 0) -> np.ndarray:
         """Embed token id rows as they are; (N, D) float32 in the order given.

@@ -143,7 +143,8 @@ def _split(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
 
 def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
     groups = batches_by_length([len(row) for row in rows], BatchLimits(_BATCH_TOKENS))
-    return [tokeniser.batch([rows[index] for index in group]) for group in groups]
+    pad_id = tokeniser.framing.pad_id
+    return [TokenBatch.of_rows([rows[index] for index in group], pad_id) for group in groups]
 
 
 def _task(checkpoint: Checkpoint, texts: CalibrationTexts, request: CalibrationRequest) -> str:

@@ -118,7 +118,8 @@ class AnnaEncoder(torch.nn.Module):
             raise InputError("expected texts as str, found something else in a batch")
         tokeniser = self._cut.tokeniser
         of_front = self.encoder.prompts.for_front(prompt or "")
-        batch = tokeniser.batch(tokeniser.ids(inputs, of_front))
+        ids = tokeniser.ids(inputs, of_front)
+        batch = TokenBatch.of_rows(ids, tokeniser.framing.pad_id)
         features = {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),

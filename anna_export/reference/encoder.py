@@ -11,8 +11,7 @@ from anna_export.reference.library import Library
 from anna_export.spec import EmbeddingSpec
 from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
-from anna_export.text.prefix import Prefix
-from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
+from anna_export.text.prompts import NO_PROMPT, Prompt
 
 # Texts that are tokenised at once: what they are padded to is thrown away.
 _AT_ONCE = 64
@@ -83,15 +82,6 @@ class LibraryTokeniser:
             return False
         return not prompt.back or len(self.ids([text], prompt)[0]) < self.framing.max_tokens
 
-    def batch(
-        self,
-        rows: Sequence[Sequence[int]],
-        prefix: Prefix | None = None,
-        prompt_tokens: Sequence[int] | None = None,
-    ) -> TokenBatch:
-        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
-        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix, prompt_tokens)
-
     def _preprocess(self, texts: list[str], prompt: Prompt, split: bool) -> list[list[int]]:
         tokenizer = self._transformer.tokenizer
         before = tokenizer.split_special_tokens
@@ -158,9 +148,5 @@ class LibraryBackend:
 class ReferenceEncoder(Encoder):
     """The reference: what its libraries make of texts, and what they say of themselves."""
 
-    def __init__(
-        self, backend: LibraryBackend, tokeniser: LibraryTokeniser, prompts: Prompts | None = None
-    ) -> None:
-        super().__init__(backend, tokeniser, prompts)
-        self.library = backend.library
-        self.library_tokeniser = tokeniser
+    backend: LibraryBackend
+    tokeniser: LibraryTokeniser

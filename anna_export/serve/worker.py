@@ -18,6 +18,7 @@ from anna_export.cosine import cosines, length_errors
 from anna_export.encoder import Encoder
 from anna_export.errors import AnnaError, DamagedError
 from anna_export.serve.log import log
+from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import BatchLimits
 from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import Prompt
@@ -136,7 +137,7 @@ def compute(
     prompt_tokens: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Return (N, D) float32 vectors, finite or not, of token id rows after a prefix, in a batch."""
-    batch = encoder.tokeniser.batch(rows, prefix, prompt_tokens)
+    batch = TokenBatch.of_rows(rows, encoder.tokeniser.framing.pad_id, prefix, prompt_tokens)
     return np.array(encoder.backend.run(batch), dtype=np.float32)
 
 

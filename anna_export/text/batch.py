@@ -34,7 +34,7 @@ class TokenBatch:
         if self.ids.ndim != 2 or self.lengths.shape != self.ids.shape[:1]:
             raise ShapeError(
                 f"expected ids (B, S) and lengths (B,), found {self.ids.shape} and "
-                f"{self.lengths.shape}; build batches with Tokeniser.batch()"
+                f"{self.lengths.shape}; build batches with TokenBatch.of_rows()"
             )
         if self.ids.dtype != np.int64 or self.lengths.dtype != np.int64:
             raise ShapeError(

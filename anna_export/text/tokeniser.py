@@ -1,4 +1,4 @@
-"""Tokenising, in one place: text to token ids to right-padded batches.
+"""Tokenising, in one place: text to token ids.
 
 What frames a text: `<s>` where the model has it, the prompt's front, the text, truncated to fit,
 the prompt's back, and `</s>` where the model has it. Special tokens written in a text are plain
@@ -14,9 +14,7 @@ from typing import Self
 import tokenizers
 
 from anna_export.errors import InputError
-from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming, load_tokenizer
-from anna_export.text.prefix import Prefix
 from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.text.special_tokens import SpecialTokens
 
@@ -156,15 +154,6 @@ class Tokeniser:
             text if len(encoding) <= tokens else text[: encoding.offsets[tokens - 1][1]]
             for text, encoding in zip(texts, encodings, strict=True)
         ]
-
-    def batch(
-        self,
-        rows: Sequence[Sequence[int]],
-        prefix: Prefix | None = None,
-        prompt_tokens: Sequence[int] | None = None,
-    ) -> TokenBatch:
-        """Pad token id rows on the right; arguments beside them as of `TokenBatch`."""
-        return TokenBatch.of_rows(rows, self.framing.pad_id, prefix, prompt_tokens)
 
     def _continuation(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt's back that some text precedes."""

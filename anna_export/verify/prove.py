@@ -160,7 +160,7 @@ def _by_graph(case: _Case) -> VectorParity:
             thresholds=case.scheme.thresholds,
             method="every text by both, in padded batches of unlike lengths and at batch size 1",
             longest=case.longest,
-            comparable=reference.library_tokeniser.comparable,
+            comparable=reference.tokeniser.comparable,
             progress=case.progress,
         ),
     )

@@ -42,7 +42,7 @@ def compare_readings(
         artifact: What is proved.
         texts: Whose token ids are compared, without and with every prompt.
     """
-    library, expected = reference.library, reference.library_tokeniser
+    library, expected = reference.backend.library, reference.tokeniser
     manifest, tokeniser = artifact.manifest, artifact.tokeniser()
     modules = library.modules()
     side = manifest.framing.truncation_side

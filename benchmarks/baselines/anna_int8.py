@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from anna_export import open_encoder
+from anna_export.text.batch import TokenBatch
 from benchmarks.baselines.job import Job, Rows, answer
 
 TOOL = Path(sys.executable).with_name("anna-export")
@@ -24,7 +25,8 @@ class OurModel:
 
     def embed_batch(self, rows: Rows) -> np.ndarray:
         """Embed rows as one batch, padded to the longest."""
-        return self._encoder.backend.run(self._encoder.tokeniser.batch(rows))
+        pad_id = self._encoder.tokeniser.framing.pad_id
+        return self._encoder.backend.run(TokenBatch.of_rows(rows, pad_id))
 
 
 def convert(job: Job) -> None:

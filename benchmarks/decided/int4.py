@@ -162,7 +162,8 @@ def _task(model: Path, adapter: Path) -> Task:
 
 def _batches(rows: Sequence[Sequence[int]], tokeniser: Tokeniser) -> list[TokenBatch]:
     groups = batches_by_length([len(row) for row in rows], BatchLimits(BATCH_TOKENS))
-    return [tokeniser.batch([rows[index] for index in group]) for group in groups]
+    pad_id = tokeniser.framing.pad_id
+    return [TokenBatch.of_rows([rows[index] for index in group], pad_id) for group in groups]
 
 
 def _moments(forward: LayerwiseForward, batches: Sequence[TokenBatch]) -> dict[str, torch.Tensor]:

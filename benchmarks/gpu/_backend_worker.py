@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from anna_export.backends import open_encoder
+from anna_export.text.batch import TokenBatch
 
 REPEATS = 7
 
@@ -25,7 +26,7 @@ def main() -> None:
     rows = []
     for batch, tokens in shapes:
         ids = random.integers(3, encoder.backend.spec.vocab_size, (batch, tokens)).tolist()
-        padded = encoder.tokeniser.batch(ids)
+        padded = TokenBatch.of_rows(ids, encoder.tokeniser.framing.pad_id)
         seconds = []
         for _ in range(REPEATS + 2):
             started = time.perf_counter()

@@ -42,7 +42,7 @@ def backend(
 @pytest.fixture(scope="module")
 def batch(artifact: Artifact) -> TokenBatch:
     tokeniser = artifact.tokeniser()
-    return tokeniser.batch(tokeniser.ids(TEXTS))
+    return TokenBatch.of_rows(tokeniser.ids(TEXTS), tokeniser.framing.pad_id)
 
 
 @pytest.fixture(scope="module")

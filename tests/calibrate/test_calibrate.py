@@ -59,7 +59,7 @@ def case(
 def reference_model(case: Case) -> Any:
     """The whole reference, its adapter unmerged."""
     (adapter,) = case.checkpoint.adapters
-    return open_reference(case.checkpoint.folder, adapter.folder).backend.model  # type: ignore[attr-defined]
+    return open_reference(case.checkpoint.folder, adapter.folder).backend.model
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_loss_is_that_of_the_whole_emulated_model_embedding_included(
     from anna_export.reference.backend import PytorchBackend
 
     plain = open_reference(case.checkpoint.folder)
-    spec, model = case.checkpoint.spec, plain.backend.model  # type: ignore[attr-defined]
+    spec, model = case.checkpoint.spec, plain.backend.model
     (adapter,) = case.checkpoint.adapters
     reference = open_reference(case.checkpoint.folder, adapter.folder).backend
     cosines = []

@@ -33,6 +33,7 @@ from anna_export.graph.names import CANONICAL
 from anna_export.graph.passes.gpu_attention import InputsToGive, WithoutPrefix
 from anna_export.graph.passes.merge_linear import MergeLinear
 from anna_export.machine.gpu import Device
+from anna_export.text.batch import TokenBatch
 from anna_export.text.batching import BatchLimits
 from anna_export.text.prompts import Prompt
 from anna_export.verify.texts import long_text, ordinary_texts
@@ -187,7 +188,7 @@ def test_texts_of_one_bucket_share_its_recording(opened: Opened) -> None:
 def test_more_rows_than_a_profile_takes_are_computed_in_parts(opened: Opened) -> None:
     profile = opened.stored.record.profiles[0]
     rows = [[1, 7 + n, 2] for n in range(3 * profile.batch + 1)]
-    batch = opened.encoder.tokeniser.batch(rows)
+    batch = TokenBatch.of_rows(rows, opened.encoder.tokeniser.framing.pad_id)
     vectors = opened.backend.run(batch)
     alone = np.concatenate([opened.encoder.encode_ids([row]) for row in rows[:: profile.batch]])
     np.testing.assert_allclose(vectors[:: profile.batch], alone, atol=2e-6, rtol=0)

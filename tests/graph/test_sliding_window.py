@@ -188,7 +188,7 @@ def test_prompt_counts_towards_the_window(
         for body in bodies
         if len(ids := opened.tokeniser.ids([body], Prompt("Query: "))[0]) == length
     )
-    expected = truth(opened.tokeniser.batch([ids]))
+    expected = truth(TokenBatch.of_rows([ids], opened.tokeniser.framing.pad_id))
     assert worst(encoder.encode([text], "query"), expected) <= CLOSE
 
 

@@ -252,7 +252,8 @@ def test_vector_is_the_same_alone_and_in_any_batch(
     encoder: Encoder, alone: np.ndarray, members: list[int], padding: int
 ) -> None:
     rows = encoder.tokeniser.ids([POOL[index] for index in members])
-    batch = encoder.tokeniser.batch([*rows, [9] * (max(map(len, rows)) + padding)])
+    padded = [*rows, [9] * (max(map(len, rows)) + padding)]
+    batch = TokenBatch.of_rows(padded, encoder.tokeniser.framing.pad_id)
     vectors = encoder.backend.run(batch)[:-1]
     expected = alone[members]
     # fp32: another batch changes only the order of sums; the components are about 0.15

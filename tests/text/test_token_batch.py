@@ -25,7 +25,7 @@ def tokeniser(base: Path) -> Tokeniser:
 @given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
 def test_batch_is_its_rows_then_padding(tokeniser: Tokeniser, lengths: list[int]) -> None:
     rows = [list(range(3, 3 + length)) for length in lengths]
-    batch = tokeniser.batch(rows)
+    batch = TokenBatch.of_rows(rows, tokeniser.framing.pad_id)
     assert batch.ids.shape == (len(lengths), max(lengths)) and batch.ids.dtype == np.int64
     for row, ids, mask in zip(rows, batch.ids, batch.mask, strict=True):
         assert ids[: len(row)].tolist() == row
@@ -36,7 +36,7 @@ def test_batch_is_its_rows_then_padding(tokeniser: Tokeniser, lengths: list[int]
 @FAST
 @given(lengths=st.lists(st.integers(1, 33), min_size=1, max_size=9))
 def test_batch_is_rebuilt_from_its_mask(tokeniser: Tokeniser, lengths: list[int]) -> None:
-    batch = tokeniser.batch([[7] * length for length in lengths])
+    batch = TokenBatch.of_rows([[7] * length for length in lengths], tokeniser.framing.pad_id)
     again = TokenBatch.from_mask(batch.ids.astype(np.int32), batch.mask.astype(bool))
     assert again.lengths.tolist() == lengths
     assert again.ids.dtype == np.int64 and (again.ids == batch.ids).all()

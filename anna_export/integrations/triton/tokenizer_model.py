@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import triton_python_backend_utils as pb_utils
 
+from anna_export.text.batch import TokenBatch
 from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.text.tokeniser import Tokeniser
@@ -41,7 +42,7 @@ class TritonPythonModel:
         """Answer requests with ids and masks, all padded alike so that they can be one batch."""
         texts = [[value.decode() for value in _values(request).reshape(-1)] for request in requests]
         rows = self.tokeniser.ids([text for request in texts for text in request], self.prompt)
-        batch = self.tokeniser.batch(rows)
+        batch = TokenBatch.of_rows(rows, self.tokeniser.framing.pad_id)
         answers, start = [], 0
         for request in texts:
             part = slice(start, start + len(request))
