@@ -16,7 +16,7 @@ from anna_export.files.hub_cache import snapshot_hint
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision, Similarity
-from anna_export.text.framing import TOKENIZER_FILES, TokenFraming
+from anna_export.text.framing import CHOSEN, TOKENIZER_FILES, TokenFraming
 from anna_export.text.prompts import Prompts
 from anna_export.text.st_files import MODULES_FILE
 
@@ -119,6 +119,11 @@ class Manifest(_Model):
     source: Source
     versions: dict[str, str]
     created: str
+
+    @property
+    def eos_chosen(self) -> bool:
+        """Whether it was said at export if an end token follows a text: no file decided it."""
+        return self.framing_source.get("eos") == CHOSEN
 
 
 def identity(files: Mapping[str, FileEntry], spec: EmbeddingSpec, framing: TokenFraming) -> str:

@@ -29,6 +29,7 @@ from tokenizers import processors
 from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
 from anna_export.reference.plain_folder import plain_adapter, plain_model
+from anna_export.spec import dense_words, pooling_words
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES
 from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
@@ -109,13 +110,14 @@ class Library:
 def _named(module: Any) -> str:
     match module:
         case Pooling():
-            counts = module.include_prompt or module.pooling_mode == "lasttoken"
-            return f"Pooling ({module.pooling_mode}{'' if counts else ', without the prompt'})"
+            # the last token is never a prompt's
+            leaves_out = not module.include_prompt and module.pooling_mode != "lasttoken"
+            return pooling_words(module.pooling_mode, leaves_out_prompt=leaves_out)
         case Dense():
             activation = type(module.activation_function).__name__.lower()
-            bias = "" if module.linear.bias is not None else ", no bias"
-            sizes = f"{module.linear.in_features} to {module.linear.out_features}"
-            return f"Dense ({sizes}, {activation}{bias})"
+            linear = module.linear
+            has_bias = linear.bias is not None
+            return dense_words(linear.in_features, linear.out_features, activation, bias=has_bias)
     return type(module).__name__
 
 

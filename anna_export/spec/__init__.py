@@ -1,7 +1,16 @@
 """What a model is: its numbers, read from config.json, and what stands behind its decoder."""
 
 from anna_export.spec.config import read_spec
-from anna_export.spec.head import LAST_TOKEN, Activation, Dense, Head, PoolingMode, Similarity
+from anna_export.spec.head import (
+    LAST_TOKEN,
+    Activation,
+    Dense,
+    Head,
+    PoolingMode,
+    Similarity,
+    dense_words,
+    pooling_words,
+)
 from anna_export.spec.model import (
     EMBEDDING_WEIGHT,
     ENGINE_PRECISIONS,
@@ -22,5 +31,7 @@ __all__ = [
     "PoolingMode",
     "Precision",
     "Similarity",
+    "dense_words",
+    "pooling_words",
     "read_spec",
 ]

@@ -35,6 +35,16 @@ class Similarity(StrEnum):
     MANHATTAN = "manhattan"
 
 
+def pooling_words(mode: str, *, leaves_out_prompt: bool) -> str:
+    """Return how a Pooling module is named where both sides of a proof name it."""
+    return f"Pooling ({mode}{', without the prompt' if leaves_out_prompt else ''})"
+
+
+def dense_words(in_features: int, out_features: int, activation: str, *, bias: bool) -> str:
+    """Return how a Dense module is named there."""
+    return f"Dense ({in_features} to {out_features}, {activation}{'' if bias else ', no bias'})"
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """A linear layer over the pooled row, and its activation."""
@@ -91,6 +101,15 @@ class Head:
         A mean over the prompt too needs its tokens' states, and the first token is one of them.
         """
         return self.leaves_out_prompt or self.pooling is PoolingMode.LAST
+
+    def modules(self) -> list[str]:
+        """Return the modules, in the words that sentence-transformers' own are told in."""
+        dense = [
+            dense_words(each.in_features, each.out_features, each.activation, bias=each.bias)
+            for each in self.dense
+        ]
+        pooling = pooling_words(self.pooling, leaves_out_prompt=self.leaves_out_prompt)
+        return [pooling, *dense, *(["Normalize"] if self.normalize else [])]
 
     def describe(self) -> str:
         """Return it in words: "last-token pooling", "mean pooling, Dense 40 to 24 (tanh)"."""

@@ -113,6 +113,7 @@ def _references(
         framing=manifest.framing,
         prompts=manifest.prompts,
         device="cpu" if device == "cpu" else "auto",
+        eos_chosen=manifest.eos_chosen,
     )
     identity = _identity(encoder, {"reference": sha256})
     folder = (model, *in_order(adapter))[-1]

@@ -1,6 +1,6 @@
 """Prove an artifact against base and adapter in PyTorch, by the method that fits in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,7 @@ from anna_export.progress import Progress, in_steps
 from anna_export.quantise.footprint import ComparisonMethod, Forecast, forecast, method_that_fits
 from anna_export.quantise.scheme import Scheme
 from anna_export.spec import EmbeddingSpec
-from anna_export.text.framing import CHOSEN
+from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.parity_report import VectorParity, Verdict
 from anna_export.verify.reading import compare_readings
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
@@ -52,9 +52,19 @@ def prove(
     scheme = quantise.scheme_of(manifest)
     checkpoint = Checkpoint.open(model, adapter)
     require_same_model(manifest.spec, checkpoint)
-    needed = forecast(manifest.spec, manifest.framing, scheme)
-    case = _Case(artifact, model, adapter, checkpoint, scheme, needed, progress, backend, device)
-    parity = _METHODS[method_that_fits(needed, scheme)](case)
+    case = _Case(
+        artifact=artifact,
+        tokeniser=artifact.tokeniser(),
+        model=model,
+        adapter=adapter,
+        checkpoint=checkpoint,
+        scheme=scheme,
+        needed=forecast(manifest.spec, manifest.framing, scheme),
+        progress=progress,
+        backend=backend,
+        device=device,
+    )
+    parity = _METHODS[method_that_fits(case.needed, scheme)](case)
     return replace(parity, reference_sha256=checkpoint.source_hashes())
 
 
@@ -63,6 +73,7 @@ class _Case:
     """An artifact, its reference, and what they take to compare."""
 
     artifact: Artifact
+    tokeniser: Tokeniser  # the artifact's
     model: Path
     adapter: Adapters
     checkpoint: Checkpoint  # of model and adapter
@@ -86,7 +97,7 @@ class _Case:
             framing=self.artifact.manifest.framing,
             prompts=self.artifact.manifest.prompts,
             device="cpu" if self.device == "cpu" else "auto",
-            eos_chosen=self.eos_chosen,
+            eos_chosen=self.artifact.manifest.eos_chosen,
         )
 
     def stream_reference(self, on_read: Callable[[], None]) -> "ReferenceEncoder":
@@ -95,35 +106,28 @@ class _Case:
 
         framing = self.artifact.manifest.framing
         return open_streamed_reference(
-            self.checkpoint, framing, on_read, eos_chosen=self.eos_chosen
+            self.checkpoint, framing, on_read, eos_chosen=self.artifact.manifest.eos_chosen
         )
 
-    def on_read(self, models: int) -> Callable[[], None]:
-        """Return what a streamed model calls for every weight it has read."""
-        weights = len(self.artifact.manifest.spec.decoder_shapes())
-        passes = models * (1 + len(self.longest_streamed))
-        return in_steps(self.progress, models * len(STREAMED_TEXTS), passes * weights)
+    def on_read(self, models: int, longest: Sequence[str]) -> Callable[[], None]:
+        """Return what a streamed model calls for every weight it has read.
 
-    @property
-    def eos_chosen(self) -> bool:
-        """Whether it was said at export if an end token follows a text."""
-        return self.artifact.manifest.framing_source.get("eos") == CHOSEN
+        Args:
+            models: How many are streamed.
+            longest: Texts that each take another pass over the weights.
+        """
+        weights = len(self.artifact.manifest.spec.decoder_shapes())
+        passes = models * (1 + len(longest))
+        return in_steps(self.progress, models * len(STREAMED_TEXTS), passes * weights)
 
     @property
     def few_texts(self) -> list[str]:
         """Those of STREAMED_TEXTS that are a token at least."""
-        return self.artifact.tokeniser().with_tokens(STREAMED_TEXTS)
+        return self.tokeniser.with_tokens(STREAMED_TEXTS)
 
-    @property
     def longest(self) -> list[str]:
-        """The texts as long as this model takes."""
-        window = self.artifact.manifest.spec.sliding_window
-        return longest_texts(self.artifact.tokeniser(), window)
-
-    @property
-    def longest_streamed(self) -> list[str]:
-        """The longest of them: each takes another pass over the weights."""
-        return self.longest[-1:]
+        """Return the texts as long as this model takes, the longest last."""
+        return longest_texts(self.tokeniser, self.artifact.manifest.spec.sliding_window)
 
     def with_reading(
         self, reference: "ReferenceEncoder", compared: Callable[[], VectorParity]
@@ -133,7 +137,9 @@ class _Case:
         Raises:
             ParityError: If they are not.
         """
-        reading = compare_readings(reference, self.artifact, self.few_texts)
+        reading = compare_readings(
+            reference, self.artifact.manifest, self.tokeniser, self.few_texts
+        )
         if reading.dim != self.artifact.manifest.spec.embedding_dim:
             raise ParityError(
                 f"expected the reference's vectors, found: {'; '.join(reading.differences)}"
@@ -156,10 +162,10 @@ def _by_graph(case: _Case) -> VectorParity:
         lambda: compare(
             reference,
             candidate,
-            parity_texts(case.artifact.tokeniser()),
+            parity_texts(case.tokeniser),
             thresholds=case.scheme.thresholds,
             method="every text by both, in padded batches of unlike lengths and at batch size 1",
-            longest=case.longest,
+            longest=case.longest(),
             comparable=reference.tokeniser.comparable,
             progress=case.progress,
         ),
@@ -168,8 +174,9 @@ def _by_graph(case: _Case) -> VectorParity:
 
 def _by_streaming(case: _Case) -> VectorParity:
     """Compare a few texts, with the artifact in memory and the reference layer by layer."""
-    reference = case.stream_reference(case.on_read(models=1))
-    candidate = Encoder(case.load_candidate().backend, case.artifact.tokeniser())
+    longest = case.longest()[-1:]
+    reference = case.stream_reference(case.on_read(1, longest))
+    candidate = Encoder(case.load_candidate().backend, case.tokeniser)
     return case.with_reading(
         reference,
         lambda: compare(
@@ -179,7 +186,7 @@ def _by_streaming(case: _Case) -> VectorParity:
             thresholds=case.scheme.thresholds,
             method="a few texts by both, in padded batches of unlike lengths and at batch size 1; "
             "the reference, too large for this memory, layer by layer",
-            longest=case.longest_streamed,
+            longest=longest,
             together=True,
         ),
     )
@@ -196,9 +203,10 @@ def _by_weights(case: _Case) -> VectorParity:
             f"{case.backend} on `device` {case.device}, found less; leave both out to compare the "
             "stored weights layer by layer"
         )
-    on_read = case.on_read(models=2)
+    longest = case.longest()[-1:]
+    on_read = case.on_read(2, longest)
     reference = case.stream_reference(on_read)
-    candidate = Encoder(open_streamed_artifact(case.artifact, on_read), case.artifact.tokeniser())
+    candidate = Encoder(open_streamed_artifact(case.artifact, on_read), case.tokeniser)
     return case.with_reading(
         reference,
         lambda: compare_weights(
@@ -206,7 +214,7 @@ def _by_weights(case: _Case) -> VectorParity:
             candidate,
             case.few_texts,
             thresholds=case.scheme.thresholds,
-            longest=case.longest_streamed,
+            longest=longest,
         ),
     )
 

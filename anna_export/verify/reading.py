@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from anna_export.artifact.folder import Artifact
+import torch
+
 from anna_export.artifact.manifest import Manifest
-from anna_export.spec import EmbeddingSpec, PoolingMode
+from anna_export.reference.head import pooled_tokens
+from anna_export.spec import EmbeddingSpec
 from anna_export.text.prompts import NO_PROMPT, Prompts
 from anna_export.text.tokeniser import Tokeniser
 from anna_export.verify.checks import id_difference
@@ -33,21 +35,21 @@ class Reading:
 
 
 def compare_readings(
-    reference: "ReferenceEncoder", artifact: Artifact, texts: Sequence[str]
+    reference: "ReferenceEncoder", manifest: Manifest, tokeniser: Tokeniser, texts: Sequence[str]
 ) -> Reading:
     """Compare modules, prompts, pooled tokens and token ids; the first difference of each kind.
 
     Args:
         reference: The libraries' side.
-        artifact: What is proved.
+        manifest: What the artifact that is proved says of itself.
+        tokeniser: Its own.
         texts: Whose token ids are compared, without and with every prompt.
     """
     library, expected = reference.backend.library, reference.tokeniser
-    manifest, tokeniser = artifact.manifest, artifact.tokeniser()
     modules = library.modules()
     side = manifest.framing.truncation_side
     differences = [
-        *_module_differences(modules, artifact_modules(manifest.spec)),
+        *_module_differences(modules, manifest.spec.head.modules()),
         *_prompt_differences(library.prompts, manifest.prompts, manifest.given_prompts),
         *_side_differences(expected.truncation_side, side),
         *_id_differences(expected, tokeniser, manifest.prompts, texts),
@@ -62,21 +64,6 @@ def compare_readings(
         compared=_COMPARED,
     )
     return Reading(source, library.dim, differences)
-
-
-def artifact_modules(spec: EmbeddingSpec) -> list[str]:
-    """Return what an artifact computes behind its decoder, in sentence-transformers' words."""
-    head = spec.head
-    without = "" if head.include_prompt else ", without the prompt"
-    return [
-        f"Pooling ({head.pooling}{without})",
-        *(
-            f"Dense ({dense.in_features} to {dense.out_features}, {dense.activation}"
-            f"{'' if dense.bias else ', no bias'})"
-            for dense in head.dense
-        ),
-        *(["Normalize"] if head.normalize else []),
-    ]
 
 
 def _module_differences(expected: Sequence[str], modules: Sequence[str]) -> list[str]:
@@ -147,11 +134,6 @@ def _pooled_differences(
 
 def _pooled(spec: EmbeddingSpec, length: int, skipped: int) -> list[int]:
     """Return which tokens of a text an artifact pools."""
-    first = 0 if spec.head.include_prompt else skipped
-    match spec.head.pooling:
-        case PoolingMode.LAST:
-            return [length - 1]
-        case PoolingMode.CLS:
-            return [first]
-        case PoolingMode.MEAN:
-            return list(range(first, length))
+    lengths, prompt_tokens = torch.tensor([length]), torch.tensor([skipped])
+    pooled = pooled_tokens(spec.head, torch.arange(length), lengths, prompt_tokens)
+    return torch.nonzero(pooled[0]).flatten().tolist()

@@ -7,6 +7,7 @@ one; none of the product's reference is used.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from anna_export.cosine import cosines
 from anna_export.errors import AnnaError
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
+from anna_export.verify.models import open_models
+from anna_export.verify.mteb_model import NO_ID
 from anna_export.weights.merge import write_merged
 from tests.support.types import MakeModel
 
@@ -97,12 +100,7 @@ def st_model(base: Path, head: str) -> SentenceTransformer:
 
 def peft_adapter(base: Path, folder: Path) -> Path:
     model = transformers.AutoModel.from_pretrained(base, dtype=torch.float32)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
-    torch.manual_seed(3)
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    tuned.save_pretrained(folder)
+    tune(model, partial(peft.get_peft_model, model)).save_pretrained(folder)
     return folder
 
 
@@ -202,3 +200,17 @@ def test_vectors_of_a_plain_folder_are_those_of_its_last_token_or_one_line_refus
             hidden = tuned(**inputs).last_hidden_state
         rows.append(torch.nn.functional.normalize(hidden[0, -1], dim=0).numpy())
     require_alike(artifact, None, np.stack(rows))
+
+
+@pytest.mark.parametrize("ending", ["adds none"])
+def test_an_end_token_that_was_chosen_is_the_references_too(
+    base: Path, ending: str, tmp_path: Path
+) -> None:
+    exported_with = export(Recipe(base, None, tmp_path / "out", eos=True), stage)
+    assert exported_with.parity is not None and exported_with.parity.verdict == "pass"
+    artifact = exported_with.artifact
+    expected = artifact.tokeniser().ids(TEXTS)
+    assert all(row[-1] == artifact.manifest.framing.eos_id for row in expected)
+    # of the proof of vectors, and of the tasks
+    reference = next(open_models(artifact, base, None, "auto", "cpu", stage, NO_ID))
+    assert reference.encoder.tokeniser.ids(TEXTS) == expected

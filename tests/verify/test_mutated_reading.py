@@ -91,6 +91,18 @@ def test_unmutated_it_passes(model: Path, tmp_path: Path) -> None:
     assert library.adapter is None and "token ids" in library.compared
 
 
+def test_a_last_token_without_the_prompt_is_the_last_token_on_both_sides(
+    base: Path, tmp_path: Path
+) -> None:
+    pooling = Pooling(DIM, "lasttoken", include_prompt=False)
+    modules = [Transformer(str(base)), pooling, Normalize()]
+    model = SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+    model.save_pretrained(str(tmp_path / "st"))
+    recipe = Recipe(tmp_path / "st", None, tmp_path / "out", max_tokens=48)
+    parity = export(recipe, stage).parity
+    assert parity is not None and parity.reasons == []
+
+
 def test_a_dropped_end_token_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
