@@ -4,12 +4,13 @@ The last token's state of unit length, and nothing else, is one node of pooling.
 is standard operators, by the rules of sentence-transformers' modules.
 """
 
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from anna_export.graph.pooling import SMALLEST_NORM
+from anna_export.graph.recorder import Recorder
 from anna_export.spec import Activation, Head, PoolingMode, Precision
 
 # What the library divides a sum of no tokens by.
@@ -20,24 +21,6 @@ _OPERATORS: Final = {
     Activation.GELU: "Gelu",
     Activation.SIGMOID: "Sigmoid",
 }
-
-
-class Recorder(Protocol):
-    """What nodes and constants are added to."""
-
-    def op(
-        self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
-    ) -> ir.Value:
-        """Add a standard node of one output."""
-        ...
-
-    def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        """Return the constant of this name, made where it is not there yet."""
-        ...
-
-    def weight(self, name: str, precision: Precision, *, transpose: bool = False) -> ir.Value:
-        """Return a weight of the model."""
-        ...
 
 
 def first_pooled(graph: Recorder, prompt_tokens: ir.Value, prefix: ir.Value) -> ir.Value:

@@ -5,29 +5,17 @@ mask that no padding makes has no right answer: ONNX Runtime's CPU provider refu
 checks what is looked up. CUDA's checks nothing: there such a row's hidden states are zeros.
 """
 
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+
+from anna_export.graph.recorder import Recorder
 
 # ONNX Runtime's message has it, and nothing else in it says what was wrong.
 CHECK: Final = "attention_mask/each row is ones side by side"
 # Behind every position.
 _NONE: Final = 1 << 30
-
-
-class Recorder(Protocol):
-    """What nodes and constants are added to."""
-
-    def op(
-        self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
-    ) -> ir.Value:
-        """Add a standard node of one output."""
-        ...
-
-    def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        """Return the constant of this name, made where it is not there yet."""
-        ...
 
 
 def tokens_first(

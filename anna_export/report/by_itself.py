@@ -7,6 +7,7 @@ from anna_export.artifact.folder import Artifact
 from anna_export.artifact.manifest import Golden, Manifest
 from anna_export.graph import padding
 from anna_export.graph.names import ATTENTION_MASK, CANONICAL
+from anna_export.graph.stored_graph import read_graph
 from anna_export.text.framing import TOKENIZER_FILE
 from anna_export.verify.golden import GoldenVector
 
@@ -20,7 +21,7 @@ def graph_section(artifact: Artifact, golden: list[GoldenVector]) -> str:
         artifact: What the card is of; its graph and its tokenizer are read.
         golden: Vectors of its proof; none where it was not proved.
     """
-    graph = ir.load(artifact.graph(CANONICAL)).graph
+    graph = read_graph(artifact, CANONICAL).graph
     either = any(node.name == padding.CHECK for node in graph)
     side = "on either side" if either else "on the right alone"
     return f"""## Without anna-export

@@ -18,7 +18,7 @@ _CLASSES: Final = {
     "Dense": "sentence_transformers.base.modules.dense.Dense",
     "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
 }
-_ACTIVATIONS: Final = {
+ACTIVATIONS: Final = {
     Activation.IDENTITY: "torch.nn.modules.linear.Identity",
     Activation.TANH: "torch.nn.modules.activation.Tanh",
     Activation.RELU: "torch.nn.modules.activation.ReLU",
@@ -89,7 +89,7 @@ def _settings(spec: EmbeddingSpec) -> dict[str, dict[str, Any]]:
             "in_features": dense.in_features,
             "out_features": dense.out_features,
             "bias": dense.bias,
-            "activation_function": _ACTIVATIONS[dense.activation],
+            "activation_function": ACTIVATIONS[dense.activation],
         }
     if head.normalize:
         settings[f"{len(head.dense) + 2}_Normalize"] = {}

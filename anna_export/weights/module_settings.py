@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from anna_export.errors import DamagedError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.spec import Activation, Dense, PoolingMode
+from anna_export.spec import Dense, PoolingMode
+from anna_export.text.st_files import ACTIVATIONS
 from anna_export.weights.safetensors_files import StoredTensor, read_header
 
 CONFIG_FILE: Final = "config.json"
@@ -26,14 +27,8 @@ _POOLING_KEYS: Final = {
     *("pooling_mode", "include_prompt", "embedding_dimension", "word_embedding_dimension"),
     *_LEGACY_POOLING,
 }
-_ACTIVATIONS: Final = {
-    "Identity": Activation.IDENTITY,
-    "Tanh": Activation.TANH,
-    "ReLU": Activation.RELU,
-    "GELU": Activation.GELU,
-    "Sigmoid": Activation.SIGMOID,
-    "SiLU": Activation.SILU,
-}
+# By the class alone: torch.nn.Tanh is a way to write its module too.
+_ACTIVATIONS: Final = {path.rpartition(".")[2]: name for name, path in ACTIVATIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)

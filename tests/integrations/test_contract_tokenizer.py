@@ -1,32 +1,13 @@
 """What code around sentence-transformers asks a model for: tokenizer, length, outputs."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
-import anna_export
 from anna_export.encoder import Encoder
 from anna_export.errors import InputError
 from anna_export.verify.texts import ODD_TEXTS, long_text
-from tests.support.types import MakeArtifact
-
-
-@pytest.fixture(scope="module")
-def folder(base: Path, make_artifact: MakeArtifact) -> Path:
-    return make_artifact(base).folder
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Encoder:
-    return anna_export.open_encoder(folder)
-
-
-@pytest.fixture
-def model(folder: Path) -> SentenceTransformer:
-    return anna_export.sentence_transformer(folder)
 
 
 def test_tokenizer_gives_the_ids_that_are_computed(

@@ -24,21 +24,6 @@ REPOSITORY = "me/my-embed"
 TEXTS = [*ODD_TEXTS[:9], "a</s>b <s> c", long_text(120)]
 
 
-@pytest.fixture(scope="module")
-def folder(base: Path, make_artifact: MakeArtifact) -> Path:
-    return make_artifact(base).folder
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Encoder:
-    return anna_export.open_encoder(folder)
-
-
-@pytest.fixture
-def model(folder: Path) -> SentenceTransformer:
-    return anna_export.sentence_transformer(folder)
-
-
 def same(vectors: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(vectors - expected).max() <= 1e-6)
 
