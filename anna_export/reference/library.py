@@ -133,7 +133,7 @@ def open_library(model: Path, adapters: Sequence[Path], device: str = "cpu") -> 
         InputError: If peft has no place for a tensor of an adapter.
     """
     with quiet_libraries(), plain_model(model) as plain, _folder_of(plain, adapters) as folder:
-        opened = _open(folder, {}, torch.float32)
+        opened = _open(folder, {})
         transformer = opened[0]
         for number, adapter in enumerate(adapters, start=1):
             with plain_adapter(adapter) as lora:
@@ -147,21 +147,20 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
     plain = plain_model(model, weights=False)
     with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
-        shell = _open(folder, _NO_LAYERS, torch.bfloat16)
+        shell = _open(folder, _NO_LAYERS)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
         # its frequencies are computed, not loaded
         decoder.rotary_emb = type(decoder.rotary_emb)(config)
-        for module in list(shell)[1:]:
-            module.float()
         shell[0].model = decoder
         return Library(shell.eval(), bool(adapters))
 
 
-def _open(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> SentenceTransformer:
+def _open(folder: Path, config: dict[str, Any]) -> SentenceTransformer:
+    # of a decoder in a narrower type, the library narrows the modules behind it too
     arguments: dict[str, Any] = {
-        "model_kwargs": {"dtype": dtype, "local_files_only": True},
+        "model_kwargs": {"dtype": torch.float32, "local_files_only": True},
         "config_kwargs": {**config, "local_files_only": True},
     }
     if (folder / MODULES_FILE).exists():
