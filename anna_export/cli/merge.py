@@ -24,7 +24,7 @@ def command(
     """Write base and adapters as one ordinary Hugging Face folder.
 
     merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
-    memory. The folder is a MistralModel without the language head, which embedding does not use.
+    memory. The folder is the decoder without the language head, which embedding does not use.
     """
     from anna_export.weights.merge import write_merged
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import peft
 import torch
 import transformers
+from accelerate import init_empty_weights
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -149,10 +150,9 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
         shell = _open(folder, _NO_LAYERS)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
+        # frequencies and scales are computed, not loaded: buffers have their values
+        with init_empty_weights(include_buffers=False):
             decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
-        # its frequencies are computed, not loaded
-        decoder.rotary_emb = type(decoder.rotary_emb)(config)
         shell[0].model = decoder
         return Library(shell.eval(), bool(adapters))
 

@@ -49,6 +49,13 @@ class ConfigFile:
             raise TypeError(f"{value!r} as {key}")
         return bool(value)
 
+    def flag_or(self, key: str, otherwise: bool) -> bool:
+        """Return true or false, or another where the key is absent; null is neither."""
+        value = self.values.get(key, otherwise)
+        if not isinstance(value, bool):
+            raise TypeError(f"{value!r} as {key}")
+        return value
+
     def part(self, key: str) -> "ConfigFile":
         """Return an object within it, empty where it is absent or null."""
         value = self.values.get(key) or {}

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Final
 
 from anna_export.spec.config_file import ConfigFile
 
 FULL_ATTENTION: Final = "full_attention"
 SLIDING_ATTENTION: Final = "sliding_attention"
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class GateActivation(StrEnum):
@@ -65,6 +63,7 @@ class Family:
         query_scalar_key: The key of the number whose inverse root scores are multiplied by; None
             for head_dim.
         layer_types: Says which layers have the window: a config's, and how many layers.
+        windows_by_layer: Whether that may differ from layer to layer.
         rotary_by_layer_type: Whether layers with the window have a rotary embedding of their own.
         scales_queries: Whether queries grow with their position.
         reads_bidirectional_key: Whether transformers reads use_bidirectional_attention.
@@ -74,8 +73,8 @@ class Family:
 
     model_type: str
     decoder: str
-    absent: Mapping[str, Any] = field(default=_NOTHING)
-    biases: Mapping[str, tuple[str, ...]] = field(default=_NOTHING)
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     always_biased: tuple[str, ...] = ()
     norms: BlockNorms = BlockNorms()
     norms_heads: bool = False
@@ -85,6 +84,7 @@ class Family:
     scales_embedding: bool = False
     query_scalar_key: str | None = None
     layer_types: Callable[[ConfigFile, int], Sequence[str]] = one_kind
+    windows_by_layer: bool = False
     rotary_by_layer_type: bool = False
     scales_queries: bool = False
     reads_bidirectional_key: bool = False

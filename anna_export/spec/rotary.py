@@ -38,6 +38,23 @@ class RotaryScaling:
     truncate: bool = True
     attention_factor: float = 1.0
 
+    def of_kind(self) -> dict[str, float | bool | None]:
+        """Return what the kind has beside its factor, by transformers' keys."""
+        positions = {"original_max_position_embeddings": self.original_positions}
+        match self.kind:
+            case RotaryKind.LINEAR:
+                return {}
+            case RotaryKind.LLAMA3:
+                frequencies = {"low_freq_factor": self.low_freq_factor}
+                return positions | frequencies | {"high_freq_factor": self.high_freq_factor}
+            case RotaryKind.YARN:
+                return positions | {
+                    "beta_fast": self.beta_fast,
+                    "beta_slow": self.beta_slow,
+                    "truncate": self.truncate,
+                    "attention_factor": self.attention_factor,
+                }
+
 
 @dataclass(frozen=True, slots=True)
 class QueryScaling:

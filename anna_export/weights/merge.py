@@ -51,7 +51,7 @@ def write_merged(
 ) -> Merged:
     """Merge base and adapters into a model folder of the base's own types.
 
-    The folder holds what embeds, a MistralModel. A language head is left out: no embedding passes
+    The folder holds what embeds, the decoder. A language head is left out: no embedding passes
     through it.
 
     Args:
@@ -139,7 +139,8 @@ def write_config(checkpoint: Checkpoint, folder: Path, **changes: Any) -> None:
     """Write the base's config.json as that of the merged decoder, with these settings changed."""
     config = read_json(checkpoint.folder / CONFIG_FILE)
     config.pop("quantization_config", None)  # left over: the weights are plain
-    config |= {"architectures": ["MistralModel"], "vocab_size": checkpoint.spec.vocab_size}
+    spec = checkpoint.spec
+    config |= {"architectures": [spec.of_family.decoder], "vocab_size": spec.vocab_size}
     write_text(folder / CONFIG_FILE, json.dumps(config | changes, indent=2) + "\n")
 
 

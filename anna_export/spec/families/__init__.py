@@ -12,8 +12,7 @@ from anna_export.spec.family import Family
 
 # By model_type.
 FAMILIES: Final = {
-    family.model_type: family
-    for family in (MISTRAL, MINISTRAL3, LLAMA, QWEN2, QWEN3, GEMMA3_TEXT)
+    family.model_type: family for family in (MISTRAL, MINISTRAL3, LLAMA, QWEN2, QWEN3, GEMMA3_TEXT)
 }
 
 __all__ = ["FAMILIES", "Family"]

@@ -52,6 +52,7 @@ GEMMA3_TEXT: Final = Family(
     scales_embedding=True,
     query_scalar_key="query_pre_attn_scalar",
     layer_types=layer_types,
+    windows_by_layer=True,
     rotary_by_layer_type=True,
     reads_bidirectional_key=True,
     even_dim=True,

@@ -26,4 +26,5 @@ QWEN2: Final = Family(
     absent={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     always_biased=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     layer_types=layer_types,
+    windows_by_layer=True,
 )

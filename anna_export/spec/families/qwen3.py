@@ -13,4 +13,5 @@ QWEN3: Final = Family(
     biases={"attention_bias": LLAMA.biases["attention_bias"]},
     norms_heads=True,
     layer_types=layer_types,
+    windows_by_layer=True,
 )
