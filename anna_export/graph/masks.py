@@ -45,7 +45,9 @@ def attention_mask(
     lengths = op("Unsqueeze", keys.lengths, graph.constant("axes_1_2_3", np.array([1, 2, 3])))
     real = op("Less", keys.positions, lengths)  # (B, 1, 1, S)
     if window is None:
-        return real
+        # a row for every query: ONNX Runtime's operator takes no mask that is one for all
+        every = op("GreaterOrEqual", queries, graph.constant("zero", np.array(0)))
+        return op("And", every, real)
     # padding attends to itself at least: of nothing at all the softmax is no number
     seen = op("Or", real, op("Equal", queries, keys.positions))
     return op("And", seen, _near(graph, queries, keys, window))

@@ -71,7 +71,7 @@ def _spec(config: ConfigFile, family: Family) -> EmbeddingSpec:
         rope_scaling=rotary.scaling,
         windowed_rope_theta=None if windowed_rotary is None else windowed_rotary.theta,
         query_scaling=read_query_scaling(config, family),
-        query_scalar=None if scalar is None else config.number(scalar),
+        query_scalar=None if scalar is None else config.integer(scalar),
     )
 
 
@@ -111,7 +111,9 @@ def _is_causal(config: ConfigFile, family: Family) -> bool:
     causal = config.flag_or("is_causal", True)
     both_ways = config.flag("use_bidirectional_attention")
     stated = "is_causal" in config.values and config.has("use_bidirectional_attention")
-    if stated and causal == both_ways:
+    # a family that reads the key writes it always, false where nobody said anything
+    unsaid = family.reads_bidirectional_key and not both_ways
+    if stated and causal == both_ways and not unsaid:
         raise UnsupportedError(
             f"expected is_causal and use_bidirectional_attention to say the same in "
             f"{config.path}, found {causal} and {both_ways}; take out the wrong one"

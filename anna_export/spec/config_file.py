@@ -29,7 +29,7 @@ class ConfigFile:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value):
             raise TypeError(f"{value!r} as {key}")
-        return value
+        return float(value)
 
     def number_or(self, key: str, otherwise: float) -> float:
         """Return a number, or another where the key is absent or null."""
@@ -37,7 +37,8 @@ class ConfigFile:
 
     def integer(self, key: str) -> int:
         """Return a whole number."""
-        value = self.number(key)
+        self.number(key)
+        value = self.values[key]
         if not isinstance(value, int):
             raise TypeError(f"{value!r} as {key}")
         return value

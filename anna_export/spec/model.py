@@ -86,7 +86,7 @@ class EmbeddingSpec:
     rope_scaling: RotaryScaling | None = None
     windowed_rope_theta: float | None = None
     query_scaling: QueryScaling | None = None
-    query_scalar: float | None = None
+    query_scalar: int | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
