@@ -95,12 +95,14 @@ def calls(graph: ir.Graph) -> list[ir.Node]:
 
 def numbers(call: ir.Node) -> Numbers:
     """Return what an attention node's attributes say."""
-    values = {name: call.attributes[name].as_int() for name in ATTRIBUTES}
+    heads, groups, head_dim, causal, window = (
+        call.attributes[name].as_int() for name in ATTRIBUTES
+    )
     # graphs from before other scales than this one have none
-    scale = 1 / math.sqrt(values["head_dim"])
+    scale = 1 / math.sqrt(head_dim)
     if SCALE in call.attributes:
         scale = call.attributes[SCALE].as_float()
-    return Numbers(**values | {"causal": bool(values["causal"])}, scale=scale)
+    return Numbers(heads, groups, head_dim, bool(causal), window, scale)
 
 
 def replace_by_standard(graph: ir.Graph, call: ir.Node, *, masked: bool) -> None:

@@ -49,8 +49,8 @@ def attention_mask(
         every = op("GreaterOrEqual", queries, graph.constant("zero", np.array(0)))
         return op("And", every, real)
     # padding attends to itself at least: of nothing at all the softmax is no number
-    seen = op("Or", real, op("Equal", queries, keys.positions))
-    return op("And", seen, _near(graph, queries, keys, window))
+    attended = op("Or", real, op("Equal", queries, keys.positions))
+    return op("And", attended, _near(graph, queries, keys, window))
 
 
 def _near(graph: Recorder, queries: ir.Value, keys: Keys, window: int) -> ir.Value:

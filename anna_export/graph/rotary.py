@@ -65,8 +65,8 @@ def _llama3(plain: torch.Tensor, scaling: RotaryScaling, _: float) -> torch.Tens
     assert scaling.original_positions is not None
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     turns = scaling.original_positions * plain / (2 * math.pi)  # over the original positions
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * plain / scaling.factor + kept * plain
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - share) * plain / scaling.factor + share * plain
 
 
 def _yarn(plain: torch.Tensor, scaling: RotaryScaling, theta: float) -> torch.Tensor:
@@ -74,11 +74,11 @@ def _yarn(plain: torch.Tensor, scaling: RotaryScaling, theta: float) -> torch.Te
 
     Source: YaRN (arXiv 2309.00071), as transformers' modeling_rope_utils has it.
     """
-    assert scaling.original_positions is not None
-    half = len(plain)
+    positions, half = scaling.original_positions, len(plain)
+    assert positions is not None
 
     def channel(turns: float) -> float:
-        wave = scaling.original_positions / (turns * 2 * math.pi)
+        wave = positions / (turns * 2 * math.pi)
         return half * math.log(wave) / math.log(theta)
 
     first, last = channel(scaling.beta_fast), channel(scaling.beta_slow)

@@ -116,4 +116,6 @@ def write_model(
     model.save_pretrained(folder)
     for path in tokenizer.glob("*token*"):
         shutil.copyfile(path, folder / path.name)
+    # some families have a tokenizer class of their own, which builds another one of the same tokens
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder

@@ -58,10 +58,10 @@ def family_model(
 
         base = shared_folders.folder("family", decoder, family, mask)
 
-        def whole(folder: Path) -> None:
+        def model(folder: Path) -> None:
             save_st(base, folder, prompts=PROMPTS, **HEADS[head])
 
-        return shared_folders.folder("family head", whole, family, mask, head)
+        return shared_folders.folder("family head", model, family, mask, head)
 
     return make
 
