@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import MODEL, require_file
+from anna_export.files.model_folders import MODEL, require_file, require_folder
 from anna_export.spec.model import EmbeddingSpec
 from anna_export.spec.unsupported import refuse_unsupported_architecture
 
@@ -27,11 +27,7 @@ def read_spec(model: Path) -> EmbeddingSpec:
         MissingError: If the folder or its config.json does not exist.
         UnsupportedError: If it holds a model of another shape than Mistral's.
     """
-    if not model.is_dir():
-        raise MissingError(
-            f"expected a Hugging Face model folder, found no folder {model}; "
-            "models are read from disk, so download it first"
-        )
+    require_folder(model)
     path = require_file(model, MODEL)
     config = _DEFAULTS | read_json(path)
     rope = _rope(path, config)
