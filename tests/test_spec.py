@@ -130,7 +130,7 @@ def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     message = refusal(MissingError, lambda: read_spec(tmp_path / "gone"))
-    assert "found no folder" in message and "gone" in message
+    assert "found none at" in message and "gone" in message
 
 
 def test_missing_config_is_named(tmp_path: Path) -> None:

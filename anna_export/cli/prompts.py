@@ -14,7 +14,7 @@ _WIDTH: Final = 90
 
 if TYPE_CHECKING:
     from anna_export.artifact.folder import Artifact
-    from anna_export.spec import Head
+    from anna_export.spec import EmbeddingSpec
 
 
 @click.group("prompts", cls=commands.Verbs)
@@ -92,13 +92,15 @@ def _baked(artifact: "Artifact", name: str) -> dict[str, Any] | None:
     return {"tokens": len(entry.ids), "size_bytes": entry.size_bytes, "exact": exact}
 
 
-def _why_none_is_baked(head: "Head") -> str:
-    if head.takes_prefix:
+def _why_none_is_baked(spec: "EmbeddingSpec") -> str:
+    if spec.takes_prefix:
         return ""
-    return (
-        f"none is baked: {head.describe()} takes the states of the prompt's own tokens, which are "
-        "computed with every text"
+    reason = (
+        "the model's attention is bidirectional"
+        if spec.head.takes_prefix
+        else f"{spec.head.pooling_phrase} includes the prompt"
     )
+    return f"prompts are computed with every text: {reason}"
 
 
 def _baked_cell(baked: dict[str, Any] | None) -> str:
@@ -139,7 +141,7 @@ def _show(artifact: "Artifact", as_json: bool) -> None:
     rows = [_row(name, entry, prompts.default) for name, entry in entries.items()]
     heads = ("prompt", "tokens", "baked", "proved", "its documents", "text")
     output.print_table(heads, rows)
-    if why := _why_none_is_baked(artifact.manifest.spec.head):
+    if why := _why_none_is_baked(artifact.manifest.spec):
         output.print_line(why)
     if any(row["baked"] and not row["baked"]["exact"] for row in entries.values()):
         output.print_line(

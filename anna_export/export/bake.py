@@ -102,8 +102,8 @@ def prefix_bytes(
 
 
 def _ids(spec: EmbeddingSpec, tokeniser: Tokeniser, prompt: Prompt) -> list[int]:
-    """Return the ids that are baked; `<s>` alone is not worth it, and some heads need states."""
-    return tokeniser.prefix_ids(prompt) if prompt.front and spec.head.takes_prefix else []
+    """Return the ids that are baked; `<s>` alone is not worth it, and not all models take any."""
+    return tokeniser.prefix_ids(prompt) if prompt.front and spec.takes_prefix else []
 
 
 def keys_and_values(

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import MODEL, require_file
+from anna_export.files.model_folders import MODEL, require_file, require_folder
 from anna_export.spec.model import EmbeddingSpec
+from anna_export.spec.unsupported import refuse_unsupported_architecture
 
 # What an absent key means to transformers.
 _DEFAULTS: Final = {
@@ -26,11 +27,7 @@ def read_spec(model: Path) -> EmbeddingSpec:
         MissingError: If the folder or its config.json does not exist.
         UnsupportedError: If it holds a model of another shape than Mistral's.
     """
-    if not model.is_dir():
-        raise MissingError(
-            f"expected a Hugging Face model folder, found no folder {model}; "
-            "models are read from disk, so download it first"
-        )
+    require_folder(model)
     path = require_file(model, MODEL)
     config = _DEFAULTS | read_json(path)
     rope = _rope(path, config)
@@ -118,19 +115,10 @@ def _window(path: Path, config: dict[str, Any]) -> int | None:
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:
-    model_type = config.get("model_type")
-    if model_type != "mistral":
-        raise UnsupportedError(
-            f"expected a Mistral-shaped model (model_type mistral), found {model_type!r} in {path}"
-        )
+    refuse_unsupported_architecture(path, config, ("mistral",))
     if config["hidden_act"] != "silu":
         raise UnsupportedError(
             f"expected hidden_act silu, found {config['hidden_act']!r} in {path}"
-        )
-    if config.get("auto_map"):
-        raise UnsupportedError(
-            f"expected a model of transformers' own Mistral code, found code of its own (auto_map) "
-            f"in {path}; if plain Mistral computes the same, remove that key"
         )
     if not config["is_causal"]:
         raise UnsupportedError(

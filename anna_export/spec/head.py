@@ -113,12 +113,15 @@ class Head:
 
     def describe(self) -> str:
         """Return it in words: "last-token pooling", "mean pooling, Dense 40 to 24 (tanh)"."""
-        names = {"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}
-        pooling = f"{names[self.pooling]} pooling"
-        if self.leaves_out_prompt:
-            pooling += " without the prompt"
+        pooling = self.pooling_phrase + (" without the prompt" if self.leaves_out_prompt else "")
         dense = [f"Dense {x.in_features} to {x.out_features} ({x.activation})" for x in self.dense]
         return ", ".join([pooling, *dense])
+
+    @property
+    def pooling_phrase(self) -> str:
+        """What the pooling is called in a sentence: "mean pooling"."""
+        names = {"lasttoken": "last-token", "mean": "mean", "cls": "first-token"}
+        return f"{names[self.pooling]} pooling"
 
     @property
     def length(self) -> str:

@@ -87,6 +87,11 @@ class EmbeddingSpec:
         """Columns of the key and of the value projection."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether a prompt's keys and values can be computed once, for all texts behind it."""
+        return self.head.takes_prefix
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight's name and its (out, in) shape: the decoder's, then the Dense modules'.
 

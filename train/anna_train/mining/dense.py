@@ -7,7 +7,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from anna_export import open_encoder
-from anna_export.errors import InputError, MissingError
+from anna_export.errors import InputError
+from anna_export.files.model_folders import require_folder
 
 ARTIFACT_FILE: Final = "manifest.json"
 SENTENCE_TRANSFORMERS_FILE: Final = "modules.json"
@@ -87,8 +88,7 @@ def require_encoder(folder: Path) -> None:
         MissingError: If there is no such folder.
         InputError: If it is neither.
     """
-    if not folder.is_dir():
-        raise MissingError(f"expected the folder of an encoder at {folder}, found none")
+    require_folder(folder)
     if not any((folder / name).is_file() for name in (ARTIFACT_FILE, SENTENCE_TRANSFORMERS_FILE)):
         raise InputError(
             f"expected an artifact ({ARTIFACT_FILE}) or a sentence-transformers model "
