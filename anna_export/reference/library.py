@@ -35,8 +35,13 @@ from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.safetensors_files import read_header
 
-# A decoder without layers, for what stands around it; its embedding is all that is read.
-_NO_LAYERS: Final = {"num_hidden_layers": 0, "layer_types": []}
+# A decoder of next to nothing, for what stands around it: no weight of it is read.
+_NO_DECODER: Final = {
+    "num_hidden_layers": 0,
+    "layer_types": [],
+    "vocab_size": 1,
+    "pad_token_id": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
     plain = plain_model(model, weights=False)
     with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
-        shell = _open(folder, _NO_LAYERS)
+        shell = _open(folder, _NO_DECODER)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
