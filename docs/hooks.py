@@ -7,10 +7,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.generate import commands, figures, http, schemas
+from docs.generate import commands, figures, http, prompt_formats, schemas
 
 _RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-_HTTP_TABLE = "<!-- routes -->"
+# what a page names, and what stands there
+_TABLES = {"<!-- routes -->": http.routes, "<!-- prompt formats -->": prompt_formats.formats}
 
 
 @cache
@@ -40,7 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put measured figures and the table of routes where a page names them."""
-    if _HTTP_TABLE in markdown:
-        markdown = markdown.replace(_HTTP_TABLE, http.routes())
+    """Put measured figures and generated tables where a page names them."""
+    for name, table in _TABLES.items():
+        if name in markdown:
+            markdown = markdown.replace(name, table())
     return figures.fill(markdown, _results())

@@ -9,7 +9,7 @@ import click
 from anna_export.choices import BACKENDS, DEVICES
 from anna_export.cli import options
 from anna_export.console import commands
-from anna_export.text.prompt_formats import FORMATS
+from anna_export.text.prompt_formats import DEFAULT_FORMAT, instruction_formats
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -68,9 +68,9 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Call
 )
 @_option(
     "--instruction-format",
-    type=click.Choice(list(FORMATS)),
-    default="e5",
-    help="Prompt format for the `instruction` of a request.",
+    type=click.Choice(instruction_formats()),
+    help="Prompt format for the `instruction` of a request. Default: that of the model's own "
+    f"prompts, and {DEFAULT_FORMAT} where they have none.",
 )
 @_option(
     "--api-key",

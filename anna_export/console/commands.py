@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from anna_export.errors import AnnaError, InputError, MissingError
+from anna_export.errors import AnnaError, InputError
+from anna_export.files.model_folders import require_folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -79,13 +80,7 @@ class _Folder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if path.exists() and not path.is_dir():
-            raise InputError(f"expected a folder, found a file at {path}; name the folder it is in")
-        if not path.is_dir():
-            raise MissingError(
-                f"expected a folder, found none at {path}; models, adapters and artifacts are "
-                "read from disk, so download them first"
-            )
+        require_folder(path)
         return path
 
 

@@ -1,10 +1,12 @@
 """Folders of a base and of adapters: which were given, and whether each is one at all."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from anna_export.errors import MissingError, UnsupportedError
+from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.files.hub_cache import hint_below
 
 # one adapter, several that are merged in this order, or none
 Adapters = Path | Sequence[Path] | None
@@ -16,7 +18,10 @@ _KINDS: Final = {
     ADAPTER: ("an adapter", "`adapter`", '"peft_type"'),
     MODEL: ("a model", "`model`", '"model_type"'),
 }
-_MOST: Final = 5
+# OWNER/NAME, or the address of its page, of which a path keeps one slash
+_REPOSITORY: Final = re.compile(
+    r"(?:(?:https?:/+)?(?:huggingface\.co|hf\.co)/)?([A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*)"
+)
 
 
 def in_order(adapter: Adapters) -> tuple[Path, ...]:
@@ -29,6 +34,32 @@ def in_order(adapter: Adapters) -> tuple[Path, ...]:
 def from_last(adapter: Adapters) -> Iterator[Path]:
     """Give the folders of the adapters, the last first: what it brings, counts."""
     yield from reversed(in_order(adapter))
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse what is no folder; a repository of a hub is told how it becomes one.
+
+    Raises:
+        InputError: If it is a file.
+        MissingError: If there is nothing of the name.
+    """
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise InputError(f"expected a folder, found a file at {folder}; name the folder it is in")
+    repository = _REPOSITORY.fullmatch(str(folder))
+    if repository and not Path(folder.parts[0]).exists():
+        name = repository[1]
+        target = name.rpartition("/")[2]
+        raise MissingError(
+            f"expected a folder, found none at {folder}; if it is a repository of the Hugging Face "
+            f"Hub, download it with hf download {name} --local-dir {target}, and name the folder "
+            f"{target}"
+        )
+    raise MissingError(
+        f"expected a folder, found none at {folder}; models, adapters and artifacts are read from "
+        "disk"
+    )
 
 
 def require_file(folder: Path, name: str) -> Path:
@@ -54,18 +85,7 @@ def _hint(folder: Path, name: str) -> str:
     for other, (called, field, _) in _KINDS.items():
         if (folder / other).is_file():
             return f"it holds {called}: give it as {field}"
-    key = _KINDS[name][2]
-    # two levels down in the hub's cache; checkpoint-500 comes before checkpoint-1000
-    below = [
-        str(path.parent.relative_to(folder))
-        for path in (*folder.glob(f"*/{name}"), *folder.glob(f"snapshots/*/{name}"))
-        if key in path.read_text(encoding="utf-8", errors="replace")
-    ]
-    below.sort(key=lambda lower: (len(lower), lower))
-    if below[1:]:
-        listed = ", ".join(below[:_MOST]) + (", …" if below[_MOST:] else "")
-        return f"these folders in it have one: {listed}; name one of them"
-    return f"name {folder / below[0]}, which has one" if below else f"is {folder} the right folder?"
+    return hint_below(folder, name, _KINDS[name][2]) or f"is {folder} the right folder?"
 
 
 def _refuse_mistrals(folder: Path, name: str) -> None:

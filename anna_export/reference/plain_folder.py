@@ -14,7 +14,7 @@ from typing import Any
 from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import MODEL
 from anna_export.weights.adapter import WEIGHTS_FILE
-from anna_export.weights.checkpoint import INDEX_FILE, weight_files
+from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, weight_files
 from anna_export.weights.names import is_replaced, saved_name, trained_name
 from anna_export.weights.safetensors_files import DTYPES, header_bytes, read_header
 
@@ -28,21 +28,38 @@ def plain_model(model: Path, *, weights: bool = True) -> Iterator[Path]:
 
     Args:
         model: A base that a Checkpoint could open.
-        weights: Whether its weights are to be read.
+        weights: Whether its weights are to be read; if not, a file without tensors is in their
+            place, for libraries map what they find.
     """
-    changes: _Changes = {}
     config = read_json(model / MODEL)
-    if config.pop("quantization_config", None):
-        changes[MODEL] = _json(config)
-    for path in weight_files(model) if weights else ():
-        if any(key != trained_name(key) for key in read_header(path)):
-            changes[path.name] = _renamed(path, trained_name)
-    if set(changes) - {MODEL} and (model / INDEX_FILE).exists():
+    quantised = config.pop("quantization_config", None)
+    changes: _Changes = {MODEL: _json(config)} if quantised else {}
+    changes |= _renamed_weights(model) if weights else _no_weights(model)
+    with _changed(model, changes) as folder:
+        yield folder
+
+
+def _renamed_weights(model: Path) -> _Changes:
+    changes: _Changes = {
+        path.name: _renamed(path, trained_name)
+        for path in weight_files(model)
+        if any(key != trained_name(key) for key in read_header(path))
+    }
+    if changes and (model / INDEX_FILE).exists():
         index = read_json(model / INDEX_FILE)
         index["weight_map"] = {trained_name(k): file for k, file in index["weight_map"].items()}
         changes[INDEX_FILE] = _json(index)
-    with _changed(model, changes) as folder:
-        yield folder
+    return changes
+
+
+def _no_weights(model: Path) -> _Changes:
+    absent = (*(path.name for path in weight_files(model)), INDEX_FILE)
+    changes: _Changes = dict.fromkeys(absent, _nothing)
+    return changes | {SINGLE_FILE: lambda path: path.write_bytes(header_bytes({}))}
+
+
+def _nothing(path: Path) -> None:
+    """Write no file."""
 
 
 @contextmanager

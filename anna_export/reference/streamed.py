@@ -122,7 +122,9 @@ def _stream(module: torch.nn.Module, name: str, read: ReadWeight, deltas: Sequen
             setattr(module, key, value)
         for delta in deltas:
             b, a = delta.factors()
-            output = output + (inputs[0] @ a.T @ b.T) * delta.scale
+            # in place: of 8,192 tokens, one such array has 0.4 GiB in a 7 B model
+            rows = output.flatten(end_dim=-2)
+            rows.addmm_((inputs[0] @ a.T).flatten(end_dim=-2), b.T, alpha=delta.scale)
         return output
 
     module.register_forward_pre_hook(load)

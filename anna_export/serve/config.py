@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from anna_export.errors import InputError
+from anna_export.text.prompt_formats import FormatName
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class ServerConfig:
             started again.
         body_seconds: How long a client may take to send a body.
         drain_seconds: How long requests in flight may take after SIGTERM.
-        instruction_format: How a request's own instruction is worded: a name of FORMATS.
+        instruction_format: How a request's own instruction is worded; None: as the model's own
+            prompts are.
         api_keys: A request must bring one of these; empty for a server open to everybody.
         cors_allow_origins: Origins whose pages browsers let call the server; "*" for all.
 
@@ -41,7 +43,7 @@ class ServerConfig:
     stall_seconds: float = 120.0
     body_seconds: float = 30.0
     drain_seconds: float = 30.0
-    instruction_format: str = "e5"
+    instruction_format: FormatName | None = None
     api_keys: tuple[str, ...] = ()
     cors_allow_origins: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from anna_export.serve.refusal import Refusal
 from anna_export.serve.schema import EmbedDtype, EmbedRequest, TokenizeRequest
 from anna_export.spec import Head
 from anna_export.text.find_prefix import longest_cached_prefix, most_cached_tokens
-from anna_export.text.prompt_formats import FORMATS
+from anna_export.text.prompt_formats import FORMATS, instruction_format
 from anna_export.text.prompts import NO_PROMPT, Prompt
 
 # The commonest client that sends ids of another tokenizer does so unless it is told not to.
@@ -53,6 +53,7 @@ class RequestTokeniser:
         self._tokeniser = artifact.tokeniser()
         self._spec, self._framing = manifest.spec, manifest.framing
         self._prompts, self._config = manifest.prompts, config
+        self._format = config.instruction_format or instruction_format(manifest.prompts)
         self._prefix_ids: Mapping[Prompt, list[int]] = StoredPrefixes(artifact).ids
 
     def read(self, request: EmbedRequest) -> TokenisedTexts:
@@ -143,12 +144,14 @@ class RequestTokeniser:
                 names[0],
             )
         if request.instruction is not None:
-            return FORMATS[self._config.instruction_format].prompt(request.instruction)
+            return FORMATS[self._format].prompt(request.instruction)
         try:
-            if request.input_type is not None and request.input_type.is_document:
-                default = self._prompts.default
-                return self._prompts.find(self._prompts.documents.get(default or "", ""))
-            return self._prompts.find(request.prompt_name)
+            if request.input_type is None:
+                return self._prompts.find(request.prompt_name)
+            name = self._prompts.queries()
+            if request.input_type.is_document:
+                name = self._prompts.documents.get(name, "")
+            return self._prompts.find(name)
         except InputError as error:
             raise Refusal.invalid(str(error), "prompt_name", "unknown_prompt") from None
 

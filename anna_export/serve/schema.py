@@ -104,8 +104,8 @@ class EmbedFields(Body):
     prompt_name: StrictStr | None = Field(None, description="Name of one of the model's prompts.")
     input_type: InputType | None = Field(
         None,
-        description="`query` or `search_query`: the default prompt; `document`, `passage` or "
-        "`search_document`: the prompt of its documents.",
+        description="`query` or `search_query`: the prompt named query, else the default; "
+        "`document`, `passage` or `search_document`: the prompt of its documents.",
     )
     instruction: StrictStr | None = Field(
         None, description="Your own instruction, put into the model's prompt format."

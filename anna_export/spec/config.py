@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import MODEL, require_file
+from anna_export.files.model_folders import MODEL, require_file, require_folder
 from anna_export.spec.config_file import ConfigFile
 from anna_export.spec.families import FAMILIES
 from anna_export.spec.family import FULL_ATTENTION, Family
@@ -23,11 +23,7 @@ def read_spec(model: Path) -> EmbeddingSpec:
             is not supported.
         InputError: If a number is missing, or none.
     """
-    if not model.is_dir():
-        raise MissingError(
-            f"expected a Hugging Face model folder, found no folder {model}; "
-            "models are read from disk, so download it first"
-        )
+    require_folder(model)
     path = require_file(model, MODEL)
     values = read_json(path)
     refuse_unsupported_architecture(path, values, FAMILIES)

@@ -14,14 +14,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import pydantic
 
 from anna_export.errors import InputError, MissingError
 from anna_export.files.model_folders import Adapters, from_last
 from anna_export.files.validation import validated
-from anna_export.text.prompt_formats import FORMATS, Example
+from anna_export.text.prompt_formats import FORMATS, Example, Format, FormatName
 from anna_export.text.prompts import Prompt, Prompts, read_prompts
 
 # Where anna-train puts an adapter's prompts.
@@ -44,21 +44,32 @@ class Task(_Strict):
     """One task of the file: a text as it is, or the parts of a format."""
 
     text: str | None = None
-    format: Literal["e5", "bge-en-icl"] | None = None
+    format: FormatName | None = None
+    document: bool = False  # the format's words for documents, not those for queries
     instruction: _Text | None = None
     examples: list[_Example] = []
     response_suffix: bool | None = None
     documents: str | None = None
 
+    @property
+    def takes_examples(self) -> bool:
+        """Whether worked examples may stand in front of a query."""
+        words = None if self.format is None or self.document else FORMATS[self.format]
+        return words is not None and words.response is not None
+
     def prompt(self, examples: Sequence[Example] | None = None) -> Prompt:
         """Return what stands around the query.
 
         Args:
-            examples: In place of the task's own; a text alone has none, and takes none.
+            examples: In place of the task's own; a task that takes none has none.
         """
-        if self.format is None or self.instruction is None:
+        if self.format is None:
             return Prompt(self.text or "")
-        if examples is None:
+        if self.document:
+            return Prompt(FORMATS[self.format].document)
+        if not self.takes_examples:
+            examples = ()
+        elif examples is None:
             examples = [Example(example.query, example.response) for example in self.examples]
         return FORMATS[self.format].prompt(self.instruction, examples, self.response_suffix)
 
@@ -151,13 +162,32 @@ def _require_one_kind(path: Path, name: str, task: Task) -> None:
             f"expected tasks.{name} in {path} with either a text or a format, found "
             f"{'both' if plain else 'neither'}"
         )
-    if composed and task.instruction is None:
-        raise InputError(f"expected tasks.{name}.instruction in {path}, found none")
     parts = (task.instruction, task.examples or None, task.response_suffix)
-    if plain and any(part is not None for part in parts):
+    if plain and (task.document or any(part is not None for part in parts)):
         raise InputError(
             f"expected tasks.{name} in {path} with a text alone, found parts of a format too; "
             "name the format in place of the text"
+        )
+    if task.format is not None:
+        _require_parts(f"tasks.{name}", path, task, FORMATS[task.format])
+
+
+def _require_parts(name: str, path: Path, task: Task, words: Format) -> None:
+    """Refuse what a task has and its format does not, and an instruction that it needs."""
+    of = f"in {path}: the format {task.format} has"
+    if task.document and not words.document:
+        raise InputError(
+            f"expected no `document` for {name}, found it {of} no words for documents; leave it out"
+        )
+    if words.takes_instruction and not task.document and task.instruction is None:
+        raise InputError(f"expected {name}.instruction in {path}, found none")
+    if task.instruction is not None and (task.document or not words.takes_instruction):
+        raise InputError(f"expected no {name}.instruction, found one {of} none there; leave it out")
+    shows = task.examples or task.response_suffix is not None
+    if shows and (task.document or words.response is None):
+        raise InputError(
+            f"expected neither examples nor response_suffix for {name}, found some {of} none "
+            "there; leave them out"
         )
 
 

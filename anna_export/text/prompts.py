@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -11,6 +11,10 @@ from anna_export.errors import InputError
 from anna_export.files.json_file import read_json
 
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
+# The prompts that sentence-transformers' encode_query and encode_document look for; of the latter's
+# it takes the first alone (6.2), which it adds, without words, where a model has none.
+QUERY: Final = "query"
+DOCUMENTS: Final = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,10 @@ class Prompts:
             raise InputError(f"expected a known prompt ({names}), found {name!r}")
         return self.by_name[name]
 
+    def queries(self) -> str:
+        """Return the name of the queries' prompt: query if there is one, else the default."""
+        return QUERY if QUERY in self.by_name else self.default or ""
+
     def for_front(self, front: str) -> Prompt:
         """Return the prompt with this front; one of it alone, if there is none."""
         matching = (prompt for prompt in self.by_name.values() if prompt.front == front)
@@ -132,4 +140,6 @@ def read_prompts(folder: Path) -> Prompts:
             f"expected prompts by name, and the default's name, in {path}, found {texts!r} and "
             f"{default!r}"
         )
-    return Prompts.of_fronts(texts, default)
+    documents = next((name for name in DOCUMENTS if name in texts), None)
+    paired = {QUERY: documents} if documents is not None and QUERY in texts else {}
+    return replace(Prompts.of_fronts(texts, default), documents=paired)

@@ -6,12 +6,10 @@ from typing import Any, Final
 
 from anna_export.files.atomic import write_text
 from anna_export.spec import Activation, EmbeddingSpec, Head, Similarity
-from anna_export.text.prompts import PROMPTS_FILE, Prompts
+from anna_export.text.prompts import DOCUMENTS, PROMPTS_FILE, QUERY, Prompts
 
 MODULES_FILE: Final = "modules.json"
 MODULE_CLASS: Final = "anna_export.st.AnnaEncoder"
-_QUERY: Final = "query"
-_DOCUMENTS: Final = ("document", "passage", "corpus")
 _CLASSES: Final = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
     "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
@@ -66,12 +64,11 @@ def write_prompts(
 def st_prompts(prompts: Prompts) -> dict[str, str]:
     """Return what stands in front of a text, by every name that sentence-transformers looks for."""
     fronts = prompts.fronts()
-    if prompts.default is None:
+    if not (queries := prompts.queries()):
         return fronts
-    documents = prompts.documents.get(prompts.default)
-    if documents and not fronts.keys() & set(_DOCUMENTS):
-        fronts[_DOCUMENTS[0]] = fronts[documents]
-    return {_QUERY: fronts[prompts.default]} | fronts
+    if documents := prompts.documents.get(queries):
+        fronts.setdefault(DOCUMENTS[0], fronts[documents])
+    return {QUERY: fronts[queries]} | fronts
 
 
 def _settings(spec: EmbeddingSpec) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ import pydantic
 from anna_export.errors import InputError, MissingError
 from anna_export.files.validation import validated
 from anna_export.text.prompt_file import Task
+from anna_export.text.prompt_formats import DEFAULT_FORMAT, FORMATS, FormatName, format_of
 from anna_export.text.prompts import NO_PROMPT, Prompt, Prompts
 
 # In place of a file's path.
@@ -51,6 +52,7 @@ def find_prompt(
 
     The artifact's own prompts come first, then a user's, then those that ship; in each, a prompt
     of the task's name, of its type's, or, in retrieval and reranking, "query" or "document".
+    Those that ship are in the format of the artifact's own; one without instructions takes none.
     Documents have the prompt that their queries' prompt names, else none.
 
     Args:
@@ -63,7 +65,7 @@ def find_prompt(
     if users is not None and users.only:
         sources = [users.prompts]
     else:
-        sources = [baked, *([users.prompts] if users is not None else []), shipped()]
+        sources = [baked, *([users.prompts] if users is not None else []), _worded_alike(baked)]
     for prompts in sources:
         query = _named(prompts, [task, kind] if side is None else [task, kind, "query"])
         if side != "document":
@@ -79,10 +81,18 @@ def find_prompt(
     return NO_PROMPT
 
 
+def _worded_alike(baked: Prompts) -> Prompts:
+    """Return the prompts that ship in the format of a model's own; none if that takes none."""
+    name = format_of(baked)
+    if name is not None and not FORMATS[name].takes_instruction:
+        return Prompts()
+    return shipped(name or DEFAULT_FORMAT)
+
+
 @cache
-def shipped() -> Prompts:
-    """Return the prompts of mteb_prompts.json."""
-    return _read(_SHIPPED)
+def shipped(name: FormatName) -> Prompts:
+    """Return the prompts of mteb_prompts.json, in a format that takes instructions."""
+    return _read(_SHIPPED, name)
 
 
 def read_task_prompts(path: Path) -> TaskPrompts:
@@ -101,12 +111,15 @@ def read_task_prompts(path: Path) -> TaskPrompts:
     return TaskPrompts(_read(path))
 
 
-def _read(path: Path) -> Prompts:
+def _read(path: Path, name: FormatName | None = None) -> Prompts:
+    """Read prompts by task; a name replaces every task's format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"expected JSON in {path}, found: {error}") from None
     tasks = validated(_File, content, path).tasks
+    if name is not None:
+        tasks = {key: task.model_copy(update={"format": name}) for key, task in tasks.items()}
     try:
         return Prompts(
             {name: task.prompt() for name, task in tasks.items()},

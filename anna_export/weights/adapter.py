@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from anna_export.errors import DamagedError, InputError, MissingError, ShapeError, UnsupportedError
+from anna_export.errors import DamagedError, InputError, ShapeError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.files.model_folders import ADAPTER, require_file
+from anna_export.files.model_folders import ADAPTER, require_file, require_folder
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.names import adapter_name, by_name, trained_name
 from anna_export.weights.safetensors_files import StoredTensor, read_header
@@ -144,11 +144,7 @@ def _require_replacement(weights: Path, name: str, tensor: StoredTensor) -> None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise MissingError(
-            f"expected an adapter folder, found no folder {folder}; adapters are read from disk, "
-            "so download it first"
-        )
+    require_folder(folder)
     config = read_json(require_file(folder, CONFIG_FILE))
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(

@@ -1,13 +1,16 @@
 """A folder that is not the one meant: the line names the one that is."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from anna_export.artifact.manifest import read_manifest
 from anna_export.errors import AnnaError, MissingError, UnsupportedError
-from anna_export.files.model_folders import ADAPTER, MODEL, require_file
+from anna_export.files.model_folders import ADAPTER, MODEL, require_file, require_folder
 from tests.support.refusals import refusal
 
 KEYS = {ADAPTER: "peft_type", MODEL: "model_type"}
@@ -69,6 +72,12 @@ def test_snapshot_in_the_hubs_cache_is_named(make: Callable[..., Path], name: st
     assert refused(folder / "snapshots", name) == f"name {folder / 'snapshots/3f9a'}, which has one"
 
 
+def test_artifacts_in_a_folder_are_listed_as_models_are(make: Callable[..., Path]) -> None:
+    folder = make("fp32/manifest.json", "int8/manifest.json")
+    with pytest.raises(MissingError, match="these folders in it have one: fp32, int8; name one"):
+        read_manifest(folder)
+
+
 def test_adapter_given_as_the_model_is_told(make: Callable[..., Path]) -> None:
     assert refused(make(ADAPTER), MODEL) == "it holds an adapter: give it as `adapter`"
 
@@ -91,3 +100,43 @@ def test_model_in_mistrals_own_layout_is_told(make: Callable[..., Path]) -> None
 def test_folder_with_nothing_of_the_kind_is_asked_for(make: Callable[..., Path], name: str) -> None:
     folder = make("sub/other.json")
     assert refused(folder, name) == f"is {folder} the right folder?"
+
+
+def missing(name: str) -> str:
+    return refusal(MissingError, lambda: require_folder(Path(name)))
+
+
+@pytest.mark.parametrize("address", ["", "huggingface.co/", "https://huggingface.co/"])
+def test_repository_of_the_hub_is_told_how_it_is_downloaded(address: str) -> None:
+    message = missing(address + "intfloat/e5-mistral-7b-instruct")
+    assert message.endswith(
+        "download it with hf download intfloat/e5-mistral-7b-instruct --local-dir "
+        "e5-mistral-7b-instruct, and name the folder e5-mistral-7b-instruct"
+    )
+
+
+def test_download_command_is_one_that_the_hubs_client_knows() -> None:
+    program, verb, _, option, _ = (
+        missing("a/b").partition("download it with ")[2].partition(",")[0].split()
+    )
+    text = subprocess.run(
+        [Path(sys.executable).with_name(program), verb, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert option in text.split() and "REPO_ID" in text
+
+
+@pytest.mark.parametrize("name", ["mistral", "/models/b", "~/b", "a/b/c", "../a", "-a/b"])
+def test_path_that_is_no_repositorys_name_is_none(name: str) -> None:
+    assert missing(name).endswith("models, adapters and artifacts are read from disk")
+
+
+def test_folder_beside_which_others_lie_is_a_typing_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mistral").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "Hub" not in missing("models/mistrl")
+    require_folder(Path("models/mistral"))

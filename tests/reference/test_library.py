@@ -1,5 +1,6 @@
 """The reference in memory and layer by layer: the same libraries, the same vectors."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 
+from anna_export.reference.library import open_library_shell
 from anna_export.reference.load import open_reference, open_streamed_reference
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
@@ -36,3 +38,13 @@ def test_a_streamed_reference_gives_the_librarys_vectors_dense_modules_too(
     expected = library.encode(texts)
     for reference in (in_memory, streamed):
         np.testing.assert_allclose(reference.encode(texts), expected, rtol=0, atol=1e-6)
+
+
+def test_a_streamed_references_library_reads_no_weight_of_the_decoder(
+    base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"no safetensors file")
+    open_library_shell(folder, [])

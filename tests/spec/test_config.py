@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 
 from anna_export.errors import DamagedError, InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
@@ -130,7 +132,7 @@ def test_every_linear_module_has_one_input_and_a_weight(base: Path) -> None:
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     message = refusal(MissingError, lambda: read_spec(tmp_path / "gone"))
-    assert "found no folder" in message and "gone" in message
+    assert "found none at" in message and "gone" in message
 
 
 def test_missing_config_is_named(tmp_path: Path) -> None:
@@ -256,6 +258,35 @@ def test_prompts_are_read_with_their_default(tmp_path: Path) -> None:
     assert prompts.fronts() == texts
     assert prompts.find(None) == prompts.find("query") == Prompt("find: ")
     assert prompts.find("document") == NO_PROMPT
+
+
+def test_queries_and_documents_have_the_prompts_that_the_library_takes_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"passage": "p: ", "document": "d: ", "query": "q: "}
+    library = SentenceTransformer(modules=[torch.nn.Identity()], prompts=texts)
+    taken: list[str | None] = []
+    monkeypatch.setattr(library, "encode", lambda *_, prompt_name, **__: taken.append(prompt_name))
+    library.encode_query("a")
+    library.encode_document("a")
+    prompts = read_prompts(write_prompts(tmp_path, prompts=texts))
+    assert [prompts.queries(), prompts.documents[prompts.queries()]] == taken
+
+
+@pytest.mark.parametrize(
+    ("texts", "documents"),
+    [
+        ({"query": "q: ", "corpus": "c: ", "passage": "p: "}, {"query": "passage"}),
+        ({"query": "q: ", "corpus": "c: "}, {"query": "corpus"}),
+        ({"query": "q: "}, {}),
+        ({"passage": "p: "}, {}),
+    ],
+    ids=str,
+)
+def test_documents_have_the_prompt_that_the_library_documents(
+    tmp_path: Path, texts: dict[str, str], documents: dict[str, str]
+) -> None:
+    assert read_prompts(write_prompts(tmp_path, prompts=texts)).documents == documents
 
 
 def test_empty_name_is_no_prompt_where_there_is_a_default() -> None:

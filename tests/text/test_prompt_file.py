@@ -84,6 +84,16 @@ def test_default_and_prompts_of_documents_are_read(read: Read) -> None:
     assert prompts.documents == {"query": "passage", "sts": "sts", "code": ""}
 
 
+def test_documents_may_have_the_formats_words(read: Read) -> None:
+    tasks = {
+        "query": {"format": "nemotron", "documents": "passage"},
+        "passage": {"format": "nemotron", "document": True},
+        "search": {"format": "embeddinggemma", "instruction": "search result"},
+    }
+    fronts = {"query": "query: ", "passage": "passage: ", "search": "task: search result | query: "}
+    assert read(tasks).fronts() == fronts
+
+
 # -- what is refused --
 
 TASK = {"format": "e5", "instruction": "i"}
@@ -104,6 +114,16 @@ TASK = {"format": "e5", "instruction": "i"}
         ({"sts": {**TASK, "text": "t"}}, {}, "tasks.sts in .* found both"),
         ({"sts": {"text": "t", "examples": SHOTS}}, {}, "text alone"),
         ({"sts": {"text": "t", "response_suffix": True}}, {}, "text alone"),
+        ({"sts": {"text": "t", "document": True}}, {}, "text alone"),
+        ({"sts": {"format": "jina", "instruction": "i"}}, {}, r"no tasks\.sts\.instruction"),
+        ({"sts": {"format": "jina", "examples": SHOTS}}, {}, "neither examples nor"),
+        ({"sts": {"format": "jina", "response_suffix": False}}, {}, "neither examples nor"),
+        ({"sts": {"format": "e5", "document": True}}, {}, "has no words for documents"),
+        (
+            {"sts": {"format": "reasonir", "document": True, "instruction": "i"}},
+            {},
+            r"no tasks\.sts\.instruction",
+        ),
         ({"STS": TASK}, {}, "found 'STS'"),
         ({"": TASK}, {}, "found ''"),
         ({"../sts": TASK}, {}, "found '../sts'"),

@@ -31,10 +31,17 @@ def test_prompt_that_is_named_query_stays() -> None:
     assert st_prompts(prompts) == {"query": "a: ", "web": "b: "}
 
 
-def test_prompt_of_the_documents_is_named_document_where_no_other_is_theirs() -> None:
-    prompts = Prompts({"web": Prompt("find: "), "page": Prompt("text: ")}, "web", {"web": "page"})
-    assert st_prompts(prompts)["document"] == "text: "
-    assert "document" not in st_prompts(WEB)
+def test_prompt_of_the_documents_is_named_document_where_no_other_is() -> None:
+    assert st_prompts(WEB)["document"] == "say: "
+    by_name = {"query": Prompt("q: "), "document": Prompt("d: "), "page": Prompt("p: ")}
+    assert st_prompts(Prompts(by_name, documents={"query": "page"}))["document"] == "d: "
+
+
+def test_documents_of_query_are_named_without_a_default_too() -> None:
+    prompts = Prompts(
+        {"query": Prompt("q: "), "passage": Prompt("p: ")}, None, {"query": "passage"}
+    )
+    assert st_prompts(prompts) == {"query": "q: ", "document": "p: ", "passage": "p: "}
 
 
 def test_without_a_default_no_name_is_added() -> None:

@@ -30,8 +30,8 @@ def test_every_task_and_type_of_the_benchmark_has_a_prompt_and_mtebs_own_where_i
     for task in mteb.get_benchmark(BENCHMARK).tasks:
         mtebs = task.metadata.prompt
         instruction = mtebs.get("query") if isinstance(mtebs, dict) else mtebs
-        prompt = shipped().by_name[task.metadata.name]
-        assert task.metadata.type in shipped().by_name and prompt.back == ""
+        prompt = shipped("e5").by_name[task.metadata.name]
+        assert task.metadata.type in shipped("e5").by_name and prompt.back == ""
         if instruction:
             count += 1
             assert prompt == front(instruction)
@@ -69,6 +69,16 @@ def test_shipped_prompts_by_name_then_type(
     task: str, kind: str, side: str | None, expected: Prompt
 ) -> None:
     assert find_prompt(task, kind, side, NONE) == expected
+
+
+def test_shipped_prompts_are_worded_as_the_models_own() -> None:
+    qwen3 = Prompts.of_fronts({"query": "Instruct: Find it.\nQuery:", "document": ""})
+    words = "Instruct: Retrieve semantically similar text.\nQuery:"
+    assert find_prompt("STS12", "STS", None, qwen3) == Prompt(words)
+    # a model that was trained without instructions has none
+    nemotron = Prompts.of_fronts({"query": "query: ", "document": "passage: "})
+    assert find_prompt("STS12", "STS", None, nemotron) == NO_PROMPT
+    assert find_prompt("FiQA2018", "Retrieval", "document", nemotron) == Prompt("passage: ")
 
 
 def test_the_artifacts_own_prompts_come_first() -> None:

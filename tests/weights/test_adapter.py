@@ -167,7 +167,7 @@ def test_initialisation_that_rewrote_the_base_is_refused(copy: Path, init: str) 
 
 
 def test_missing_adapter_folder_is_named(tmp_path: Path) -> None:
-    assert "found no folder" in refusal(MissingError, tmp_path / "gone")
+    assert "found none at" in refusal(MissingError, tmp_path / "gone")
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])

@@ -7,12 +7,13 @@ from typing import Final, Protocol
 import numpy as np
 
 from anna_export import open_encoder
-from anna_export.errors import InputError, MissingError
+from anna_export.errors import InputError
+from anna_export.files.model_folders import require_folder
+from anna_export.text.prompts import DOCUMENTS
 
 ARTIFACT_FILE: Final = "manifest.json"
 SENTENCE_TRANSFORMERS_FILE: Final = "modules.json"
 # the prompt for queries where none is named, if the model has one of that name
-QUERY_PROMPT: Final = "query"
 
 
 class TextEncoder(Protocol):
@@ -38,10 +39,8 @@ class _Artifact:
         self._encoder = open_encoder(folder)
         self.dim = self._encoder.dim
         prompts = self._encoder.prompts
-        if prompt is None and QUERY_PROMPT in prompts.by_name:
-            prompt = QUERY_PROMPT
-        self._name = prompts.default if prompt is None else prompt
-        self._documents = prompts.documents.get(self._name or "", "")
+        self._name = prompts.queries() if prompt is None else prompt
+        self._documents = prompts.documents.get(self._name, "")
         self.query_prompt = repr(prompts.find(self._name))
         self.document_prompt = repr(prompts.find(self._documents))
 
@@ -66,8 +65,10 @@ class _SentenceTransformer:
             names = ", ".join(sorted(prompts)) or "none"
             raise InputError(f"expected a known prompt ({names}), found {prompt!r}")
         self._prompt = prompt
+        # encode_document alone would not take one that is named otherwise than document
+        self._document = next((name for name in DOCUMENTS if prompts.get(name)), None)
         self.query_prompt = repr((prompt, prompts, self._model.default_prompt_name, "query"))
-        self.document_prompt = repr((prompts, self._model.default_prompt_name, "document"))
+        self.document_prompt = repr((prompts, self._model.default_prompt_name, self._document))
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         if self._prompt is None:
@@ -77,7 +78,9 @@ class _SentenceTransformer:
         )
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
-        return self._model.encode_document(list(texts), normalize_embeddings=True)
+        return self._model.encode_document(
+            list(texts), prompt_name=self._document, normalize_embeddings=True
+        )
 
 
 def require_encoder(folder: Path) -> None:
@@ -87,8 +90,7 @@ def require_encoder(folder: Path) -> None:
         MissingError: If there is no such folder.
         InputError: If it is neither.
     """
-    if not folder.is_dir():
-        raise MissingError(f"expected the folder of an encoder at {folder}, found none")
+    require_folder(folder)
     if not any((folder / name).is_file() for name in (ARTIFACT_FILE, SENTENCE_TRANSFORMERS_FILE)):
         raise InputError(
             f"expected an artifact ({ARTIFACT_FILE}) or a sentence-transformers model "

@@ -74,7 +74,7 @@ def prepare(
     examples = {
         data.task: _fixed_examples(sets[data.path.stem], recipe, assembler)
         for data in recipe.data
-        if sets[data.path.stem].task.format is not None
+        if sets[data.path.stem].task.takes_examples
     }
     held_out_sets = held_out(recipe.evaluation, held_sets, examples, assembler)
     limits = recipe.limits
