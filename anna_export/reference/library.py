@@ -156,6 +156,8 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
         shell = open_folder(folder, config=_NO_DECODER)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # keys and values that nothing reads again would be held for every layer
+        config.use_cache = shell[0].config.use_cache
         # frequencies and scales are computed, not loaded: buffers have their values
         with init_empty_weights(include_buffers=False):
             decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
