@@ -1,4 +1,4 @@
-"""TensorRT-RTX's engines of every family, built without a GPU; skipped where it is not installed."""
+"""TensorRT-RTX builds engines of every family without a GPU; skipped where it is missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ ONE_LAYER_TYPE_EACH = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
 @pytest.fixture(scope="module")
-def model(shared_folders: SharedFolders, tokenizer_folder: Path) -> Callable[[str, str], Path]:
+def model(shared_folders: SharedFolders) -> Callable[[str, str], Path]:
     def make(family: str, mask: str) -> Path:
         changes = dict(NUMBERS)
         if "layer_types" in CONFIGS[family]:
@@ -42,7 +42,7 @@ def model(shared_folders: SharedFolders, tokenizer_folder: Path) -> Callable[[st
             changes |= BOTH_WAYS[family]
 
         def write(folder: Path) -> None:
-            write_model(folder, family, tokenizer_folder, **changes)
+            write_model(folder, family, **changes)
 
         return shared_folders.folder("rtx family", write, family, mask)
 

@@ -47,13 +47,13 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def family_model(shared_folders: SharedFolders, tokenizer_folder: Path) -> Callable[..., Path]:
+def family_model(shared_folders: SharedFolders) -> Callable[..., Path]:
     """Writes the folder of a family, mask and head, once."""
 
     def make(family: str, mask: str, head: str, **numbers: Any) -> Path:
         def decoder(folder: Path) -> None:
             changes = MASKS[mask].get(family, {}) | numbers
-            write_model(folder, family, tokenizer_folder, **changes)
+            write_model(folder, family, **changes)
 
         base = shared_folders.folder("family", decoder, family, mask, sorted(numbers.items()))
 
@@ -102,7 +102,7 @@ def test_narrow_precisions_are_within_their_thresholds(
     tmp_path: Path,
 ) -> None:
     # so small a model is the farther off the sharper its attention is
-    model = family_model(family, mask, head, initializer_range=0.1)
+    model = family_model(family, mask, head, initializer_range=0.05)
     quantised = precision in (Precision.FP8, Precision.INT8, Precision.INT4)
     stored = storage(precision, **({"calibration": few_texts} if quantised else {}))
     recipe = Recipe(model, None, tmp_path / "out", stored, max_tokens=MAX_TOKENS, verify=False)
