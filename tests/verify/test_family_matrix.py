@@ -20,6 +20,7 @@ from anna_export.export.recipe import Recipe
 from anna_export.quantise import scheme_of
 from anna_export.quantise.options import storage
 from anna_export.spec import FAMILIES, Precision
+from anna_export.verify.texts import ordinary_texts
 from tests.support.families import BOTH_WAYS, write_model
 from tests.support.shared import SharedFolders
 from tests.support.st_folders import dense, open_st, save_st
@@ -109,7 +110,8 @@ def test_narrow_precisions_are_within_their_thresholds(
     artifact = export(recipe, stage).artifact
     library = open_st(model)
     library.max_seq_length = MAX_TOKENS
-    similarities = cosines(open_encoder(artifact.folder).encode(TEXTS, ""), library.encode(TEXTS))
+    texts = [*TEXTS, *ordinary_texts(20)]
+    similarities = cosines(open_encoder(artifact.folder).encode(texts, ""), library.encode(texts))
     thresholds = scheme_of(artifact.manifest).thresholds
     assert similarities.min() >= (thresholds.min_cosine or 0)
     assert 1 - similarities.mean() <= (thresholds.max_loss or 1)
