@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from anna_export.errors import DamagedError, MissingError
 from anna_export.files.atomic import write_text
 from anna_export.files.hashing import file_sha256
-from anna_export.files.hub_cache import snapshot_hint
+from anna_export.files.hub_cache import hint_below
 from anna_export.files.json_file import read_json
 from anna_export.files.validation import validated
 from anna_export.spec import EmbeddingSpec, Precision, Similarity
@@ -161,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise MissingError(
             f"expected an artifact, found no {MANIFEST_FILE} in {folder}; "
-            f"{snapshot_hint(folder, MANIFEST_FILE) or 'name a folder that anna-export made'}"
+            f"{hint_below(folder, MANIFEST_FILE) or 'name a folder that anna-export made'}"
         )
     content = read_json(path)
     if content.get("schema_version") == 2:

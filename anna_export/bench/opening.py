@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -67,16 +68,13 @@ class OpenSentenceTransformer:
 
     def __call__(self) -> Opened:
         """Load it."""
-        try:
-            import sentence_transformers
-        except ImportError:
-            raise ExtraError(
-                "expected sentence-transformers, found none; install anna-export[train]"
-            ) from None
-        model = self._load(sentence_transformers)
+        from anna_export.reference.library import open_folder
+
+        model = open_folder(self.folder, None if self.device == "auto" else self.device)
         tokenizer, end = model.tokenizer, ""
-        # a folder of its own says itself what frames a text
+        # a folder of its own says itself what frames a text, and how long it may be
         if not (self.folder / MODULES_FILE).exists():
+            model.max_seq_length = self.max_tokens
             adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
             end = "" if adds_end else tokenizer.eos_token
 
@@ -90,20 +88,8 @@ class OpenSentenceTransformer:
             )
             return np.asarray(vectors)
 
-        version = sentence_transformers.__version__
-        return Opened(f"sentence-transformers {version}", f"fp32 on {model.device}", embed)
-
-    def _load(self, library: Any) -> Any:
-        from sentence_transformers import models
-
-        device = None if self.device == "auto" else self.device
-        if (self.folder / MODULES_FILE).exists():
-            return library.SentenceTransformer(str(self.folder), device=device)
-        transformer = models.Transformer(str(self.folder), max_seq_length=self.max_tokens)
-        transformer.tokenizer.padding_side = "right"
-        width = transformer.get_embedding_dimension()
-        modules = [transformer, models.Pooling(width, pooling_mode="lasttoken"), models.Normalize()]
-        return library.SentenceTransformer(modules=modules, device=device)
+        name = f"sentence-transformers {version('sentence-transformers')}"
+        return Opened(name, f"fp32 on {model.device}", embed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,6 @@ class OpenOpenVino:
             ExtraError: If OpenVINO is not installed.
             UnsupportedError: If the model leaves its prompts' tokens out of the pooling.
         """
-        # it would tell its makers of every conversion
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        try:
-            import openvino
-        except ImportError:
-            raise ExtraError("expected openvino, found none; pip install openvino") from None
         artifact = open_artifact(self.folder)
         spec = artifact.manifest.spec
         if spec.head.leaves_out_prompt:
@@ -65,6 +59,12 @@ class OpenOpenVino:
                 f"expected a model that pools its prompts' tokens too, found {self.folder} with "
                 f"{spec.head.describe()}; leave out the baseline openvino"
             )
+        # it would tell its makers of every conversion
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError:
+            raise ExtraError("expected openvino, found none; pip install openvino") from None
         core = openvino.Core()
         narrow = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         threads = self.threads or len(os.sched_getaffinity(0))

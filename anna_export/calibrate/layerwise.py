@@ -48,6 +48,11 @@ class LayerwiseForward:
         self.device = device
         with quiet_libraries():
             self._model = empty_model(checkpoint.spec)
+        self._norm, self._model.norm = self._model.norm, torch.nn.Identity()
+        self._layers = list(self._model.layers)
+        self._model.layers = torch.nn.ModuleList(_PassedBy() for _ in self._layers)
+        # what transformers computes beside the layers: frequencies of rotary embedding
+        self._model.rotary_emb.to(device)
 
     def start(
         self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None
@@ -56,8 +61,9 @@ class LayerwiseForward:
         table = self._read(EMBEDDING_WEIGHT, "cpu")
         if embedding is not None:
             table = embedding.dequantize(embedding.quantize(table))
+        scale = self.spec.embedding_scale
         return [
-            LayerOutputs(batch, table[torch.from_numpy(batch.ids)].to(self.device))
+            LayerOutputs(batch, (table[torch.from_numpy(batch.ids)] * scale).to(self.device))
             for batch in batches
         ]
 
@@ -66,12 +72,15 @@ class LayerwiseForward:
     ) -> Iterator[tuple[int, torch.nn.Module]]:
         """Yield each layer with its weights, which are gone, and reported, at the next one."""
         for index in range(first, self.spec.layers):
-            layer = self._model.layers[index]
+            layer = self._layers[index]
             named = {name: f"layers.{index}.{name}" for name, _ in layer.named_parameters()}
             for name, full in named.items():
-                module = layer.get_submodule(name.rpartition(".")[0])
-                module.weight = _parameter(self._read(full, self.device))
+                module, _, parameter = name.rpartition(".")
+                value = _parameter(self._read(full, self.device))
+                setattr(layer.get_submodule(module), parameter, value)
+            self._model.layers[index] = layer
             yield index, layer
+            self._model.layers[index] = _PassedBy()
             layer.to("meta")
             if progress is not None:
                 progress(index + 1, self.spec.layers)
@@ -87,21 +96,18 @@ class LayerwiseForward:
         self, layer: Any, outputs: LayerOutputs, on_input: OnInput | None = None
     ) -> LayerOutputs:
         """Pass a batch through a layer; `on_input` reads, and may replace, each linear's input."""
-        hidden = outputs.hidden
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        # padding stands on the right: of causal attention, no token sees it
+        mask = None if self.spec.causal else outputs.real().long()
         with _hooked(layer, on_input):
-            hidden = layer(
-                hidden,
-                attention_mask=self._mask(hidden, positions),
-                position_ids=positions,
-                position_embeddings=self._model.rotary_emb(hidden, positions),
-            )
+            hidden = self._model(
+                inputs_embeds=outputs.hidden, attention_mask=mask, use_cache=False
+            ).last_hidden_state
         return LayerOutputs(outputs.batch, hidden)
 
     @torch.inference_mode()
     def finish(self, stream: Sequence[LayerOutputs]) -> torch.Tensor:
         """Return (N, D) vectors of all batches, scaled to unit length: final norm and head."""
-        norm, head = self._model.norm, self.spec.head
+        norm, head = self._norm, self.spec.head
         norm.weight = _parameter(self._read("norm.weight", self.device))
         weights = head_weights(head, lambda name: self._read(name, self.device))
         vectors = [
@@ -110,26 +116,15 @@ class LayerwiseForward:
         ]
         return torch.nn.functional.normalize(torch.cat(vectors), dim=-1).cpu()
 
-    def _mask(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
-        """Return the causal mask as MistralModel makes it; padding stands on the right."""
-        from transformers import masking_utils
-
-        windowed = self.spec.sliding_window is not None
-        make = (
-            masking_utils.create_sliding_window_causal_mask
-            if windowed
-            else masking_utils.create_causal_mask
-        )
-        return make(
-            config=self._model.config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
-
     def _read(self, name: str, device: str) -> torch.Tensor:
         return self._checkpoint.read(name, torch.float32).to(device)
+
+
+class _PassedBy(torch.nn.Module):
+    """Stands where a layer is that is not computed now."""
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        return hidden_states
 
 
 def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:

@@ -16,20 +16,26 @@ from anna_export.console import commands, output
 @options.model_option
 @options.adapter_option(required=True)
 @click.option("--out", type=commands.path, required=True, help="Model folder to make.")
+@options.eos_option
 @commands.overwrite_option
 @output.json_option
 def command(
-    model: Path, adapter: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool
+    model: Path,
+    adapter: tuple[Path, ...],
+    out: Path,
+    eos: bool | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write base and adapters as one ordinary Hugging Face folder.
 
     merge adds in fp32 and rounds once to the base's own type; it holds at most three tensors in
-    memory. The folder is a MistralModel without the language head, which embedding does not use.
+    memory. The folder is the decoder without the language head, which embedding does not use.
     """
     from anna_export.weights.merge import write_merged
 
     with output.stage("merge", "bytes") as progress:
-        merged = write_merged(model, adapter, out, overwrite=overwrite, progress=progress)
+        merged = write_merged(model, adapter, out, overwrite=overwrite, eos=eos, progress=progress)
     if as_json:
         output.print_json(
             {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
+from anna_export.files.hub_cache import hint_below
 
 # one adapter, several that are merged in this order, or none
 Adapters = Path | Sequence[Path] | None
@@ -17,7 +18,6 @@ _KINDS: Final = {
     ADAPTER: ("an adapter", "`adapter`", '"peft_type"'),
     MODEL: ("a model", "`model`", '"model_type"'),
 }
-_MOST: Final = 5
 # OWNER/NAME, or the address of its page, of which a path keeps one slash
 _REPOSITORY: Final = re.compile(
     r"(?:(?:https?:/+)?(?:huggingface\.co|hf\.co)/)?([A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*)"
@@ -85,18 +85,7 @@ def _hint(folder: Path, name: str) -> str:
     for other, (called, field, _) in _KINDS.items():
         if (folder / other).is_file():
             return f"it holds {called}: give it as {field}"
-    key = _KINDS[name][2]
-    # two levels down in the hub's cache; checkpoint-500 comes before checkpoint-1000
-    below = [
-        str(path.parent.relative_to(folder))
-        for path in (*folder.glob(f"*/{name}"), *folder.glob(f"snapshots/*/{name}"))
-        if key in path.read_text(encoding="utf-8", errors="replace")
-    ]
-    below.sort(key=lambda lower: (len(lower), lower))
-    if below[1:]:
-        listed = ", ".join(below[:_MOST]) + (", …" if below[_MOST:] else "")
-        return f"these folders in it have one: {listed}; name one of them"
-    return f"name {folder / below[0]}, which has one" if below else f"is {folder} the right folder?"
+    return hint_below(folder, name, _KINDS[name][2]) or f"is {folder} the right folder?"
 
 
 def _refuse_mistrals(folder: Path, name: str) -> None:

@@ -1,9 +1,10 @@
-"""The canonical graph: a Mistral-shaped encoder in standard operators, built from its spec.
+"""The canonical graph: a decoder that embeds in standard operators, built from its spec.
 
 Built, not traced: tracing needs the whole model in memory and loses the grouped key/value heads.
 Tokens come first in every row, once its entrance has moved those padded on the left, so causal
 attention alone keeps padding out of every real token's state.
-In front of them may stand a prefix, by its keys and values, which all texts of a batch share.
+In front of them may stand a prefix, by its keys and values, which all texts of a batch share; not
+where attention goes both ways, since there the prefix depends on the text.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import onnx_ir as ir
 
 from anna_export.graph import attention, padding, pooling
 from anna_export.graph import head as heads
+from anna_export.graph.block import activated, normed_heads
+from anna_export.graph.masks import Keys, attention_mask
 from anna_export.graph.names import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -22,10 +25,10 @@ from anna_export.graph.names import (
     PREFIX_VALUES,
     PROMPT_TOKENS,
 )
+from anna_export.graph.recording import Recording
 from anna_export.graph.rotary import rotary_tables
-from anna_export.graph.tensors import IR_DTYPES, as_ir
-from anna_export.spec import EMBEDDING_WEIGHT, LAST_TOKEN, EmbeddingSpec, Precision
-from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
+from anna_export.spec import EMBEDDING_WEIGHT, LAST_TOKEN, Precision, Rotary
+from anna_export.weights.checkpoint import Checkpoint
 
 OPSET: Final = 23
 IR_VERSION: Final = 11
@@ -42,10 +45,11 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
 
     Returns:
         A model of input_ids and attention_mask, int64 (B, S), padded on the right or left, to
-        sentence_embedding, float32 (B, D). Optional inputs are prefix_keys and prefix_values,
-        float32 (L, K, P, head_dim); without them, P is 0. Where a prompt's tokens are not pooled,
-        prompt_tokens, int64 (1,) or (B,), says how many there are, the prefix's among them;
-        without, 0. Opset 23, and functions for attention and for pooling the last token.
+        sentence_embedding, float32 (B, D). Optional inputs of a causal model are prefix_keys and
+        prefix_values, float32 (L, K, P, head_dim); without them, P is 0. Where a prompt's tokens
+        are not pooled, prompt_tokens, int64 (1,) or (B,), says how many there are, the prefix's
+        among them; without, 0. Opset 23, and functions for attention and for pooling the last
+        token.
     """
     graph = _Graph(checkpoint, precision, max_tokens)
     output = graph.embed()
@@ -70,46 +74,30 @@ def build_graph(checkpoint: Checkpoint, precision: Precision, max_tokens: int) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Positions:
-    """Positions of queries, and which keys each of them attends to."""
+class _Queries:
+    """The queries of a layer: their positions, and which keys each of them attends to."""
 
     ids: ir.Value  # (B, Q) int64, from P on
-    mask: ir.Value  # bool, broadcast to (B, H, Q, P + S)
+    order: ir.Value  # (Q,), or ids where rows differ
+    causal: bool  # all tokens of a text, none of which attends to those behind it
 
 
-class _Graph:
+class _Graph(Recording):
     """One graph being recorded."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision, max_tokens: int) -> None:
-        self.checkpoint = checkpoint
-        self.spec: EmbeddingSpec = checkpoint.spec
-        self.shapes = self.spec.weight_shapes()
-        self.precision = precision
-        wide = precision is Precision.FP16
-        self.residual_precision = Precision.FP32 if wide else precision
+        super().__init__(checkpoint, precision)
         self.max_tokens = max_tokens
-        self.tape = ir.tape.Tape()
         self.input_ids = ir.val(INPUT_IDS, dtype=ir.DataType.INT64, shape=["batch", "sequence"])
         self.attention_mask = ir.val(
             ATTENTION_MASK, dtype=ir.DataType.INT64, shape=["batch", "sequence"]
         )
         self.prefix_keys, self.prefix_values = map(self.prefix, (PREFIX_KEYS, PREFIX_VALUES))
-        self.inputs = [*(self.input_ids, self.attention_mask, self.prefix_keys, self.prefix_values)]
-        self.cos, self.sin = self.rotary_tables()
-
-    def op(
-        self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
-    ) -> ir.Value:
-        return self.tape.op(kind, inputs, attributes, name=name)
-
-    def int64(self, name: str, value: int | list[int]) -> ir.Value:
-        return self.constant(name, np.array(value, dtype=np.int64))
-
-    def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        for constant in self.tape.initializers:
-            if constant.name == name:
-                return constant
-        return self.tape.initializer(ir.tensor(value, name=name))
+        self.inputs = [self.input_ids, self.attention_mask]
+        if self.spec.causal:
+            self.inputs += [self.prefix_keys, self.prefix_values]
+        self.tables: dict[tuple[Rotary, bool], tuple[ir.Value, ir.Value]] = {}
+        self.masks: dict[tuple[ir.Value, int | None], ir.Value] = {}
 
     def prefix(self, name: str) -> ir.Value:
         """Return an input whose default is a prefix of no tokens; fp32 in every precision."""
@@ -119,41 +107,23 @@ class _Graph:
         value.shape = ir.Shape([spec.layers, spec.kv_heads, "prefix", spec.head_dim])
         return value
 
-    def weight(self, name: str, precision: Precision, *, transpose: bool = False) -> ir.Value:
-        checkpoint, dtype = self.checkpoint, TORCH_DTYPES[precision]
-        shape = ir.Shape(reversed(self.shapes[name]) if transpose else self.shapes[name])
-
-        def read() -> ir.Tensor:
-            return as_ir(checkpoint.read(name, dtype, transpose=transpose), name)
-
-        return self.tape.initializer(ir.LazyTensor(read, IR_DTYPES[precision], shape, name=name))
-
-    def linear(self, x: ir.Value, module: str) -> ir.Value:
-        weight = self.weight(f"{module}.weight", self.precision, transpose=True)
-        return self.op("MatMul", x, weight, name=module)
-
-    def norm(self, x: ir.Value, module: str) -> ir.Value:
-        """Normalise the residual stream; the result is in the matrix products' type."""
-        weight = self.weight(f"{module}.weight", self.residual_precision)
-        x = self.op("RMSNormalization", x, weight, name=module, axis=-1, epsilon=self.spec.norm_eps)
-        return self.narrow(x)
-
-    def narrow(self, x: ir.Value) -> ir.Value:
-        return self.cast(x, self.residual_precision, self.precision)
-
-    def widen(self, x: ir.Value) -> ir.Value:
-        return self.cast(x, self.precision, self.residual_precision)
-
-    def cast(self, x: ir.Value, source: Precision, target: Precision) -> ir.Value:
-        x.dtype = IR_DTYPES[source]  # passes must know what is cast
-        if source is target:
-            return x
-        return self.op("Cast", x, to=IR_DTYPES[target])
-
-    def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
-        tables = map(self.tape.initializer, rotary_tables(self.spec, self.max_tokens))
-        cos, sin = (self.cast(x, Precision.FP32, self.precision) for x in tables)
-        return cos, sin
+    def rotary_tables(self, layer: int, *, queries: bool) -> tuple[ir.Value, ir.Value]:
+        """Return cosines and sines of a layer; queries may have tables of their own."""
+        spec, rotary = self.spec, self.spec.rotary(layer)
+        scaling = spec.query_scaling if queries else None
+        if scaling is not None and self.max_tokens <= scaling.positions:
+            scaling = None  # exactly 1 so far
+        key = rotary, scaling is not None
+        if key not in self.tables:
+            name = "rotary" if rotary.theta == spec.rope_theta else "rotary.windowed"
+            name += ".queries" if scaling else ""
+            tables = rotary_tables(name, rotary, spec.head_dim, self.max_tokens, scaling)
+            cos, sin = (
+                self.cast(self.tape.initializer(table), Precision.FP32, self.precision)
+                for table in tables
+            )
+            self.tables[key] = cos, sin
+        return self.tables[key]
 
     def embed(self) -> ir.Value:
         spec = self.spec
@@ -163,18 +133,17 @@ class _Graph:
         )
         first = self.first_pooled()
         index = heads.pooled_index(self, spec.head.pooling, lengths, first)
-        positions = self.all_positions()
-        text = self.text_positions(positions)
-        embedding = self.weight(EMBEDDING_WEIGHT, self.precision)
-        x = self.widen(self.op("Gather", embedding, ids, axis=0, name="embed_tokens"))
+        self.keys = Keys(self.all_positions(), None if spec.causal else lengths)
+        text = self.text_queries()
+        x = self.token_embeddings(ids)
         for layer in range(last_layer):
             x = self.layer(layer, x, text)
         if index is None:
-            x = self.norm(self.layer(last_layer, x, text), "norm")
+            x = self.normed(self.layer(last_layer, x, text), "norm")
             row = heads.mean(self, self.cast(x, self.precision, Precision.FP32), lengths, first)
             return heads.behind_pooling(self, row, spec.head)
-        x = self.layer_for_one_token(last_layer, x, index, text, positions)
-        x = self.norm(x, "norm")
+        x = self.layer_for_one_token(last_layer, x, index, text)
+        x = self.normed(x, "norm")
         if spec.head != LAST_TOKEN:
             x = self.cast(x, self.precision, Precision.FP32)
             row = self.op("Squeeze", x, self.int64("axis_1", [1]))
@@ -186,6 +155,17 @@ class _Graph:
         return self.tape.op(
             pooling.NAME, [x, zeros], attributes, domain=pooling.DOMAIN, name="pool"
         )
+
+    def token_embeddings(self, ids: ir.Value) -> ir.Value:
+        """Look up (B, S) ids: (B, S, D) in the residual stream's type."""
+        table = self.weight(EMBEDDING_WEIGHT, self.precision)
+        x = self.op("Gather", table, ids, axis=0, name="embed_tokens")
+        if self.spec.embedding_scale == 1:
+            return self.widen(x)
+        # in fp32: in a narrow type the scale itself would be rounded, for every token alike
+        scale = self.constant("embedding_scale", np.array(self.spec.embedding_scale, np.float32))
+        x = self.op("Mul", self.cast(x, self.precision, Precision.FP32), scale)
+        return self.cast(x, Precision.FP32, self.residual_precision)
 
     def first_pooled(self) -> ir.Value | None:
         """Where pooled tokens start, by an input whose default is a prompt of no tokens."""
@@ -206,95 +186,93 @@ class _Graph:
         end = self.op("Add", self.prefix_length(), length)
         return self.op("Range", self.int64("zero", 0), end, self.int64("one", 1))
 
-    def text_positions(self, positions: ir.Value) -> _Positions:
-        """Those of the text's tokens, behind the prefix; `positions` are all, (P + S,)."""
+    def text_queries(self) -> _Queries:
+        """All of the text's tokens, behind the prefix."""
         start = self.op("Shape", self.prefix_keys, start=2, end=3)
-        end = self.op("Shape", positions)
-        tokens = self.op("Slice", positions, start, end)  # (S,)
+        end = self.op("Shape", self.keys.positions)
+        tokens = self.op("Slice", self.keys.positions, start, end)  # (S,)
         ids = self.op("Expand", tokens, self.op("Shape", self.input_ids))
-        return _Positions(ids, self.causal_mask(tokens, positions))
+        return _Queries(ids, tokens, self.spec.causal)
 
-    def causal_mask(self, queries: ir.Value, keys: ir.Value) -> ir.Value:
-        """Mask keys at positions (P + S,) for queries at (…, Q): bool (…, Q, P + S)."""
-        queries = self.op("Unsqueeze", queries, self.int64("axis_last", [-1]))
-        causal = self.op("GreaterOrEqual", queries, keys)
-        if self.window is None:
-            return causal
-        distance = self.op("Sub", queries, keys)
-        return self.op("And", causal, self.op("Less", distance, self.int64("window", self.window)))
+    def mask(self, queries: _Queries, window: int | None) -> ir.Value:
+        key = queries.order, window
+        if key not in self.masks:
+            self.masks[key] = attention_mask(
+                self, queries.order, self.keys, window, of_rows=queries.order is queries.ids
+            )
+        return self.masks[key]
 
-    @property
-    def window(self) -> int | None:
-        """The sliding window, where a sequence can be longer than it."""
-        window = self.spec.sliding_window
+    def window(self, layer: int) -> int | None:
+        """A layer's sliding window, where a sequence can be longer than it."""
+        window = self.spec.window(layer)
         return window if window is not None and self.max_tokens > window else None
 
-    def layer(self, layer: int, x: ir.Value, positions: _Positions) -> ir.Value:
-        module = f"layers.{layer}"
-        normed = self.norm(x, f"{module}.input_layernorm")
-        attended = self.attention(layer, normed, normed, positions, positions, causal=True)
-        x = self.op("Add", x, self.widen(attended))
-        return self.mlp(module, x)
+    def layer(self, layer: int, x: ir.Value, text: _Queries) -> ir.Value:
+        module, norms = f"layers.{layer}", self.spec.of_family.norms
+        normed = self.normed(x, f"{module}.{norms.before_attention}")
+        attended = self.attention(layer, normed, normed, text, text)
+        return self.mlp(module, self.add(x, attended, module, norms.after_attention))
 
     def layer_for_one_token(
-        self, layer: int, x: ir.Value, pooled: ir.Value, text: _Positions, positions: ir.Value
+        self, layer: int, x: ir.Value, pooled: ir.Value, text: _Queries
     ) -> ir.Value:
         """The last layer, (B, S, D) → (B, 1, D): keys and values of all tokens, the rest of one."""
-        module = f"layers.{layer}"
+        module, norms = f"layers.{layer}", self.spec.of_family.norms
         index = self.op("Unsqueeze", pooled, self.int64("axes_1_2", [1, 2]))  # (B, 1, 1)
         ids = self.op("GatherND", text.ids, index, batch_dims=1)  # (B, 1)
-        mask = self.causal_mask(ids, positions)  # (B, 1, P + S)
-        mask = self.op("Unsqueeze", mask, self.int64("axis_1", [1]))
-        normed = self.norm(x, f"{module}.input_layernorm")
+        normed = self.normed(x, f"{module}.{norms.before_attention}")
         query = self.op("GatherND", normed, index, batch_dims=1)
-        attended = self.attention(layer, query, normed, _Positions(ids, mask), text, causal=False)
+        attended = self.attention(layer, query, normed, _Queries(ids, ids, causal=False), text)
         x = self.op("GatherND", x, index, batch_dims=1)
-        x = self.op("Add", x, self.widen(attended))
-        return self.mlp(module, x)
+        return self.mlp(module, self.add(x, attended, module, norms.after_attention))
 
     def attention(
-        self,
-        layer: int,
-        query: ir.Value,
-        context: ir.Value,
-        query_positions: _Positions,
-        context_positions: _Positions,
-        *,
-        causal: bool,
+        self, layer: int, query: ir.Value, context: ir.Value, queries: _Queries, text: _Queries
     ) -> ir.Value:
-        spec, module = self.spec, f"layers.{layer}.self_attn"
-        q = self.rotate(self.linear(query, f"{module}.q_proj"), query_positions, spec.heads)
-        k = self.linear(context, f"{module}.k_proj")
-        k = self.rotate(k, context_positions, spec.kv_heads)
+        spec, module, window = self.spec, f"layers.{layer}.self_attn", self.window(layer)
+        q = self.turned(layer, query, "q", queries, spec.heads)
+        k = self.turned(layer, context, "k", text, spec.kv_heads)
         v = self.linear(context, f"{module}.v_proj")
         prefix = [self.of_layer(x, layer) for x in (self.prefix_keys, self.prefix_values)]
         mixed = self.tape.op(
             attention.NAME,
-            [q, k, v, *prefix, query_positions.mask],
+            [q, k, v, *prefix, self.mask(queries, window)],
             {
                 "num_heads": spec.heads,
                 "kv_num_heads": spec.kv_heads,
                 "head_dim": spec.head_dim,
-                "causal": int(causal),
-                "window": self.window or 0,
+                "causal": int(queries.causal),
+                "window": window or 0,
+                attention.SCALE: spec.score_scale,
             },
             domain=pooling.DOMAIN,
             name=f"{module}.attention",
         )
         return self.linear(mixed, f"{module}.o_proj")
 
+    def turned(
+        self, layer: int, x: ir.Value, kind: str, positions: _Queries, heads: int
+    ) -> ir.Value:
+        """Project to queries ("q") or keys ("k"), normalise each head if so, and turn it."""
+        module = f"layers.{layer}.self_attn.{kind}"
+        x = self.linear(x, f"{module}_proj")
+        if self.spec.of_family.norms_heads:
+            x = normed_heads(
+                self, x, heads, lambda y: self.norm(y, f"{module}_norm", self.precision)
+            )
+        cos, sin = self.rotary_tables(layer, queries=kind == "q")
+        return self.op("RotaryEmbedding", x, cos, sin, positions.ids, num_heads=heads)
+
     def of_layer(self, prefix: ir.Value, layer: int) -> ir.Value:
         """(K, P, head_dim) keys or values of one layer."""
         states = self.op("Gather", prefix, self.int64(f"layer_{layer}", layer), axis=0)
         return self.cast(states, Precision.FP32, self.precision)
 
-    def rotate(self, x: ir.Value, positions: _Positions, heads: int) -> ir.Value:
-        return self.op("RotaryEmbedding", x, self.cos, self.sin, positions.ids, num_heads=heads)
-
     def mlp(self, module: str, x: ir.Value) -> ir.Value:
-        normed = self.norm(x, f"{module}.post_attention_layernorm")
+        family = self.spec.of_family
+        normed = self.normed(x, f"{module}.{family.norms.before_mlp}")
         gate = self.linear(normed, f"{module}.mlp.gate_proj")
         up = self.linear(normed, f"{module}.mlp.up_proj")
-        inner = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
+        inner = self.op("Mul", activated(self, gate, family.activation), up)
         down = self.linear(inner, f"{module}.mlp.down_proj")
-        return self.op("Add", x, self.widen(down))
+        return self.add(x, down, module, family.norms.after_mlp)

@@ -7,7 +7,7 @@ AutoTokenizer and AutoModel give.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from typing import Any, Final
 import peft
 import torch
 import transformers
+from accelerate import init_empty_weights
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -35,8 +36,9 @@ from anna_export.text.st_files import MODULES_FILE
 from anna_export.weights.adapter import CONFIG_FILE, WEIGHTS_FILE
 from anna_export.weights.safetensors_files import read_header
 
+_AS_IT_IS: Final[Mapping[str, Any]] = {}
 # A decoder of next to nothing, for what stands around it: no weight of it is read.
-_NO_DECODER: Final = {
+_NO_DECODER: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 0,
     "layer_types": [],
     "vocab_size": 1,
@@ -138,7 +140,7 @@ def open_library(model: Path, adapters: Sequence[Path], device: str = "cpu") -> 
         InputError: If peft has no place for a tensor of an adapter.
     """
     with quiet_libraries(), plain_model(model) as plain, _folder_of(plain, adapters) as folder:
-        opened = _open(folder, {})
+        opened = open_folder(folder)
         transformer = opened[0]
         for number, adapter in enumerate(adapters, start=1):
             with plain_adapter(adapter) as lora:
@@ -152,27 +154,37 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
     """Open all but the decoder, which is transformers' own by config.json, on the meta device."""
     plain = plain_model(model, weights=False)
     with quiet_libraries(), plain as base, _folder_of(base, adapters) as folder:
-        shell = _open(folder, _NO_DECODER)
+        shell = open_folder(folder, config=_NO_DECODER)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
+        # keys and values that nothing reads again would be held for every layer
+        config.use_cache = shell[0].config.use_cache
+        # frequencies and scales are computed, not loaded: buffers have their values
+        with init_empty_weights(include_buffers=False):
             decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
-        # its frequencies are computed, not loaded
-        decoder.rotary_emb = type(decoder.rotary_emb)(config)
         shell[0].model = decoder
         return Library(shell.eval(), bool(adapters))
 
 
-def _open(folder: Path, config: dict[str, Any]) -> SentenceTransformer:
+def open_folder(
+    folder: Path, device: str | None = "cpu", config: Mapping[str, Any] = _AS_IT_IS
+) -> SentenceTransformer:
+    """Open a model's folder in fp32; one without modules.json pools its last token.
+
+    Args:
+        folder: Weights under their own names, and all that is around them.
+        device: PyTorch's name of it; None lets sentence-transformers choose.
+        config: Settings of config.json to change.
+    """
     # of a decoder in a narrower type, the library narrows the modules behind it too
     arguments: dict[str, Any] = {
         "model_kwargs": {"dtype": torch.float32, "local_files_only": True},
         "config_kwargs": {**config, "local_files_only": True},
     }
     if (folder / MODULES_FILE).exists():
-        return SentenceTransformer(str(folder), device="cpu", local_files_only=True, **arguments)
+        return SentenceTransformer(str(folder), device=device, local_files_only=True, **arguments)
     transformer = Transformer(str(folder), **arguments)
     pooling = Pooling(transformer.get_embedding_dimension(), "lasttoken")
-    return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
 
 
 @contextmanager

@@ -80,7 +80,9 @@ def stored_model(artifact: Artifact) -> StoredModel:
             return table.dequantize(tensors.parts(name, table.layout(*shapes[name])))
         weight = tensors.read(name)
         turned = weight.ndim == 2 and name != EMBEDDING_WEIGHT
-        return (weight.T if turned else weight).float()
+        weight = (weight.T if turned else weight).float()
+        offset = manifest.spec.gain_offset(name)
+        return weight - offset if offset else weight
 
     roundings: dict[str, Rounding] = {}
     if linear is not None and calibration is not None:

@@ -1,23 +1,17 @@
 """Reads a model's numbers from its config.json."""
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import MODEL, require_file, require_folder
+from anna_export.spec.config_file import ConfigFile
+from anna_export.spec.families import FAMILIES
+from anna_export.spec.family import FULL_ATTENTION, Family
 from anna_export.spec.model import EmbeddingSpec
+from anna_export.spec.rotary_config import read_query_scaling, read_rotaries
 from anna_export.spec.unsupported import refuse_unsupported_architecture
-
-# What an absent key means to transformers.
-_DEFAULTS: Final = {
-    "head_dim": None,
-    "hidden_act": "silu",
-    "is_causal": True,
-    "num_key_value_heads": 8,
-    "sliding_window": 4096,
-}
 
 
 def read_spec(model: Path) -> EmbeddingSpec:
@@ -25,31 +19,17 @@ def read_spec(model: Path) -> EmbeddingSpec:
 
     Raises:
         MissingError: If the folder or its config.json does not exist.
-        UnsupportedError: If it holds a model of another shape than Mistral's.
+        UnsupportedError: If it holds a model of no supported family, or with a setting of one that
+            is not supported.
+        InputError: If a number is missing, or none.
     """
     require_folder(model)
     path = require_file(model, MODEL)
-    config = _DEFAULTS | read_json(path)
-    rope = _rope(path, config)
-    _refuse_unsupported(path, config, rope)
+    values = read_json(path)
+    refuse_unsupported_architecture(path, values, FAMILIES)
+    family = FAMILIES[values["model_type"]]
     try:
-        dim, heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
-        return EmbeddingSpec(
-            vocab_size=_integer(config, "vocab_size"),
-            dim=dim,
-            ffn_dim=_integer(config, "intermediate_size"),
-            layers=_integer(config, "num_hidden_layers"),
-            heads=heads,
-            kv_heads=_integer(config, "num_key_value_heads"),
-            head_dim=(
-                dim // max(heads, 1) if config["head_dim"] is None else _integer(config, "head_dim")
-            ),
-            norm_eps=_number(config, "rms_norm_eps"),
-            # transformers 5 writes rope_parameters; before, rope_theta stood beside the rest
-            rope_theta=_number(config | rope, "rope_theta"),
-            max_positions=_integer(config, "max_position_embeddings"),
-            sliding_window=_window(path, config),
-        )
+        return _spec(ConfigFile(path, {**family.absent, **values}), family)
     except KeyError as error:
         raise InputError(
             f"expected the key {error} in {path}, found none; use the config.json that came with "
@@ -62,71 +42,101 @@ def read_spec(model: Path) -> EmbeddingSpec:
         ) from None
 
 
-def _number(config: dict[str, Any], key: str) -> float:
-    value = config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r} as {key}")
-    return value
-
-
-def _integer(config: dict[str, Any], key: str) -> int:
-    value = _number(config, key)
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} as {key}")
-    return value
-
-
-def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary embedding's parameters: transformers takes rope_scaling before the others.
-
-    Source: convert_rope_params_to_dict of transformers 5.23's modeling_rope_utils.
-    """
-    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
-    rope = scaling or parameters or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"expected an object as rope_parameters in {path}, found {rope!r}")
-    if scaling and parameters and "rope_theta" not in config | rope:
-        raise UnsupportedError(
-            f"expected rope_theta in rope_scaling, which replaces rope_parameters, in {path}, "
-            "found none; take rope_scaling out"
-        )
-    return rope
-
-
-def _window(path: Path, config: dict[str, Any]) -> int | None:
-    """Return the sliding window of all layers; None for none.
-
-    Where there are layer_types, they say which layers have it: transformers then reads a mistral
-    as a ministral (AutoConfig.from_pretrained, 5.23).
-    """
-    window = None if config["sliding_window"] is None else _integer(config, "sliding_window")
-    types = config.get("layer_types")
-    if types is None:
-        return window
-    layers = _integer(config, "num_hidden_layers")
-    if types == ["full_attention"] * layers:
-        return None
-    if types == ["sliding_attention"] * layers and window is not None:
-        return window
-    raise UnsupportedError(
-        f"expected layer_types of one kind, full_attention or sliding_attention, for {layers} "
-        f"layers in {path}, found {types!r}"
+def _spec(config: ConfigFile, family: Family) -> EmbeddingSpec:
+    dim, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    _refuse_unsupported(config, family, dim, heads)
+    windows = _windows(config, family)
+    rotary, windowed_rotary = read_rotaries(config, family)
+    scalar = family.query_scalar_key
+    return EmbeddingSpec(
+        vocab_size=config.integer("vocab_size"),
+        dim=dim,
+        ffn_dim=config.integer("intermediate_size"),
+        layers=config.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=_or(config, "num_key_value_heads", heads),
+        head_dim=_or(config, "head_dim", dim // max(heads, 1)),
+        norm_eps=config.number("rms_norm_eps"),
+        rope_theta=rotary.theta,
+        max_positions=config.integer("max_position_embeddings"),
+        sliding_window=windows.window,
+        family=family.model_type,
+        causal=windows.causal,
+        full_attention_layers=windows.full_layers,
+        biases=_biases(config, family),
+        rope_scaling=rotary.scaling,
+        windowed_rope_theta=None if windowed_rotary is None else windowed_rotary.theta,
+        query_scaling=read_query_scaling(config, family),
+        query_scalar=None if scalar is None else config.integer(scalar),
     )
 
 
-def _refuse_unsupported(path: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:
-    refuse_unsupported_architecture(path, config, ("mistral",))
-    if config["hidden_act"] != "silu":
+def _or(config: ConfigFile, key: str, otherwise: int) -> int:
+    return config.integer(key) if config.has(key) else otherwise
+
+
+def _biases(config: ConfigFile, family: Family) -> tuple[str, ...]:
+    """Return the linear modules of a layer that have a bias."""
+    chosen = (modules for key, modules in family.biases.items() if config.flag(key))
+    return (*family.always_biased, *(module for modules in chosen for module in modules))
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    causal: bool
+    window: int | None  # tokens less than so far away are attended to
+    full_layers: tuple[int, ...]  # those without the window, where others have it
+
+
+def _windows(config: ConfigFile, family: Family) -> _Windows:
+    causal, layers = _is_causal(config, family), config.integer("num_hidden_layers")
+    types = family.layer_types(config, max(layers, 0))
+    full = tuple(index for index, kind in enumerate(types) if kind == FULL_ATTENTION)
+    if len(full) == len(types):
+        return _Windows(causal, None, ())
+    window = config.integer("sliding_window")
+    if config.flag("use_bidirectional_attention"):
+        # half of it on each side; Gemma3TextConfig of transformers
+        window = window // 2 + 1
+    # masking_utils of transformers: a window to both sides includes its last token
+    return _Windows(causal, window if config.flag_or("is_causal", True) else window + 1, full)
+
+
+def _is_causal(config: ConfigFile, family: Family) -> bool:
+    """Say whether a token attends to none behind it; both ways to say so have to agree."""
+    causal = config.flag_or("is_causal", True)
+    both_ways = config.flag("use_bidirectional_attention")
+    stated = "is_causal" in config.values and config.has("use_bidirectional_attention")
+    # a family that reads the key writes it always, false where nobody said anything
+    unsaid = family.reads_bidirectional_key and not both_ways
+    if stated and causal == both_ways and not unsaid:
         raise UnsupportedError(
-            f"expected hidden_act silu, found {config['hidden_act']!r} in {path}"
+            f"expected is_causal and use_bidirectional_attention to say the same in "
+            f"{config.path}, found {causal} and {both_ways}; take out the wrong one"
         )
-    if not config["is_causal"]:
+    if both_ways and causal and not family.reads_bidirectional_key:
         raise UnsupportedError(
-            f"expected causal attention, found is_causal {config['is_causal']!r} in {path}: every "
-            "token of this model sees those after it"
+            f"expected is_causal false beside use_bidirectional_attention true in {config.path}, "
+            f"found none: of a {family.model_type} transformers reads is_causal alone, and would "
+            "run it causally; add it"
         )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    return causal and not both_ways
+
+
+def _refuse_unsupported(config: ConfigFile, family: Family, dim: int, heads: int) -> None:
+    path, key, activation = config.path, family.activation_key, family.activation
+    if config.values.get(key, activation) != activation:
         raise UnsupportedError(
-            f"expected plain rotary embedding (rope_type default), found {kind!r} in {path}"
+            f"expected {key} {activation}, found {config.values[key]!r} in {path}"
+        )
+    for key in family.refused:
+        if config.has(key):
+            raise UnsupportedError(
+                f"expected no {key}, found {config.values[key]!r} in {path}: attention without it "
+                "is all that is exported"
+            )
+    if family.even_dim and heads > 0 and dim % heads:
+        raise UnsupportedError(
+            f"expected hidden_size to be a multiple of num_attention_heads, found {dim} and "
+            f"{heads} in {path}"
         )

@@ -1,11 +1,14 @@
-"""What a model is: the numbers of a Mistral-shaped embedding model."""
+"""What a model is: the numbers of a decoder that embeds."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Final
 
 from anna_export.errors import UnsupportedError
+from anna_export.spec.families import FAMILIES
+from anna_export.spec.family import Family
 from anna_export.spec.head import LAST_TOKEN, Head
+from anna_export.spec.rotary import QueryScaling, Rotary, RotaryScaling
 
 
 class Precision(StrEnum):
@@ -22,6 +25,8 @@ class Precision(StrEnum):
 # Those that TensorRT builds engines of.
 ENGINE_PRECISIONS: Final = (Precision.BF16, Precision.FP16, Precision.FP8)
 EMBEDDING_WEIGHT: Final = "embed_tokens.weight"
+# Norms of each query's and key's head, of families that have them.
+HEAD_NORMS: Final = ("q_norm", "k_norm")
 # What a layer's linear modules read: those that share an input are quantised together.
 LINEAR_INPUTS: Final = {
     "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -35,8 +40,31 @@ LINEAR_INPUTS: Final = {
 class EmbeddingSpec:
     """The shape of a decoder that embeds, and what makes its hidden states one vector.
 
+    Args:
+        vocab_size: Rows of the embedding.
+        dim: Length of a hidden state.
+        ffn_dim: Of the MLP's inner one.
+        layers: How many there are.
+        heads: Of queries.
+        kv_heads: Of keys and values.
+        head_dim: Length of a head's part.
+        norm_eps: Of RMSNorm.
+        rope_theta: Base of the rotary embedding.
+        max_positions: Longest sequence.
+        sliding_window: Tokens less than so far away are attended to; None for all.
+        head: What stands behind the decoder.
+        family: Its model_type.
+        causal: Whether a token attends to none behind it.
+        full_attention_layers: Layers without the window, where others have it.
+        biases: Linear modules of a layer with a bias.
+        rope_scaling: How the rotary embedding's frequencies are scaled.
+        windowed_rope_theta: Base of the rotary embedding of layers with the window, where it is
+            another; it is not scaled.
+        query_scaling: How queries grow with their position.
+        query_scalar: The number whose inverse root scores are multiplied by; None for head_dim.
+
     Raises:
-        UnsupportedError: If the numbers do not describe a Mistral-shaped model.
+        UnsupportedError: If the numbers do not describe a decoder.
     """
 
     vocab_size: int
@@ -51,11 +79,24 @@ class EmbeddingSpec:
     max_positions: int
     sliding_window: int | None
     head: Head = LAST_TOKEN
+    family: str = "mistral"
+    causal: bool = True
+    full_attention_layers: tuple[int, ...] = ()
+    biases: tuple[str, ...] = ()
+    rope_scaling: RotaryScaling | None = None
+    windowed_rope_theta: float | None = None
+    query_scaling: QueryScaling | None = None
+    query_scalar: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in numbers.items():
-            if name != "head" and value is not None and not value > 0:
+        if self.family not in FAMILIES:
+            raise UnsupportedError(
+                f"expected a family among {', '.join(FAMILIES)}, found {self.family!r}; update "
+                "anna-export"
+            )
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(value, int | float) and name != "causal" and not value > 0:
                 raise UnsupportedError(f"expected a positive {name} in config.json, found {value}")
         if self.heads % self.kv_heads:
             raise UnsupportedError(
@@ -71,6 +112,31 @@ class EmbeddingSpec:
             raise UnsupportedError(
                 f"expected an even head_dim (rotary embedding turns pairs), found {self.head_dim}"
             )
+
+    @property
+    def of_family(self) -> Family:
+        """What makes it another model than one of Mistral's numbers."""
+        return FAMILIES[self.family]
+
+    def window(self, layer: int) -> int | None:
+        """Tokens less than so far away are attended to in this layer; None for all."""
+        return None if layer in self.full_attention_layers else self.sliding_window
+
+    def rotary(self, layer: int) -> Rotary:
+        """Return the rotary embedding of a layer."""
+        if self.windowed_rope_theta is not None and self.window(layer) is not None:
+            return Rotary(self.windowed_rope_theta)
+        return Rotary(self.rope_theta, self.rope_scaling)
+
+    @property
+    def score_scale(self) -> float:
+        """What attention's scores are multiplied by."""
+        return float((self.query_scalar or self.head_dim) ** -0.5)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What token embeddings are multiplied by."""
+        return float(self.dim**0.5) if self.of_family.scales_embedding else 1.0
 
     @property
     def embedding_dim(self) -> int:
@@ -89,8 +155,11 @@ class EmbeddingSpec:
 
     @property
     def takes_prefix(self) -> bool:
-        """Whether a prompt's keys and values can be computed once, for all texts behind it."""
-        return self.head.takes_prefix
+        """Whether a prompt's keys and values can be computed once, for all texts behind it.
+
+        Where tokens attend to those behind them, they depend on the text.
+        """
+        return self.causal and self.head.takes_prefix
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight's name and its (out, in) shape: the decoder's, then the Dense modules'.
@@ -100,22 +169,43 @@ class EmbeddingSpec:
         return self.decoder_shapes() | self.head.weight_shapes()
 
     def decoder_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Each of the decoder's weights, named as in a MistralModel's state dict, and its shape."""
+        """Each of the decoder's weights, named as in its state dict in transformers, and its shape.
+
+        A layer's come in the order they are used in.
+        """
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING_WEIGHT: (self.vocab_size, self.dim)}
         for layer in range(self.layers):
-            prefix = f"layers.{layer}."
             shapes |= {
-                prefix + "input_layernorm.weight": (self.dim,),
-                prefix + "self_attn.q_proj.weight": (self.q_dim, self.dim),
-                prefix + "self_attn.k_proj.weight": (self.kv_dim, self.dim),
-                prefix + "self_attn.v_proj.weight": (self.kv_dim, self.dim),
-                prefix + "self_attn.o_proj.weight": (self.dim, self.q_dim),
-                prefix + "post_attention_layernorm.weight": (self.dim,),
-                prefix + "mlp.gate_proj.weight": (self.ffn_dim, self.dim),
-                prefix + "mlp.up_proj.weight": (self.ffn_dim, self.dim),
-                prefix + "mlp.down_proj.weight": (self.dim, self.ffn_dim),
+                f"layers.{layer}.{name}": size for name, size in self._layer_shapes().items()
             }
         return shapes | {"norm.weight": (self.dim,)}
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        family, norms = self.of_family, self.of_family.norms
+        matrices = {
+            "self_attn.q_proj": (self.q_dim, self.dim),
+            "self_attn.k_proj": (self.kv_dim, self.dim),
+            "self_attn.v_proj": (self.kv_dim, self.dim),
+            "self_attn.o_proj": (self.dim, self.q_dim),
+            "mlp.gate_proj": (self.ffn_dim, self.dim),
+            "mlp.up_proj": (self.ffn_dim, self.dim),
+            "mlp.down_proj": (self.dim, self.ffn_dim),
+        }
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.weight": (self.dim,) for name in norms.names()
+        }
+        for module, size in matrices.items():
+            shapes[f"{module}.weight"] = size
+            if module in self.biases:
+                shapes[f"{module}.bias"] = size[:1]
+        if family.norms_heads:
+            shapes |= {f"self_attn.{name}.weight": (self.head_dim,) for name in HEAD_NORMS}
+        return shapes
+
+    def gain_offset(self, name: str) -> float:
+        """Return what is added to a weight before it is used: 1 to some families' norms, else 0."""
+        is_norm = name.removesuffix(".weight").endswith("norm")
+        return self.of_family.gain_offset if is_norm else 0.0
 
     def linear_modules(self) -> dict[str, str]:
         """Every linear module's name and that of its input, such as layers.3.mlp_inner."""

@@ -19,6 +19,7 @@ from anna_export.text.tokenizer_files import (
     read_ends,
     read_settings,
     require_rows,
+    require_taken_whole,
     special_id,
     truncation_side,
 )
@@ -149,14 +150,13 @@ def framing_of(
     folder = find_tokenizer(model, adapter)
     path, settings = folder / TOKENIZER_FILE, read_settings(folder)
     tokenizer = load_tokenizer(folder)
+    require_taken_whole(tokenizer, folder, settings)
     ends = read_ends(tokenizer, path)
     eos_token_id = special_id(tokenizer, settings, "eos", folder, model)
     pad_id = special_id(tokenizer, settings, "pad", folder, model)
     require_rows(tokenizer, path, spec, pad_id)
     if eos is None:
-        folders = (*in_order(adapter), model)
-        modules = any((parent / MODULES_FILE).exists() for parent in folders)
-        _require_decided(folder, settings, spec, ends, modules)
+        _require_decided(folder, settings, spec, ends, _list_modules(model, adapter))
     source = {end: _source(settings, ends, end) for end in ("bos", "eos")}
     eos_id = ends.back
     if eos is not None:
@@ -181,6 +181,19 @@ def framing_of(
         split_special_tokens=settings.get("split_special_tokens") is True,
     )
     return FramingReading(framing, source)
+
+
+def require_end(model: Path, spec: EmbeddingSpec, adapter: Adapters = None) -> None:
+    """Refuse files that leave open whether an end token follows a text, as `framing_of` does."""
+    folder = find_tokenizer(model, adapter)
+    ends = read_ends(load_tokenizer(folder), folder / TOKENIZER_FILE)
+    if ends.back is None:
+        modules = _list_modules(model, adapter)
+        _require_decided(folder, read_settings(folder), spec, ends, modules)
+
+
+def _list_modules(model: Path, adapter: Adapters) -> bool:
+    return any((folder / MODULES_FILE).exists() for folder in (*in_order(adapter), model))
 
 
 def _require_decided(

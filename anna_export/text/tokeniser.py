@@ -7,6 +7,7 @@ text.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,8 @@ from anna_export.text.special_tokens import SpecialTokens
 
 # A text's tokens have fewer characters than this, but for runs of one character.
 _MOST_CHARACTERS = 32
+# Prompts whose tokens are counted once.
+_PROMPTS = 64
 # How texts start: what merges with a prompt's end, and what does not.
 _STARTS = ("a", "The", " the", "7", ".", "\n", "\n\n", "  ", "(", "é", "漢", "<", "🙂", "")
 
@@ -39,6 +42,8 @@ class Tokeniser:
         self._tokenizer = tokenizer
         self.framing = framing
         self._special = SpecialTokens(tokenizer, split=framing.split_special_tokens)
+        # a server asks at every request, and most texts have one of few prompts
+        self._counted = lru_cache(_PROMPTS)(self._count)
 
     @classmethod
     def open(cls, folder: Path, framing: TokenFraming) -> Self:
@@ -133,6 +138,9 @@ class Tokeniser:
 
         Source: Transformer._get_prompt_length of sentence-transformers 6.2.
         """
+        return self._counted(prompt)
+
+    def _count(self, prompt: Prompt) -> int:
         if not prompt.front:
             return 0
         (ids,) = self.ids([""], Prompt(prompt.front))

@@ -10,11 +10,13 @@ import tokenizers
 
 from anna_export.errors import InputError, UnsupportedError
 from anna_export.files.json_file import read_json
+from anna_export.files.model_folders import MODEL
 from anna_export.spec import EmbeddingSpec
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 SETTINGS_FILE: Final = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
+_REBUILDING: Final = ("LlamaTokenizer", "LlamaTokenizerFast")
 # a text that every vocabulary has tokens for
 _ANY_TEXT: Final = "a"
 
@@ -138,6 +140,29 @@ def special_id(
         if isinstance(ids, int) and tokenizer.id_to_token(ids) is not None:
             return ids
     return None
+
+
+def require_taken_whole(
+    tokenizer: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]
+) -> None:
+    """Refuse a tokenizer.json that transformers takes the vocabulary of alone.
+
+    Its LlamaTokenizer makes normaliser and pre-tokenizer itself; for a model_type of Mistral's it
+    is passed over. A folder without config.json, as peft writes them, has no model_type.
+
+    Source: AutoTokenizer.from_pretrained and LlamaTokenizer.__init__ of transformers 5.23.
+
+    Raises:
+        InputError: If a normaliser would be dropped.
+    """
+    name = settings.get("tokenizer_class")
+    if name not in _REBUILDING or tokenizer.normalizer is None or (folder / MODEL).exists():
+        return
+    raise InputError(
+        f"expected {MODEL} beside {folder / TOKENIZER_FILE} with its normaliser, found none: by "
+        f"tokenizer_class {name} alone transformers drops the normaliser; copy the base's {MODEL} "
+        "there"
+    )
 
 
 def require_rows(

@@ -12,6 +12,7 @@ from anna_export import quantise
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import load_encoder
 from anna_export.encoder import Encoder
+from anna_export.files.hub_cache import folder_name
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.machine.memory import require_memory
 from anna_export.machine.versions import installed, source_sha256
@@ -117,9 +118,7 @@ def _references(
     )
     identity = _identity(encoder, {"reference": sha256})
     folder = (model, *in_order(adapter))[-1]
-    meta = model_meta(
-        f"{ORGANISATION}/{folder.resolve().name}", sha256, manifest.spec, manifest.framing
-    )
+    meta = model_meta(f"{ORGANISATION}/{folder_name(folder)}", sha256, manifest)
     yield Model("reference", encoder, identity, meta, {})
     limits = BatchLimits(AGAIN_TOKENS)
     others = Encoder(encoder.backend, encoder.tokeniser, encoder.prompts, None, limits)

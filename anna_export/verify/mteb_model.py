@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from sentence_transformers import SimilarityFunction
 
 from anna_export.artifact.folder import Artifact, open_artifact
+from anna_export.artifact.manifest import Manifest
 from anna_export.backends import load_encoder
 from anna_export.errors import ExtraError, InputError
-from anna_export.spec import EmbeddingSpec
-from anna_export.text.framing import TokenFraming
 from anna_export.text.prompts import Prompt
 from anna_export.verify.task_prompts import TaskPrompts, find_prompt
 
@@ -69,7 +69,7 @@ class MtebModel(AbsEncoder):
         embed: Gives (N, D) float32 vectors of N texts with a prompt.
         find: Gives the prompt of a task by its name, its type, and the side of the text: "query",
             "document" or None.
-        meta: What mteb files the results under.
+        meta: What mteb files the results under, and what vectors are compared by.
     """
 
     def __init__(
@@ -80,6 +80,11 @@ class MtebModel(AbsEncoder):
     ) -> None:
         self.embed, self.find = embed, find
         self.mteb_model_meta = meta
+        name = str((meta.similarity_fn_name or ScoringFunction.COSINE).value)
+        self._functions = (
+            SimilarityFunction.to_similarity_fn(name),
+            SimilarityFunction.to_similarity_pairwise_fn(name),
+        )
 
     def encode(
         self,
@@ -98,6 +103,17 @@ class MtebModel(AbsEncoder):
         texts = [text for batch in inputs for text in batch["text"]]
         side = None if prompt_type is None else str(prompt_type.value)
         return self.embed(texts, self.find(task_metadata.name, task_metadata.type, side))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Return (N, M) similarities of all, by sentence-transformers.
+
+        mteb's own base class takes a distance, which models may be compared by, for none.
+        """
+        return self._functions[0](embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Return (N,) similarities of rows of one index, by sentence-transformers."""
+        return self._functions[1](embeddings1, embeddings2)
 
 
 def mteb_model(
@@ -142,22 +158,22 @@ def artifact_meta(artifact: Artifact, model_id: ModelId = NO_ID) -> ModelMeta:
     return model_meta(
         model_id.model_name or f"{ORGANISATION}/{made_from}-{manifest.precision}",
         model_id.revision or manifest.artifact_id,
-        manifest.spec,
-        manifest.framing,
+        manifest,
     )
 
 
-def model_meta(name: str, revision: str, spec: EmbeddingSpec, framing: TokenFraming) -> ModelMeta:
-    """Return mteb's description of a model of ours."""
+def model_meta(name: str, revision: str, manifest: Manifest) -> ModelMeta:
+    """Return mteb's description of an artifact, or of the model it was made from."""
+    spec = manifest.spec
     return ModelMeta.create_empty(
         {
             "name": name,
             "revision": revision,
             "n_parameters": spec.parameters,
             "embed_dim": spec.embedding_dim,
-            "max_tokens": framing.max_tokens,
+            "max_tokens": manifest.framing.max_tokens,
             # compared by identity in mteb: the name alone is not taken
-            "similarity_fn_name": ScoringFunction.COSINE,
+            "similarity_fn_name": ScoringFunction(manifest.similarity),
             "use_instructions": True,
         }
     )

@@ -75,7 +75,7 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What an adapter changes, by base weight name (as in a MistralModel's state dict)."""
+    """What an adapter changes, by base weight name (as in its decoder's state dict)."""
 
     folder: Path
     deltas: Mapping[str, Delta] = field(default_factory=dict)
@@ -136,15 +136,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _require_replacement(weights: Path, name: str, tensor: StoredTensor) -> None:
-    """Refuse what is neither a LoRA factor nor a weight of a Mistral model."""
+    """Refuse what is neither a LoRA factor nor a weight of a decoder."""
     if "lora_" in name or "magnitude" in name:
         raise UnsupportedError(
             f"expected LoRA factors A and B, found {tensor.key} in {weights}; {_BY_PEFT}"
-        )
-    if name.endswith(".bias"):
-        raise UnsupportedError(
-            f"expected no bias, which a Mistral model has none of, found {tensor.key} in "
-            f"{weights}; train with bias none"
         )
 
 

@@ -39,14 +39,14 @@ def require_all(
     if missing:
         hint = "download the model again"
         if extra:
-            hint = f"these are names of no Mistral model: {_some(extra)}; {_SAVE_AGAIN}"
+            hint = f"these are names of no such model: {_some(extra)}; {_SAVE_AGAIN}"
         raise MissingError(
             f"expected the weight {missing[0]} in {folder}, found none "
             f"({len(missing)} of {len(shapes)} missing): {hint}"
         )
     if extra:
         raise UnsupportedError(
-            f"expected only the weights of a Mistral model in {folder}, found {_some(extra)} "
+            f"expected only the weights of its decoder in {folder}, found {_some(extra)} "
             f"beside the {len(shapes)} by config.json; is that file this model's?"
         )
     for name, shape in shapes.items():
@@ -68,6 +68,11 @@ def require_fit(adapter: Adapter, shapes: Shapes) -> None:
     changed = {name: (delta.shape, delta.a.key) for name, delta in adapter.deltas.items()}
     changed |= {name: (tensor.shape, tensor.key) for name, tensor in adapter.replaced.items()}
     for name, (shape, key) in changed.items():
+        if name not in shapes and name.endswith(".bias"):
+            raise UnsupportedError(
+                f"expected no bias of {name.removesuffix('.bias')}, which the base has none of, "
+                f"found {key} in {adapter.folder}; train with bias none"
+            )
         if name not in shapes:
             raise UnsupportedError(
                 f"expected targets that the base has, found {name.removesuffix('.weight')} in "

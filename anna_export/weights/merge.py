@@ -17,11 +17,19 @@ from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES, find_tokenizer
+from anna_export.text.framing import (
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    TokenFraming,
+    find_tokenizer,
+    read_framing,
+    require_end,
+)
 from anna_export.text.limit import LIMIT_FILE, find_limit_file
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
 from anna_export.text.tokenizer_files import uncut_json
+from anna_export.text.tokenizer_folder import write_tokenizer
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from anna_export.weights.safetensors_files import header_bytes
 
@@ -46,12 +54,13 @@ def write_merged(
     out: Path,
     *,
     overwrite: bool = False,
+    eos: bool | None = None,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Merged:
     """Merge base and adapters into a model folder of the base's own types.
 
-    The folder holds what embeds, a MistralModel. A language head is left out: no embedding passes
+    The folder holds what embeds, the decoder. A language head is left out: no embedding passes
     through it.
 
     Args:
@@ -59,6 +68,8 @@ def write_merged(
         adapter: The LoRA adapter's folder, or several in the order they are merged in.
         out: The folder to make.
         overwrite: Replace `out` if it exists.
+        eos: Whether an end token follows a text, which the merged tokenizer then says; None asks
+            the files.
         progress: Told the bytes done.
         shard_bytes: Largest weight file, unless one tensor is larger.
 
@@ -68,6 +79,7 @@ def write_merged(
     require_outside(out, model, *in_order(adapter))
     require_absent(out, overwrite=overwrite, holding=CONFIG_FILE)
     checkpoint = Checkpoint.open(model, adapter)
+    framing = _chosen(checkpoint, adapter, eos)
     shapes = checkpoint.spec.decoder_shapes()
     sizes = {
         name: math.prod(shape) * checkpoint.stored_dtype(name).itemsize
@@ -89,7 +101,7 @@ def write_merged(
         if len(shards) > 1:
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
-        _copy_configuration(checkpoint, adapter, folder)
+        _copy_configuration(checkpoint, adapter, framing, folder)
         _copy_modules(checkpoint, folder)
     changed = {name for lora in checkpoint.adapters for name in lora.changed()}
     return Merged(out, len(shapes), len(changed), total)
@@ -139,16 +151,30 @@ def write_config(checkpoint: Checkpoint, folder: Path, **changes: Any) -> None:
     """Write the base's config.json as that of the merged decoder, with these settings changed."""
     config = read_json(checkpoint.folder / CONFIG_FILE)
     config.pop("quantization_config", None)  # left over: the weights are plain
-    config |= {"architectures": ["MistralModel"], "vocab_size": checkpoint.spec.vocab_size}
+    spec = checkpoint.spec
+    config |= {"architectures": [spec.of_family.decoder], "vocab_size": spec.vocab_size}
     write_text(folder / CONFIG_FILE, json.dumps(config | changes, indent=2) + "\n")
 
 
-def _copy_configuration(checkpoint: Checkpoint, adapter: Adapters, folder: Path) -> None:
+def _chosen(checkpoint: Checkpoint, adapter: Adapters, eos: bool | None) -> TokenFraming | None:
+    """Return the framing with the end token that was chosen; None where the files decide."""
+    if eos is not None:
+        return read_framing(checkpoint.folder, checkpoint.spec, None, adapter=adapter, eos=eos)
+    # the merged folder lists modules: what files leave open, nobody is asked for again
+    require_end(checkpoint.folder, checkpoint.spec, adapter)
+    return None
+
+
+def _copy_configuration(
+    checkpoint: Checkpoint, adapter: Adapters, framing: TokenFraming | None, folder: Path
+) -> None:
     write_config(checkpoint, folder)
     tokenizer = find_tokenizer(checkpoint.folder, adapter)
     for name in TOKENIZER_FILES:
         _copy_file(tokenizer, folder, name)
     write_text(folder / TOKENIZER_FILE, uncut_json(tokenizer / TOKENIZER_FILE))
+    if framing is not None:
+        write_tokenizer(tokenizer, folder, framing)
     if (limit_file := find_limit_file(tokenizer, checkpoint.folder)) is not None:
         shutil.copyfile(limit_file, folder / LIMIT_FILE)
     _copy_file(checkpoint.folder, folder, "generation_config.json")

@@ -33,7 +33,7 @@ def trained_name(key: str) -> str:
 
 
 def weight_name(key: str) -> str:
-    """Return a tensor's name in a MistralModel's state dict, whatever wraps that model."""
+    """Return a tensor's name in its decoder's state dict, whatever wraps that model."""
     return trained_name(key).removeprefix("model.")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,12 @@ class Run:
     output: str
 
 
-def run_watched(command: list[str], address_space_bytes: int | None = None) -> Run:
-    """Run a command and watch its memory."""
+def run_watched(
+    command: list[str],
+    address_space_bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
+    """Run a command and watch its memory; None for an environment is this process's."""
 
     def limit() -> None:
         if address_space_bytes is not None:
@@ -30,7 +35,9 @@ def run_watched(command: list[str], address_space_bytes: int | None = None) -> R
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=limit)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=limit, env=environment
+    )
     peaks = {"RssAnon": 0, "RssFile": 0}
     watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
     watcher.start()

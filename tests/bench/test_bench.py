@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from anna_export import open_encoder
 from anna_export.artifact.evidence import add_evidence
 from anna_export.artifact.folder import open_artifact
 from anna_export.bench import flow, options
 from anna_export.bench.baselines import find_baseline
-from anna_export.bench.opening import OpenArtifact
+from anna_export.bench.opening import OpenArtifact, OpenSentenceTransformer
 from anna_export.bench.result import BENCH_FILE, read_bench
 from anna_export.bench.statistics import Interval
 from anna_export.bench.workload import Shape, texts_of
@@ -26,7 +29,7 @@ from anna_export.cli import run
 from anna_export.encoder import Encoder
 from anna_export.errors import DamagedError, InputError
 from anna_export.text.prompts import NO_PROMPT, Prompt
-from tests.support.types import MakeArtifact
+from tests.support.types import MakeArtifact, MakeModel
 
 QUICK = ("--batch", "1,4", "--length", "12,30", "--rounds", "3")
 
@@ -171,6 +174,22 @@ def test_a_model_in_sentence_transformers_is_one(
     )
     assert result["baseline"]["worst_cosine"] > 0.9999
     assert result["baseline"]["name"].startswith("sentence-transformers 6")
+
+
+def test_a_model_stored_in_bf16_computes_in_fp32_in_sentence_transformers(
+    make_model: MakeModel,
+) -> None:
+    model = make_model(dtype=torch.bfloat16)
+    opened = OpenSentenceTransformer(model, NO_PROMPT, 64, "cpu")()
+    library = SentenceTransformer(
+        modules=[
+            Transformer(str(model), model_kwargs={"dtype": torch.float32}),
+            Pooling(40, "lasttoken"),
+            Normalize(),
+        ]
+    )
+    assert opened.compute == "fp32 on cpu"
+    np.testing.assert_array_equal(opened.embed(["a text"]), library.encode(["a text"]))
 
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")

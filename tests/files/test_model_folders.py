@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from anna_export.artifact.manifest import read_manifest
 from anna_export.errors import AnnaError, MissingError, UnsupportedError
 from anna_export.files.model_folders import ADAPTER, MODEL, require_file, require_folder
 from tests.support.refusals import refusal
@@ -69,6 +70,12 @@ def test_snapshot_in_the_hubs_cache_is_named(make: Callable[..., Path], name: st
     folder = make("refs/main", f"snapshots/3f9a/{name}")
     assert refused(folder, name) == f"name {folder / 'snapshots/3f9a'}, which has one"
     assert refused(folder / "snapshots", name) == f"name {folder / 'snapshots/3f9a'}, which has one"
+
+
+def test_artifacts_in_a_folder_are_listed_as_models_are(make: Callable[..., Path]) -> None:
+    folder = make("fp32/manifest.json", "int8/manifest.json")
+    with pytest.raises(MissingError, match="these folders in it have one: fp32, int8; name one"):
+        read_manifest(folder)
 
 
 def test_adapter_given_as_the_model_is_told(make: Callable[..., Path]) -> None:

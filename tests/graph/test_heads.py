@@ -11,10 +11,11 @@ from sentence_transformers import SentenceTransformer
 
 from anna_export.artifact.folder import Artifact
 from anna_export.backends import open_encoder
+from anna_export.bench.openvino_baseline import OpenOpenVino
 from anna_export.cli import run
 from anna_export.cosine import cosines
 from anna_export.encoder import Encoder
-from anna_export.errors import InputError
+from anna_export.errors import InputError, UnsupportedError
 from anna_export.graph.names import PROMPT_TOKENS
 from anna_export.integrations.triton.write import Package, write_repository
 from anna_export.serve.config import ServerConfig
@@ -200,6 +201,15 @@ def test_triton_package_that_would_pool_the_prompt_is_refused(saved: Saved, tmp_
         lambda: write_repository(artifact, Package("m"), tmp_path / "out", overwrite=False),
     )
     assert "mean pooling without the prompt" in message and not (tmp_path / "out").exists()
+
+
+def test_openvino_baseline_that_would_pool_the_prompt_is_refused(saved: Saved) -> None:
+    artifact = saved("mean without prompt")[1]
+    message = refusal(UnsupportedError, OpenOpenVino(artifact.folder, "ask", 1))
+    assert message == (
+        f"expected a model that pools its prompts' tokens too, found {artifact.folder} with "
+        "mean pooling without the prompt; leave out the baseline openvino"
+    )
 
 
 @pytest.mark.parametrize("head", ["mean without prompt", "last, Dense", "mean"])

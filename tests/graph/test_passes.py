@@ -277,13 +277,12 @@ def foreign(*inputs: str, **attributes: int) -> ir.Model:
     ("model", "message"),
     [
         (foreign("tokens", "prefix_keys"), "expected an input input_ids"),
-        (foreign("input_ids"), "expected an input prefix_keys"),
         (
             foreign("input_ids", "prefix_keys", num_heads=2, kv_num_heads=1, head_dim=8, causal=1),
             "expected window on theirs",
         ),
     ],
-    ids=["no ids", "no prefix", "no window"],
+    ids=["no ids", "no window"],
 )
 def test_attention_that_is_not_ours_is_left_alone(model: ir.Model, message: str) -> None:
     before = str(model.graph)

@@ -1,9 +1,11 @@
 """The reference in memory and layer by layer: the same libraries, the same vectors."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
@@ -13,11 +15,12 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 
-from anna_export.reference.library import open_library_shell
+from anna_export.reference.library import Library, open_library, open_library_shell
 from anna_export.reference.load import open_reference, open_streamed_reference
 from anna_export.verify.texts import ODD_TEXTS, ordinary_texts
 from anna_export.weights.checkpoint import Checkpoint
 
+OpenIt = Callable[[Path, Sequence[Path]], Library]
 TEXTS = [*ODD_TEXTS, *ordinary_texts(4)]
 
 
@@ -48,3 +51,8 @@ def test_a_streamed_references_library_reads_no_weight_of_the_decoder(
     for path in folder.glob("*.safetensors"):
         path.write_bytes(b"no safetensors file")
     open_library_shell(folder, [])
+
+
+@pytest.mark.parametrize("open_it", [open_library, open_library_shell])
+def test_no_keys_and_values_are_held_for_a_next_token(base: Path, open_it: OpenIt) -> None:
+    assert open_it(base, []).transformer.model.config.use_cache is False

@@ -21,7 +21,7 @@ from anna_export.text.tokeniser import Tokeniser
 from anna_export.text.tokenizer_files import framed_json
 from anna_export.verify.texts import ODD_TEXTS
 from tests.support.folders import edit_json
-from tests.support.refusals import one_line
+from tests.support.refusals import one_line, refusal
 
 BOS, EOS = 1, 2
 BOTH, FRONT, BACK, NEITHER = "<s> $A </s>", "<s> $A", "$A </s>", "$A"
@@ -378,3 +378,26 @@ def test_tokens_that_the_settings_add_or_change_are_those_of_transformers(
     )
     tokeniser = Tokeniser.open(folder, read_framing(folder, replace(spec, vocab_size=32009), None))
     assert tokeniser.ids(texts, prompt) == expected["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "TokenizersBackend"])
+def test_class_that_drops_the_normaliser_without_a_config_is_refused(
+    base: Path, spec: EmbeddingSpec, framed: MakeFolder, name: str
+) -> None:
+    adapter = framed(tokenizer_class=name, name="adapter")
+
+    def read() -> list[list[int]]:
+        framing = read_framing(base, spec, None, adapter=adapter)
+        return Tokeniser.open(adapter, framing).ids(spaced)
+
+    spaced = ["  two  spaces in front", "a text"]
+    (adapter / "config.json").unlink()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+    if name == "TokenizersBackend":
+        assert read() == tokenizer(spaced)["input_ids"]
+        return
+    line = refusal(InputError, read)
+    assert f"by tokenizer_class {name} alone transformers drops the normaliser" in line
+    shutil.copyfile(base / "config.json", adapter / "config.json")
+    with_config = transformers.AutoTokenizer.from_pretrained(adapter)(spaced)["input_ids"]
+    assert read() == with_config != tokenizer(spaced)["input_ids"]

@@ -389,3 +389,12 @@ def test_default_length_is_that_of_sentence_transformers(
             shutil.copyfile(path, folder / path.name)
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").max_seq_length
     assert read_framing(folder, spec, None).max_tokens == theirs == 1024
+
+
+def test_a_prompts_tokens_are_counted_once(
+    base: Path, spec: EmbeddingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokeniser = Tokeniser.open(base, read_framing(base, spec, None))
+    counted = tokeniser.prompt_tokens(Prompt("find: "))
+    monkeypatch.setattr(tokeniser, "ids", None)
+    assert tokeniser.prompt_tokens(Prompt("find: ")) == counted

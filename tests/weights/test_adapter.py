@@ -155,16 +155,6 @@ def test_setting_of_bias_without_a_bias_is_an_adapter_without(copy: Path, bias: 
     assert read_adapter(copy) == plain
 
 
-@pytest.mark.parametrize("name", ["bias", "base_layer.bias"])
-@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
-def test_trained_bias_is_refused_by_its_tensor(copy: Path, bias: str, name: str) -> None:
-    key = f"base_model.model.layers.1.self_attn.q_proj.{name}"
-    edit_tensors(configure(copy, bias=bias), **{key: torch.ones(96)})
-    assert f"expected no bias, which a Mistral model has none of, found {key} in" in refusal(
-        UnsupportedError, copy
-    )
-
-
 @pytest.mark.parametrize(
     "init", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga"]
 )

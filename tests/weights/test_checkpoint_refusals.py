@@ -53,6 +53,21 @@ def test_extra_weight_is_refused_by_name(copy: Path) -> None:
     assert "found layers.0.self_attn.q_proj.bias" in refusal(UnsupportedError, copy)
 
 
+@pytest.mark.parametrize("name", ["bias", "base_layer.bias"])
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_trained_bias_that_the_base_has_none_of_is_refused(
+    small: Path, make_adapter: MakeAdapter, bias: str, name: str
+) -> None:
+    adapter = make_adapter(small)
+    edit_json(adapter / CONFIG_FILE, lambda config: config.update(bias=bias))
+    path = adapter / WEIGHTS_FILE
+    key = f"base_model.model.layers.1.self_attn.q_proj.{name}"
+    save_file(load_file(path) | {key: torch.ones(96)}, path)
+    message = refusal(UnsupportedError, small, adapter)
+    assert "expected no bias of layers.1.self_attn.q_proj, which the base has none of" in message
+    assert f"found {key} in" in message
+
+
 def test_weight_stored_twice_is_refused(copy: Path) -> None:
     path = copy / SINGLE_FILE
     save_file(load_file(path) | {"model.norm.weight": torch.ones(40)}, path)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+from anna_export.cli import run
 from anna_export.errors import DamagedError, ExistsError, InputError
 from anna_export.spec import read_spec
 from anna_export.text.framing import TOKENIZER_FILE, read_framing
@@ -21,6 +22,7 @@ from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import find_prompts
 from anna_export.text.prompts import PROMPTS_FILE, Prompts, read_prompts
 from anna_export.text.st_files import MODULES_FILE
+from anna_export.text.tokenizer_files import framed_json
 from anna_export.weights import merge
 from anna_export.weights.adapter import WEIGHTS_FILE
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE
@@ -411,3 +413,38 @@ def test_adapter_that_is_not_finite_leaves_nothing(small: Path, lora: Path, tmp_
     with pytest.raises(DamagedError, match=r"finite numbers in layers\.2\.mlp\.up_proj\.weight"):
         write_merged(small, spoilt, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [spoilt]
+
+
+# -- the end token, which no module of a plain base says anything of --
+
+
+@pytest.fixture
+def endless(base: Path, tmp_path: Path) -> Path:
+    """A plain base whose tokenizer puts `<s>` in front of a text and nothing behind."""
+    folder = Path(shutil.copytree(base, tmp_path / "endless"))
+    path = folder / TOKENIZER_FILE
+    path.write_text(framed_json(path, [1], []))
+    edit_json(folder / "tokenizer_config.json", lambda settings: settings.pop("add_eos_token"))
+    return folder
+
+
+def test_merging_a_plain_base_asks_whether_an_end_token_follows(
+    endless: Path, adapter: Path, tmp_path: Path
+) -> None:
+    # the merged folder lists modules, and with them nothing asks again
+    with pytest.raises(InputError, match="give `eos`: yes if training put it there"):
+        write_merged(endless, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_merged_tokenizer_puts_the_end_token_that_was_chosen(
+    endless: Path, adapter: Path, tmp_path: Path, eos: bool
+) -> None:
+    options = ["--eos" if eos else "--no-eos", "--out", str(tmp_path / "out")]
+    assert run(["merge", "--model", str(endless), "--adapter", str(adapter), *options]) == 0
+    plain = transformers.AutoTokenizer.from_pretrained(endless)("a transfer")["input_ids"]
+    merged = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert merged("a transfer")["input_ids"] == [*plain, *([merged.eos_token_id] if eos else [])]
+    framing = read_framing(tmp_path / "out", read_spec(endless), None)
+    assert framing == read_framing(endless, read_spec(endless), None, adapter=adapter, eos=eos)

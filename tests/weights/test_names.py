@@ -187,7 +187,7 @@ def model_of(folder: Path) -> transformers.PreTrainedModel:
 def test_bases_names_that_fit_nothing_are_refused_as_names(base: Path) -> None:
     rename(base / SINGLE_FILE, lambda key: f"encoder.{key}")
     message = refusal(MissingError, base)
-    assert "names of no Mistral model: encoder.embed_tokens.weight and 28 more" in message
+    assert "names of no such model: encoder.embed_tokens.weight and 28 more" in message
     assert "download" not in message
 
 

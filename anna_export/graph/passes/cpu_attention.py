@@ -31,16 +31,16 @@ class CpuAttention(ir.passes.InPlacePass):
     2. Elsewhere without a prefix: the standard operator.
     3. Elsewhere with one: split attention. Prefix and text are scored each for itself, both
        exponentials taken from the larger maximum.
-    4. For GroupQueryAttention every row counts as S tokens long: padding stands on the right, where
+    4. Of a graph without a prefix, whose attention goes both ways, each is the standard operator.
+    5. For GroupQueryAttention every row counts as S tokens long: padding stands on the right, where
        causal attention cannot see it, and a shorter length would leave the padded rows undefined.
     """
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a graph that build_graph does not make."""
-        names = {value.name for value in model.graph.inputs}
-        if missing := {INPUT_IDS, PREFIX_KEYS} - names:
+        if INPUT_IDS not in {value.name for value in model.graph.inputs}:
             raise ir.passes.PreconditionError(
-                f"expected an input {min(missing)}; build with build_graph"
+                f"expected an input {INPUT_IDS}; build with build_graph"
             )
         for node in attention.calls(model.graph):
             if missing := set(attention.ATTRIBUTES) - set(node.attributes):
@@ -53,10 +53,14 @@ class CpuAttention(ir.passes.InPlacePass):
         calls = attention.calls(model.graph)
         if not calls:
             return ir.passes.PassResult(model, modified=False)
-        model.graph.opset_imports[DOMAIN] = 1
-        shared = _Shared(model.graph, calls[0])
-        for call in calls:
-            _replace(model.graph, call, shared)
+        if PREFIX_KEYS in {value.name for value in model.graph.inputs}:
+            model.graph.opset_imports[DOMAIN] = 1
+            shared = _Shared(model.graph, calls[0])
+            for call in calls:
+                _replace(model.graph, call, shared)
+        else:
+            for call in calls:
+                attention.replace_by_standard(model.graph, call, masked=True)
         attention.drop_function(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -114,10 +118,9 @@ class _Branch:
         self.shared = shared
         self.name = call.name
         numbers = attention.numbers(call)
-        self.heads, self.groups = numbers["num_heads"], numbers["kv_num_heads"]
-        self.head_dim, self.causal = numbers["head_dim"], bool(numbers["causal"])
-        self.window: int = numbers["window"]
-        self.scale = 1 / math.sqrt(self.head_dim)
+        self.heads, self.groups = numbers.num_heads, numbers.kv_num_heads
+        self.head_dim, self.causal = numbers.head_dim, numbers.causal
+        self.window, self.scale = numbers.window, numbers.scale
         self.query, self.key, self.value, self.prefix_key, self.prefix_value, self.mask = (
             value for value in call.inputs if value is not None
         )
@@ -193,7 +196,7 @@ class _Branch:
     def scores(self) -> tuple[ir.Value, ir.Value]:
         """Score each query by the prefix and by the text; a masked score is -inf."""
         q = self.to_heads(self.query, self.heads // self.groups)
-        q = self.op("Mul", q, self.float32(f"scale_{self.head_dim}", self.scale))
+        q = self.op("Mul", q, self.float32("score_scale", self.scale))
         on_prefix = self.op("MatMul", q, self.op("Transpose", self.prefix_key, perm=[0, 2, 1]))
         k = self.op("Transpose", self.to_heads(self.key, 1), perm=[0, 1, 3, 2])
         on_text = self.op("MatMul", q, k)

@@ -1,11 +1,8 @@
 """Attention in the form that TensorRT fuses best: no mask where causality alone is one."""
 
-import math
-
 import onnx_ir as ir
 
 from anna_export.graph import attention
-from anna_export.graph.emitter import Emitter
 from anna_export.graph.names import PREFIX_KEYS, PREFIX_VALUES
 
 
@@ -15,7 +12,7 @@ class WithoutPrefix(ir.passes.InPlacePass):
     1. prefix_keys and prefix_values are no inputs any more; their default of no tokens stays.
     2. Causal attention without a window is the standard operator with is_causal and grouped heads:
        padding stands on the right, where no real token sees it.
-    3. Elsewhere (a window, or the last layer's one query) it keeps its mask.
+    3. Elsewhere (a window, the last layer's one query, or both ways) it keeps its mask.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -26,25 +23,12 @@ class WithoutPrefix(ir.passes.InPlacePass):
         graph.inputs.clear()
         graph.inputs.extend(inputs)
         for call in attention.calls(graph):
-            _replace(graph, call)
+            numbers = attention.numbers(call)
+            bare = numbers.causal and not numbers.window
+            attention.replace_by_standard(graph, call, masked=not bare)
             modified = True
         attention.drop_function(model)
         return ir.passes.PassResult(model, modified=modified)
-
-
-def _replace(graph: ir.Graph, call: ir.Node) -> None:
-    numbers = attention.numbers(call)
-    query, key, value, _, _, mask = call.inputs
-    bare = bool(numbers["causal"]) and not numbers["window"]
-    attributes = {
-        "q_num_heads": numbers["num_heads"],
-        "kv_num_heads": numbers["kv_num_heads"],
-        "scale": 1 / math.sqrt(numbers["head_dim"]),
-        "is_causal": int(bare),
-    }
-    inputs = (query, key, value) if bare else (query, key, value, mask)
-    into = Emitter(graph, call)
-    into.replace_node(into.op("Attention", *inputs, **attributes))
 
 
 class InputsToGive(ir.passes.InPlacePass):
