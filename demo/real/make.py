@@ -69,7 +69,8 @@ class Maker:
             "versions": _versions(),
         }
         name = "adapter" if not seed else f"adapter-{seed}"
-        return self.cache.make(name, key, partial(_tune, recipe, self.stage))
+        unfinished = self.cache.folder / f"{name}-unfinished"
+        return self.cache.make(name, key, partial(_tune, recipe, unfinished, self.stage))
 
     def artifact(self, precision: str, base: Path, adapter: Path | None, tasks: Path) -> Path:
         """Export, and verify on tasks; of the base alone, export it."""
@@ -150,11 +151,13 @@ def _score(rows: Path, path: Path) -> None:
     score(rows, path)
 
 
-def _tune(recipe: Path, stage: Stage, folder: Path) -> None:
+def _tune(recipe: Path, unfinished: Path, stage: Stage, folder: Path) -> None:
+    """Tune beside the cache, whose own unfinished things are removed: a stopped run goes on."""
     from anna_train.recipe import read_tune_recipe
     from anna_train.run.tune import tune
 
-    tune(read_tune_recipe(recipe), folder, stage)
+    tune(read_tune_recipe(recipe), unfinished, stage, overwrite=True)
+    unfinished.rename(folder)
 
 
 def _write_texts(path: Path) -> None:
