@@ -4,7 +4,6 @@ Everything is made under build/demo-real and reused while what it was made from 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -18,7 +17,6 @@ from anna_export.errors import AnnaError
 from demo.output_cache import OutputCache
 from demo.real import show
 from demo.real.make import PRECISIONS, Maker, run
-from demo.real.scores import measure
 
 OUT = Path("build/demo-real")
 # Scored on tasks beside the untuned base: what every other precision is verified against.
@@ -37,21 +35,20 @@ def main(args: Sequence[str] = ()) -> int:
     }
     scored = {"untuned": maker.artifact("fp32", base, None, tasks)}
     scored |= {f"tuned, {precision}": artifacts[precision] for precision in SCORED}
-    scores = maker.json(
-        "scores.json",
-        {"artifacts": scored, "task_data": arguments.task_data},
-        lambda: measure(scored, maker.held_out(), arguments.task_data),
-    )
+    scores = maker.scores(scored, arguments.task_data)
     run("report", *artifacts.values(), "--out", OUT / "report.html", "--overwrite")
-    show.result(scores, artifacts, adapter, maker.cache.seconds)
+    show.result(scores, artifacts)
     if arguments.record:
-        show.record(scores, artifacts, adapter, maker.cache.seconds)
+        path = show.record(scores, artifacts, adapter, maker.cache.seconds)
+        print(f"\nrecorded in {path}")
     print(f"\nin all {time.perf_counter() - started:.0f} s; the page: {OUT / 'report.html'}")
     return 0
 
 
 def _arguments(args: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo.real", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.real", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
     )

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -18,6 +18,7 @@ from anna_export.progress import Stage
 from demo.corpus import Pair, sources_version
 from demo.output_cache import OutputCache, content_hash
 from demo.real.packages import REQUIREMENTS, assemble, install
+from demo.real.scores import Scores
 from demo.tasks import Docstring, write_tasks
 
 TOOL: Final = Path(sys.executable).with_name("anna-export")
@@ -88,6 +89,18 @@ class Maker:
         pairs = [docstring.pair for docstring in _read(self._texts(), 1)[:HELD_OUT_QUERIES]]
         return [pair.query for pair in pairs], [pair.document for pair in pairs]
 
+    def scores(self, artifacts: Mapping[str, Path], task_data: Path | None) -> Scores:
+        """Measure, or reuse, the scores of artifacts beside TF-IDF's."""
+        key = {
+            "artifacts": {name: content_hash(folder) for name, folder in artifacts.items()},
+            "task_data": None if task_data is None else content_hash(task_data / "manifest.json"),
+            "sources": _sources("scores"),
+        }
+        path = self.cache.make(
+            "scores.json", key, partial(_measure, artifacts, self.held_out(), task_data)
+        )
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
     def _texts(self) -> Path:
         key = {"read": sources_version(), "sources": _sources("texts")}
         return self.cache.make("texts.json", key, _write_texts)
@@ -133,6 +146,17 @@ def _export(
     run("verify", path, *model, *options, allowed=verdicts)
 
 
+def _measure(
+    artifacts: Mapping[str, Path],
+    held_out: tuple[list[str], list[str]],
+    task_data: Path | None,
+    path: Path,
+) -> None:
+    from demo.real.scores import measure  # a run that reuses everything needs no runtime
+
+    path.write_text(json.dumps(measure(artifacts, held_out, task_data)), encoding="utf-8")
+
+
 def _convert(gguf: Path, packages: Path, texts: Path, folder: Path) -> None:
     from demo.real.base import convert  # the imports of training take seconds
 
@@ -165,8 +189,10 @@ def _write_texts(path: Path) -> None:
 
     texts = Texts.read()
     sides = [
-        [[*(docstring.pair.query, docstring.pair.document), docstring.package, docstring.module]
-         for docstring in side]
+        [
+            [*(docstring.pair.query, docstring.pair.document), docstring.package, docstring.module]
+            for docstring in side
+        ]
         for side in (texts.train, texts.held_out)
     ]
     path.write_text(json.dumps(sides) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from anna_export.backends import open_encoder
-from demo.task_scores import Fit, banking, retrieved, sts, tf_idf
+from demo.task_scores import Encode, Fit, banking, retrieved, sts, tf_idf
 
 TF_IDF: Final = "TF-IDF"
 # Of each task, in this order.
@@ -46,5 +46,5 @@ def _of(
     return scores
 
 
-def _fit(folder: Path, _: list[str]):
+def _fit(folder: Path, _: list[str]) -> Encode:
     return open_encoder(folder).encode

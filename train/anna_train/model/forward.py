@@ -2,8 +2,7 @@
 
 The examples in front of a group's queries are the same, and the model is causal: their keys and
 values are computed once and used by every query, and the queries' gradients flow back through them.
-The layers are transformers' own; of Mistral, what they attend to is arranged here, and of the last
-layer only the last token is computed.
+The layers are transformers' own; only what they attend to is arranged here.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +20,6 @@ from transformers.models.mistral.modeling_mistral import (
     MistralModel,
     rotate_half,
 )
-
-from anna_train.model.library_forward import embed_by_library
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, K, S, head_dim)
 Rotary = tuple[Tensor, Tensor]  # cos and sin, each (1, S, head_dim)
@@ -49,15 +46,12 @@ def embed(
     """Return (B, D) float32 unit vectors of texts that stand behind one prefix.
 
     Args:
-        model: A decoder, with or without LoRA in its linear layers; all but a MistralModel are
-            computed by the library, which recomputes nothing.
+        model: A MistralModel, with or without LoRA in its linear layers.
         texts: B rows of token ids without the prefix, each one id or more, EOS last.
         prefix: P token ids that stand in front of every text; none: texts start at position 0.
         recompute: Whether layers' activations are computed again in the backward pass, which
             saves their memory (activation checkpointing).
     """
-    if not isinstance(model, MistralModel):
-        return embed_by_library(model, texts, prefix)
     device = model.embed_tokens.weight.device
     lengths = torch.tensor([len(text) for text in texts], device=device)
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)

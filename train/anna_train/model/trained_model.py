@@ -89,7 +89,6 @@ def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedM
         UnsupportedError: If it is to be quantised without CUDA.
     """
     require_targets(base.spec, recipe.lora)
-    _require_forward(base, recipe)
     options: dict[str, Any] = {"dtype": torch.bfloat16}
     if recipe.run.precision == "fp32":
         options["dtype"] = torch.float32
@@ -122,20 +121,6 @@ def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedM
     if recipe.lora.quantise == "none":
         adapted.to(device)
     return TrainedModel(adapted.train(), adapted.base_model.model)
-
-
-def _require_forward(base: Base, recipe: TuneRecipe) -> None:
-    """Refuse what the forward pass of a family does not compute."""
-    if not base.spec.causal:
-        raise UnsupportedError(
-            f"expected a causal base to train, found bidirectional attention in {base.folder}; "
-            "train it with sentence-transformers and export the adapter"
-        )
-    if recipe.run.recompute and base.spec.family != "mistral":
-        raise UnsupportedError(
-            f"expected run.recompute of false for {base.spec.family}, found true; lower "
-            "run.mini_batch_tokens to save memory"
-        )
 
 
 def lora_config(recipe: LoraRecipe) -> LoraConfig:
