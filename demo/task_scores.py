@@ -58,10 +58,10 @@ def banking(folder: Path, fit: Fit) -> float:
 
 
 def _read(folder: Path, task: str, split: str) -> dict[str, list[Any]]:
-    paths: Sequence[Path] = sorted((folder / "data" / task).glob(f"{split}-*.parquet"))
+    paths: Sequence[Path] = sorted((folder / "data" / task).glob(f"*{split}-*.parquet"))
     if not paths:
         raise MissingError(
-            f"expected {split}-*.parquet in {folder / 'data' / task}, found none; name a folder "
+            f"expected *{split}-*.parquet in {folder / 'data' / task}, found none; name a folder "
             "of MTEB data"
         )
     return dict(pq.read_table(paths[0]).to_pydict())

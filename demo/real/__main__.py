@@ -19,6 +19,8 @@ from demo.real import show
 from demo.real.make import PRECISIONS, Maker, run
 
 OUT = Path("build/demo-real")
+# MTEB test data beside the checkout
+BESIDE = Path("../shared/mteb")
 # Scored on tasks beside the untuned base: what every other precision is verified against.
 SCORED = ("fp32", "int8")
 

@@ -1,24 +1,25 @@
-"""What the demonstration makes, each thing once: packages, base, rows, adapter, artifacts, scores."""
+"""What the demonstration makes, each thing once: base, rows, adapter, artifacts, scores."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from anna_train.data.rows import write_rows
+from anna_train.data.rows import Row, write_rows
 
 from anna_export.errors import InconclusiveError, ParityError
 from anna_export.files.atomic import write_text
 from anna_export.progress import Stage
 from demo.corpus import Pair, sources_version
 from demo.output_cache import OutputCache, content_hash
+from demo.real import texts as rows_of
 from demo.real.packages import REQUIREMENTS, assemble, install
-from demo.real.scores import Scores
+from demo.real.scores import Scores, measure
 from demo.tasks import Docstring, write_tasks
 
 TOOL: Final = Path(sys.executable).with_name("anna-export")
@@ -26,7 +27,9 @@ PRECISIONS: Final = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
 # of each kind of row
 ROWS: Final = 2400
 HELD_OUT_QUERIES: Final = 400
-_HERE: Final = Path(__file__).parent
+_FOLDER: Final = Path(__file__).parent
+_SENTENCES: Final = "sentences.jsonl"
+_RECIPE: Final = ("recipe.yaml", "prompts.json")
 _LIBRARIES: Final = ("peft", "tokenizers", "torch", "transformers")
 
 
@@ -52,26 +55,18 @@ class Maker:
     def tasks(self) -> Path:
         """Make the tasks of held-out docstrings."""
         texts = self._texts()
-        key = {"texts": content_hash(texts), "tasks": content_hash(_HERE.parent / "tasks.py")}
+        key = {"texts": content_hash(texts), "tasks": content_hash(_FOLDER.parent / "tasks.py")}
         return self.cache.make("tasks", key, lambda path: write_tasks(_read(texts, 1), path))
 
-    def adapter(self, base: Path, seed: int = 0) -> Path:
-        """Tune an adapter with the recipe in this folder."""
-        scored = self._rows(base)
-        for name in ("recipe.yaml", "prompts.json"):
-            text = (_HERE / name).read_text(encoding="utf-8")
-            text = text.replace("seed: 0", f"seed: {seed}")
-            write_text(self.cache.folder / name, text)
-        recipe = self.cache.folder / "recipe.yaml"
-        key = {
-            "recipe": [content_hash(self.cache.folder / name) for name in _RECIPE],
-            "base": content_hash(base),
-            "rows": [content_hash(path) for path in (scored, self.cache.folder / _SENTENCES)],
-            "versions": _versions(),
-        }
-        name = "adapter" if not seed else f"adapter-{seed}"
-        unfinished = self.cache.folder / f"{name}-unfinished"
-        return self.cache.make(name, key, partial(_tune, recipe, unfinished, self.stage))
+    def adapter(self, base: Path) -> Path:
+        """Tune an adapter with the recipe in this folder; a stopped tuning goes on."""
+        scored, out = self._rows(), self.cache.folder
+        for name in _RECIPE:
+            write_text(out / name, (_FOLDER / name).read_text(encoding="utf-8"))
+        made_from = (*(out / name for name in _RECIPE), base, scored, out / _SENTENCES)
+        key = {"from": [content_hash(path) for path in made_from], "versions": _versions()}
+        tune = partial(_tune, out / "recipe.yaml", out / "adapter-unfinished", self.stage)
+        return self.cache.make("adapter", key, tune)
 
     def artifact(self, precision: str, base: Path, adapter: Path | None, tasks: Path) -> Path:
         """Export, and verify on tasks; of the base alone, export it."""
@@ -105,26 +100,22 @@ class Maker:
         key = {"read": sources_version(), "sources": _sources("texts")}
         return self.cache.make("texts.json", key, _write_texts)
 
-    def _rows(self, base: Path) -> Path:
+    def _rows(self) -> Path:
         """Make both kinds of rows; summaries are mined and scored."""
         texts = self._texts()
         key = {"texts": content_hash(texts), "rows": ROWS}
-        self.cache.make(_SENTENCES, key, partial(_write_rows, "sentence_rows", texts))
+        self.cache.make(_SENTENCES, key, partial(_write_rows, rows_of.sentence_rows, texts))
         summaries = self.cache.make(
-            "summaries.jsonl", key, partial(_write_rows, "summary_rows", texts)
+            "summaries.jsonl", key, partial(_write_rows, rows_of.summary_rows, texts)
         )
         mined = self.cache.make("mined.jsonl", content_hash(summaries), partial(_mine, summaries))
         return self.cache.make("scored.jsonl", content_hash(mined), partial(_score, mined))
 
 
-_SENTENCES: Final = "sentences.jsonl"
-_RECIPE: Final = ("recipe.yaml", "prompts.json")
-
-
 def run(*arguments: object, allowed: Sequence[int] = (0,)) -> dict[str, Any]:
     """Run anna-export, say which command it is, and return what it prints as JSON."""
     print("$ anna-export", *arguments, file=sys.stderr, flush=True)
-    command = [TOOL, *map(str, arguments), "--json"]
+    command = [str(TOOL), *map(str, arguments), "--json"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if finished.returncode not in allowed:
         sys.exit(finished.returncode)
@@ -136,12 +127,14 @@ def _export(
 ) -> None:
     """Export; verify what is tuned: a verdict that is no pass is a result as well."""
     model: list[object] = ["--model", base]
-    model += ["--prompts", _HERE / "prompts.json"] if adapter is None else ["--adapter", adapter]
+    model += ["--prompts", _FOLDER / "prompts.json"] if adapter is None else ["--adapter", adapter]
     run(*model, f"--{precision}", "--out", path, allowed=(0, ParityError.exit_code))
+    if not path.exists():
+        path.with_name(f"{path.name}.rejected").rename(path)
     if adapter is None:
         return
     options = ["--tier", "quick", "--task-data", tasks, "--cache", out / "cache"]
-    options += ["--task-prompts", _HERE / "task-prompts.json"]
+    options += ["--task-prompts", _FOLDER / "task-prompts.json"]
     verdicts = (0, ParityError.exit_code, InconclusiveError.exit_code)
     run("verify", path, *model, *options, allowed=verdicts)
 
@@ -152,13 +145,12 @@ def _measure(
     task_data: Path | None,
     path: Path,
 ) -> None:
-    from demo.real.scores import measure  # a run that reuses everything needs no runtime
-
     path.write_text(json.dumps(measure(artifacts, held_out, task_data)), encoding="utf-8")
 
 
 def _convert(gguf: Path, packages: Path, texts: Path, folder: Path) -> None:
-    from demo.real.base import convert  # the imports of training take seconds
+    # the imports of this and of training take seconds, which a run that reuses all saves
+    from demo.real.base import convert
 
     convert(gguf, packages, folder, [docstring.text for docstring in _read(texts, 1)])
 
@@ -185,12 +177,10 @@ def _tune(recipe: Path, unfinished: Path, stage: Stage, folder: Path) -> None:
 
 
 def _write_texts(path: Path) -> None:
-    from demo.real.texts import Texts
-
-    texts = Texts.read()
+    texts = rows_of.Texts.read()
     sides = [
         [
-            [*(docstring.pair.query, docstring.pair.document), docstring.package, docstring.module]
+            (docstring.pair.query, docstring.pair.document, docstring.package, docstring.module)
             for docstring in side
         ]
         for side in (texts.train, texts.held_out)
@@ -204,14 +194,14 @@ def _read(path: Path, side: int) -> list[Docstring]:
     return [Docstring(Pair(query, document), *where) for query, document, *where in rows]
 
 
-def _write_rows(kind: str, texts: Path, path: Path) -> None:
-    from demo.real import texts as kinds
-
-    write_rows(path, getattr(kinds, kind)(_read(texts, 0), ROWS))
+def _write_rows(
+    rows: Callable[[Sequence[Docstring], int], list[Row]], texts: Path, path: Path
+) -> None:
+    write_rows(path, rows(_read(texts, 0), ROWS))
 
 
 def _sources(*names: str) -> dict[str, str | None]:
-    return {name: content_hash(_HERE / f"{name}.py") for name in names}
+    return {name: content_hash(_FOLDER / f"{name}.py") for name in names}
 
 
 def _versions() -> dict[str, str]:

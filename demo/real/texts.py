@@ -44,13 +44,13 @@ class Texts:
         for held_out, docstring in _docstrings():
             sides[held_out].append(docstring)
         trained = {text for docstring in sides[False] for text in _both(docstring.pair)}
-        held = [
+        untrained = [
             docstring
             for docstring in sides[True]
             if len(docstring.pair.document) in DOCUMENT_CHARACTERS
             and not trained & set(_both(docstring.pair))
         ]
-        return cls(_mixed(sides[False]), _mixed(held))
+        return cls(_mixed(sides[False]), _mixed(untrained))
 
 
 def summary_rows(docstrings: Sequence[Docstring], count: int) -> list[Row]:
