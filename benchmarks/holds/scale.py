@@ -238,8 +238,8 @@ def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
     checkpoint = Checkpoint.open(base, adapter)
     dtype = TORCH_DTYPES[precision]
 
-    def read(name: str) -> torch.Tensor:
-        weight = checkpoint.read(name, torch.float32, merge=False)
+    def read(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        weight = checkpoint.read(name, torch.float32, merge=False, rows=rows)
         for delta in checkpoint.deltas(name):
             b, a = delta.factors()
             weight = weight.double().addmm_(b.double(), a.double(), alpha=delta.scale)
