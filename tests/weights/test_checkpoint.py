@@ -288,13 +288,13 @@ def test_weight_of_many_blocks_merges_as_one_of_few(
 
 
 def test_embedding_that_is_written_in_blocks_is_the_one_that_is_written_at_once(
-    small: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = trained(make_adapter(small, target_modules=["embed_tokens", "q_proj"]))
-    for name, block_bytes in (("at once", 1 << 30), ("blocks", 40 * 4 * 7)):
+    adapter = trained(make_adapter(base, target_modules=["embed_tokens", "q_proj"]))
+    for name, block_bytes in (("at once", 1 << 30), ("blocks", 40 * 4 * 7000)):
         monkeypatch.setattr("anna_export.weights.checkpoint._BLOCK_BYTES", block_bytes)
-        write_merged(small, adapter, tmp_path / name / "merged")
-        recipe = Recipe(small, adapter, tmp_path / name / "artifact", verify=False, max_tokens=64)
+        write_merged(base, adapter, tmp_path / name / "merged")
+        recipe = Recipe(base, adapter, tmp_path / name / "artifact", verify=False, max_tokens=64)
         export(recipe, stage)
     for file in ("merged/model.safetensors", "artifact/model.onnx.data", "artifact/model.onnx"):
         first, other = ((tmp_path / name / file).read_bytes() for name in ("at once", "blocks"))
