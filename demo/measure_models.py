@@ -2,32 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from anna_train.run.retrieval import Retrieval, retrieval
+from anna_train.run.retrieval import retrieval
 from peft import PeftModel
-from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.neighbors import KNeighborsClassifier
 
 from anna_export.console.quiet import quiet_libraries
-from anna_export.errors import MissingError
 from anna_export.text.prompt_formats import FORMATS
 from demo.corpus import Corpus
 from demo.figures import Figures, Scores
 from demo.repeatable import repeatable
+from demo.task_scores import NEIGHBOURS, Encode, banking, retrieved, sts, tf_idf
 
 # Held-out pairs that the models are evaluated on: every query against this many documents.
 EVALUATED_PAIRS: Final = 500
 FEW_SHOT: Final = "query-few-shot"
 _STS: Final = "Retrieve semantically similar text."
 _BANKING: Final = "Given a online banking query, find the corresponding intents"
-_NEIGHBOURS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +36,11 @@ class _Models:
     def both(self, texts: Sequence[str], front: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Return both models' vectors of texts behind a prompt."""
         base, tuned = (model.encode(texts, prompt=front) for model in (self.base, self.tuned))
+        return base, tuned
+
+    def encoders(self, front: str) -> tuple[Encode, Encode]:
+        """Return what embeds texts behind a prompt, by both models."""
+        base, tuned = (partial(model.encode, prompt=front) for model in (self.base, self.tuned))
         return base, tuned
 
 
@@ -68,7 +69,7 @@ def measure(corpus: Corpus, base: Path, adapter: Path, task_data: Path | None) -
         tasks = {
             "docstrings": Scores(
                 "nDCG@10",
-                _tf_idf(queries, documents).ndcg_at_10,
+                retrieved(queries, documents, tf_idf),
                 retrieval(zero_shot[0], document_vectors[0]).ndcg_at_10,
                 retrieval(few_shot[0], document_vectors[0]).ndcg_at_10,
                 retrieval(zero_shot[1], document_vectors[1]).ndcg_at_10,
@@ -95,60 +96,26 @@ def _load(base: Path) -> SentenceTransformer:
     )
 
 
-def _tf_idf(queries: list[str], documents: list[str]) -> Retrieval:
-    """Return what word TF-IDF retrieves, its weights taken from the documents."""
-    words = TfidfVectorizer(sublinear_tf=True).fit(documents)
-    return retrieval(words.transform(queries).toarray(), words.transform(documents).toarray())
-
-
 def _sts(models: _Models, folder: Path) -> Scores:
     """Return Spearman's correlation of cosines with the test set's scores, zero-shot."""
-    table = _table(folder, "STSBenchmark", "test")
-    first, second = table["sentence1"], table["sentence2"]
-    front = FORMATS["e5"].prompt(_STS).front
-    words = TfidfVectorizer(sublinear_tf=True).fit([*first, *second])
-    sides = zip(models.both(first, front), models.both(second, front), strict=True)
-    base, tuned = (_correlation(left, right, table["score"]) for left, right in sides)
-    lexical = _correlation(
-        words.transform(first).toarray(), words.transform(second).toarray(), table["score"]
+    base, tuned = models.encoders(FORMATS["e5"].prompt(_STS).front)
+    lexical = sts(folder, tf_idf)
+    return Scores(
+        "Spearman", lexical, sts(folder, lambda _: base), None, sts(folder, lambda _: tuned), None
     )
-    return Scores("Spearman", lexical, base, None, tuned, None)
 
 
 def _banking(models: _Models, folder: Path) -> Scores:
     """Return the share of test queries that their nearest training queries name rightly."""
-    train = _table(folder, "Banking77Classification", "train")
-    test = _table(folder, "Banking77Classification", "test")
-    front = FORMATS["e5"].prompt(_BANKING).front
-    words = TfidfVectorizer(sublinear_tf=True).fit(train["text"])
-    sides = zip(models.both(train["text"], front), models.both(test["text"], front), strict=True)
-    base, tuned = (_named(*side, train["label"], test["label"]) for side in sides)
-    lexical = _named(
-        words.transform(train["text"]),
-        words.transform(test["text"]),
-        train["label"],
-        test["label"],
+    base, tuned = models.encoders(FORMATS["e5"].prompt(_BANKING).front)
+    return Scores(
+        f"{NEIGHBOURS}-NN accuracy",
+        banking(folder, tf_idf),
+        banking(folder, lambda _: base),
+        None,
+        banking(folder, lambda _: tuned),
+        None,
     )
-    return Scores(f"{_NEIGHBOURS}-NN accuracy", lexical, base, None, tuned, None)
-
-
-def _correlation(left: np.ndarray, right: np.ndarray, scores: list[float]) -> float:
-    return float(spearmanr((left * right).sum(axis=1), scores).statistic)
-
-
-def _named(train: np.ndarray, test: np.ndarray, labels: list[int], wanted: list[int]) -> float:
-    nearest = KNeighborsClassifier(_NEIGHBOURS).fit(train, labels)
-    return float(nearest.score(test, wanted))
-
-
-def _table(folder: Path, task: str, split: str) -> dict[str, list]:
-    paths = sorted((folder / "data" / task).glob(f"{split}-*.parquet"))
-    if not paths:
-        raise MissingError(
-            f"expected {split}-*.parquet in {folder / 'data' / task}, found none; name a folder "
-            "of MTEB data"
-        )
-    return dict(pq.read_table(paths[0]).to_pydict())
 
 
 def _mean_cosine(left: np.ndarray, right: np.ndarray) -> float:

@@ -107,7 +107,9 @@ def make_models(
             "base": content_hash(base),
             "adapter": content_hash(adapter),
             "task_data": None if task_data is None else content_hash(task_data / "manifest.json"),
-            "sources": _sources("measure_models", "repeatable", "train:run/retrieval"),
+            "sources": _sources(
+                "measure_models", "repeatable", "task_scores", "train:run/retrieval"
+            ),
             "versions": _versions(),
         },
         partial(_make_figures, corpus, base, adapter, task_data),

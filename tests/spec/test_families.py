@@ -34,10 +34,8 @@ def test_every_family_has_a_small_model_here() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_are_those_of_transformers_by_name_and_shape(
-    family: str, tmp_path: Path, tokenizer_folder: Path
-) -> None:
-    folder = write_model(tmp_path / "model", family, tokenizer_folder)
+def test_weights_are_those_of_transformers_by_name_and_shape(family: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", family)
     model = transformers.AutoModel.from_pretrained(folder)
     spec = read_spec(folder)
     assert spec.weight_shapes() == {n: tuple(w.shape) for n, w in model.state_dict().items()}

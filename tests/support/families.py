@@ -1,15 +1,18 @@
 """Small random models of every family, of odd shapes, as transformers itself writes them."""
 
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from anna_export.verify.texts import ordinary_texts
 
 # heads times head_dim is not the hidden size, nothing is a power of two by accident
 _COMMON: Final[dict[str, Any]] = {
-    "vocab_size": 32000,
+    "vocab_size": 512,
     "hidden_size": 48,
     "intermediate_size": 72,
     "num_hidden_layers": 3,
@@ -87,18 +90,16 @@ def config_of(family: str, **changes: Any) -> Any:
 def write_model(
     folder: Path,
     family: str,
-    tokenizer: Path,
     *,
     headed: bool = False,
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """Write a model folder of a family, with a tokenizer, and return it.
+    """Write a model folder of a family, with a small tokenizer, and return it.
 
     Args:
         folder: The folder to make.
         family: Its model_type.
-        tokenizer: The folder of the tokenizer.
         headed: Whether a language head is saved with it.
         seed: Of its weights.
         changes: To its config.json.
@@ -114,8 +115,31 @@ def write_model(
         elif name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
-    for path in tokenizer.glob("*token*"):
-        shutil.copyfile(path, folder / path.name)
+    small_tokenizer().save_pretrained(folder)
     # some families have a tokenizer class of their own, which builds another one of the same tokens
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 512 tokens, which quick tests open often."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(ordinary_texts(200), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+    )

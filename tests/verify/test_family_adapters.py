@@ -38,9 +38,9 @@ def adapted(base: Path, folder: Path, *, headed: bool) -> peft.PeftModel:
 @pytest.mark.parametrize("headed", [False, True], ids=["decoder", "language model"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_weights_are_those_that_peft_merges(
-    family: str, headed: bool, tokenizer_folder: Path, tmp_path: Path
+    family: str, headed: bool, tmp_path: Path
 ) -> None:
-    base = write_model(tmp_path / "base", family, tokenizer_folder, headed=headed)
+    base = write_model(tmp_path / "base", family, headed=headed)
     tuned = adapted(base, tmp_path / "adapter", headed=headed).merge_and_unload()
     write_merged(base, tmp_path / "adapter", tmp_path / "merged")
     expected = (tuned.model if headed else tuned).state_dict()
@@ -56,10 +56,10 @@ def test_merged_weights_are_those_that_peft_merges(
 @pytest.mark.parametrize("mask", ["causal", "both ways"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapter_is_proved_against_peft_in_memory_and_layer_by_layer(
-    family: str, mask: str, tokenizer_folder: Path, tmp_path: Path
+    family: str, mask: str, tmp_path: Path
 ) -> None:
     changes = BOTH_WAYS[family] if mask == "both ways" else {}
-    base = write_model(tmp_path / "base", family, tokenizer_folder, **changes)
+    base = write_model(tmp_path / "base", family, **changes)
     adapted(base, tmp_path / "adapter", headed=False)
     recipe = Recipe(base, tmp_path / "adapter", tmp_path / "out", max_tokens=64, eos=True)
     exported = export(recipe, stage)

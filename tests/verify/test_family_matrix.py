@@ -17,8 +17,10 @@ from anna_export.console.output import stage
 from anna_export.cosine import cosines
 from anna_export.export.pipeline import export
 from anna_export.export.recipe import Recipe
+from anna_export.quantise import scheme_of
 from anna_export.quantise.options import storage
 from anna_export.spec import FAMILIES, Precision
+from anna_export.verify.texts import ordinary_texts
 from tests.support.families import BOTH_WAYS, write_model
 from tests.support.shared import SharedFolders
 from tests.support.st_folders import dense, open_st, save_st
@@ -46,22 +48,21 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def family_model(
-    shared_folders: SharedFolders, tokenizer_folder: Path
-) -> Callable[[str, str, str], Path]:
+def family_model(shared_folders: SharedFolders) -> Callable[..., Path]:
     """Writes the folder of a family, mask and head, once."""
 
-    def make(family: str, mask: str, head: str) -> Path:
+    def make(family: str, mask: str, head: str, **numbers: Any) -> Path:
         def decoder(folder: Path) -> None:
-            changes = MASKS[mask].get(family, {})
-            write_model(folder, family, tokenizer_folder, **changes)
+            changes = MASKS[mask].get(family, {}) | numbers
+            write_model(folder, family, **changes)
 
-        base = shared_folders.folder("family", decoder, family, mask)
+        base = shared_folders.folder("family", decoder, family, mask, sorted(numbers.items()))
 
         def model(folder: Path) -> None:
             save_st(base, folder, prompts=PROMPTS, **HEADS[head])
 
-        return shared_folders.folder("family head", model, family, mask, head)
+        arguments = (family, mask, head, sorted(numbers.items()))
+        return shared_folders.folder("family head", model, *arguments)
 
     return make
 
@@ -70,7 +71,7 @@ def family_model(
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_those_of_the_librarys_encode(
-    family_model: Callable[[str, str, str], Path],
+    family_model: Callable[..., Path],
     family: str,
     mask: str,
     head: str,
@@ -92,8 +93,8 @@ def test_vectors_are_those_of_the_librarys_encode(
 @pytest.mark.parametrize("precision", [each for each in Precision if each is not Precision.FP32])
 @pytest.mark.parametrize(("mask", "head"), [("causal", "last"), ("both ways", "mean")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_narrow_precisions_pass_their_proof(
-    family_model: Callable[[str, str, str], Path],
+def test_narrow_precisions_are_within_their_thresholds(
+    family_model: Callable[..., Path],
     few_texts: Path,
     family: str,
     mask: str,
@@ -101,9 +102,16 @@ def test_narrow_precisions_pass_their_proof(
     precision: Precision,
     tmp_path: Path,
 ) -> None:
-    model = family_model(family, mask, head)
+    # so small a model is the farther off the sharper its attention is
+    model = family_model(family, mask, head, initializer_range=0.05)
     quantised = precision in (Precision.FP8, Precision.INT8, Precision.INT4)
     stored = storage(precision, **({"calibration": few_texts} if quantised else {}))
-    recipe = Recipe(model, None, tmp_path / "out", stored, max_tokens=MAX_TOKENS)
-    parity = export(recipe, stage).parity
-    assert parity is not None and parity.verdict == "pass"
+    recipe = Recipe(model, None, tmp_path / "out", stored, max_tokens=MAX_TOKENS, verify=False)
+    artifact = export(recipe, stage).artifact
+    library = open_st(model)
+    library.max_seq_length = MAX_TOKENS
+    texts = [*TEXTS, *ordinary_texts(20)]
+    similarities = cosines(open_encoder(artifact.folder).encode(texts, ""), library.encode(texts))
+    thresholds = scheme_of(artifact.manifest).thresholds
+    assert similarities.min() >= (thresholds.min_cosine or 0)
+    assert 1 - similarities.mean() <= (thresholds.max_loss or 1)
