@@ -44,12 +44,12 @@ CASES = [
 
 
 @pytest.fixture
-def tune(tokenizer_folder: Path, tmp_path: Path) -> Tune:
+def tune(tmp_path: Path) -> Tune:
     """Trains two steps over a family's small model; returns the base and the recipe."""
 
     def make(family: str, both_ways: bool, head: str) -> tuple[Path, Path]:
         changes = BOTH_WAYS[family] if both_ways else {}
-        bare = write_model(tmp_path / "bare", family, tokenizer_folder, **changes)
+        bare = write_model(tmp_path / "bare", family, **changes)
         base = save_st(bare, tmp_path / "base", **HEADS[head])
         rows = [
             {"query": f"what is {n}", "pos": [f"it is {n}"], "neg": [f"it is {n + 50}"]}
