@@ -8,7 +8,9 @@ import pytest
 from anna_train.cli import cli as train_cli
 
 from anna_export.cli import cli
-from docs.generate import commands, figures, http, schemas
+from anna_export.spec import FAMILIES
+from anna_export.text.prompt_formats import FORMATS
+from docs.generate import commands, figures, http, prompt_formats, schemas
 from tests.docs.pages import PAGES, ROOT
 
 RESULT = {
@@ -182,3 +184,15 @@ def test_unclear_sentences_do_not_come_back(phrase: str) -> None:
     texts["help of anna-export"] = commands.page("anna-export", cli)
     texts["help of anna-train"] = commands.page("anna-train", train_cli)
     assert not [name for name, text in texts.items() if phrase.lower() in text.lower()]
+
+
+def test_every_format_of_prompts_has_a_row() -> None:
+    table = prompt_formats.formats()
+    assert all(f"| `{name}` | <code>" in table for name in FORMATS)
+    assert "<code>Instruct:&nbsp;{instruction}\\nQuery:</code>" in table
+
+
+def test_every_family_has_a_row_and_a_column_of_what_ran() -> None:
+    page = (ROOT / "docs" / "reference" / "families.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{name}` | " in page for name in FAMILIES)
+    assert "| | " + " | ".join(f"`{name}`" for name in FAMILIES) + " |" in page
