@@ -154,10 +154,10 @@ def decoder_of(
 def test_a_token_of_a_familys_layer_takes_what_autograd_keeps(family: str, both_ways: bool) -> None:
     widths = WIDTHS[2]
 
-    def kept(layers: int, tokens: int) -> int:
+    def measure(layers: int, tokens: int) -> int:
         return saved_bytes(*decoder_of(family, both_ways, widths, layers), tokens)
 
-    measured = (kept(4, 50) - kept(3, 50) - kept(4, 20) + kept(3, 20)) / (30 * BATCH)
+    measured = (measure(4, 50) - measure(3, 50) - measure(4, 20) + measure(3, 20)) / (30 * BATCH)
     recipe = recipe_of(widths[-1], precision="fp32")
     more, less = (
         memory.token_bytes(decoder_of(family, both_ways, widths, layers)[0].spec, recipe)

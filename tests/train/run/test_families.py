@@ -98,7 +98,7 @@ def test_vectors_of_training_are_those_of_the_librarys_encode(
     assembler = Assembler(opened.tokeniser, recipe.limits, opened.spec)
     artifact = tmp_path / "artifact"
     arguments = ["--model", str(base), "--adapter", str(adapter), "--out", str(artifact)]
-    assert export([*arguments, "--max-tokens", "128"]) == 0
+    assert export([*arguments, "--max-tokens", "256"]) == 0
     encoder = anna_export.open_encoder(artifact)
     for name in ("query", "query-few-shot"):
         group = assembler.group(TEXTS, prompts[name].prompt(), 64, range(len(TEXTS)))

@@ -199,7 +199,7 @@ def _last_token(tokens: _Tokens, hidden: Tensor, last: Tensor, past: KeysValues 
     positions = tokens.positions[0, last][:, None]
     keys = complete[0].shape[2]
     mask = _mask(spec, spec.window(index), positions, keys, last + 1, tokens.dtype)
-    return tokens.decoder.model.layers[index](  # type: ignore[no-any-return]
+    return tokens.decoder.model.layers[index](
         hidden[rows, last][:, None],
         attention_mask=mask,
         position_ids=positions,
