@@ -27,6 +27,7 @@ BENCHMARKS = (
     "holds.latency",
     "holds.quantised",
     "holds.scale",
+    "holds.proof_memory",
     "holds.training",
     "statistics.bootstrap",
     "statistics.task_parity",
