@@ -150,7 +150,7 @@ def framing_of(
     folder = find_tokenizer(model, adapter)
     path, settings = folder / TOKENIZER_FILE, read_settings(folder)
     tokenizer = load_tokenizer(folder)
-    require_taken_whole(tokenizer, folder, settings)
+    require_taken_whole(tokenizer, folder, settings, model)
     ends = read_ends(tokenizer, path)
     eos_token_id = special_id(tokenizer, settings, "eos", folder, model)
     pad_id = special_id(tokenizer, settings, "pad", folder, model)

@@ -17,6 +17,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 SETTINGS_FILE: Final = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE: Final = "special_tokens_map.json"
 _REBUILDING: Final = ("LlamaTokenizer", "LlamaTokenizerFast")
+_MISTRALS: Final = ("mistral", "ministral3")
 # a text that every vocabulary has tokens for
 _ANY_TEXT: Final = "a"
 
@@ -143,12 +144,12 @@ def special_id(
 
 
 def require_taken_whole(
-    tokenizer: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]
+    tokenizer: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any], model: Path
 ) -> None:
     """Refuse a tokenizer.json that transformers takes the vocabulary of alone.
 
-    Its LlamaTokenizer makes normaliser and pre-tokenizer itself; for a model_type of Mistral's it
-    is passed over. A folder without config.json, as peft writes them, has no model_type.
+    Its LlamaTokenizer makes normaliser and pre-tokenizer itself, but in a folder whose config.json
+    has a model_type of Mistral's it is passed over. Adapters' folders have no config.json.
 
     Source: AutoTokenizer.from_pretrained and LlamaTokenizer.__init__ of transformers 5.23.
 
@@ -156,13 +157,23 @@ def require_taken_whole(
         InputError: If a normaliser would be dropped.
     """
     name = settings.get("tokenizer_class")
-    if name not in _REBUILDING or tokenizer.normalizer is None or (folder / MODEL).exists():
+    if name not in _REBUILDING or tokenizer.normalizer is None or _is_mistrals(folder):
         return
+    remedy = f"copy {model / MODEL} there"
+    if not _is_mistrals(model):
+        remedy = (
+            "write the tokenizer as transformers reads it, with AutoTokenizer.from_pretrained"
+            f"({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
     raise InputError(
-        f"expected {MODEL} beside {folder / TOKENIZER_FILE} with its normaliser, found none: by "
-        f"tokenizer_class {name} alone transformers drops the normaliser; copy the base's {MODEL} "
-        "there"
+        f"expected a normaliser that transformers reads, found it drop that of "
+        f"{folder / TOKENIZER_FILE} for tokenizer_class {name}; {remedy}"
     )
+
+
+def _is_mistrals(folder: Path) -> bool:
+    path = folder / MODEL
+    return path.exists() and read_json(path).get("model_type") in _MISTRALS
 
 
 def require_rows(

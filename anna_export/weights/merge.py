@@ -18,7 +18,7 @@ from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.spec import EMBEDDING_WEIGHT
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 from anna_export.text.framing import (
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -33,6 +33,7 @@ from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
 from anna_export.text.tokenizer_files import uncut_json
 from anna_export.text.tokenizer_folder import write_tokenizer
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, row_blocks
+from anna_export.weights.modules import Modules
 from anna_export.weights.safetensors_files import header_bytes
 
 # The size model hubs split at.
@@ -104,7 +105,7 @@ def write_merged(
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
         _copy_configuration(checkpoint, adapter, framing, folder)
-        _copy_modules(checkpoint, folder)
+        copy_modules(checkpoint.modules, checkpoint.spec, folder)
     changed = {name for lora in checkpoint.adapters for name in lora.changed()}
     return Merged(out, len(shapes), len(changed), total)
 
@@ -191,11 +192,10 @@ def _copy_configuration(
     write_prompts(folder, prompts, checkpoint.modules.similarity)
 
 
-def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:
+def copy_modules(modules: Modules, spec: EmbeddingSpec, folder: Path) -> None:
     """Copy what stands behind the decoder; without, sentence-transformers takes the mean."""
-    modules = checkpoint.modules
     if modules.folder is None:
-        write_modules(folder, checkpoint.spec)
+        write_modules(folder, spec)
         return
     shutil.copyfile(modules.folder / MODULES_FILE, folder / MODULES_FILE)
     for part in modules.parts:

@@ -217,7 +217,6 @@ def _weight(pool: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _config(spec: EmbeddingSpec) -> dict[str, object]:
-    settings = {"architectures": [spec.of_family.decoder], "dtype": "bfloat16"}
-    settings |= {"bos_token_id": 1, "eos_token_id": 2}
     config: dict[str, object] = decoder_config(spec).to_dict()
-    return config | settings
+    config |= {"architectures": [spec.of_family.decoder], "dtype": "bfloat16"}
+    return config | {"bos_token_id": 1, "eos_token_id": 2}

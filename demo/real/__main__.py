@@ -21,8 +21,6 @@ from demo.real.make import PRECISIONS, Maker, run
 OUT = Path("build/demo-real")
 # MTEB test data beside the checkout
 BESIDE = Path("../shared/mteb")
-# Scored on tasks beside the untuned base: what every other precision is verified against.
-SCORED = ("fp32", "int8")
 
 
 def main(args: Sequence[str] = ()) -> int:
@@ -35,8 +33,11 @@ def main(args: Sequence[str] = ()) -> int:
     artifacts = {
         precision: maker.artifact(precision, base, adapter, tasks) for precision in PRECISIONS
     }
-    scored = {"untuned": maker.artifact("fp32", base, None, tasks)}
-    scored |= {f"tuned, {precision}": artifacts[precision] for precision in SCORED}
+    scored = {
+        "untuned": maker.artifact("fp32", base, None, tasks),
+        show.TUNED: artifacts["fp32"],
+        f"{show.TUNED}, int8": artifacts["int8"],
+    }
     scores = maker.scores(scored, arguments.task_data)
     run("report", *artifacts.values(), "--out", OUT / "report.html", "--overwrite")
     show.result(scores, artifacts)
@@ -52,7 +53,10 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
         prog="python -m demo.real", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--task-data", type=Path, help="Folder of MTEB test data: STS-B and Banking77 too."
+        "--task-data",
+        type=Path,
+        default=BESIDE if BESIDE.is_dir() else None,
+        help=f"Folder of MTEB test data: STS-B, Banking77. Default: {BESIDE}.",
     )
     parser.add_argument(
         "--record", action="store_true", help="Write the figures into benchmarks/results."

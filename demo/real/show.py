@@ -14,7 +14,7 @@ from demo import show
 from demo.real.scores import METRICS, TF_IDF, Scores
 
 NAME: Final = "demo-real"
-TUNED: Final = "tuned, fp32"
+TUNED: Final = "tuned"
 
 
 def result(scores: Scores, artifacts: Mapping[str, Path]) -> None:

@@ -380,24 +380,46 @@ def test_tokens_that_the_settings_add_or_change_are_those_of_transformers(
     assert tokeniser.ids(texts, prompt) == expected["input_ids"]
 
 
-@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "TokenizersBackend"])
-def test_class_that_drops_the_normaliser_without_a_config_is_refused(
+SPACED = ["  two  spaces in front", "a text"]
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast"])
+def test_adapters_normaliser_that_transformers_drops_is_refused_until_a_config_is_beside_it(
     base: Path, spec: EmbeddingSpec, framed: MakeFolder, name: str
 ) -> None:
     adapter = framed(tokenizer_class=name, name="adapter")
-
-    def read() -> list[list[int]]:
-        framing = read_framing(base, spec, None, adapter=adapter)
-        return Tokeniser.open(adapter, framing).ids(spaced)
-
-    spaced = ["  two  spaces in front", "a text"]
     (adapter / "config.json").unlink()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
-    if name == "TokenizersBackend":
-        assert read() == tokenizer(spaced)["input_ids"]
-        return
-    line = refusal(InputError, read)
-    assert f"by tokenizer_class {name} alone transformers drops the normaliser" in line
+    before = library_ids(adapter)
+    line = refusal(InputError, lambda: read_framing(base, spec, None, adapter=adapter))
+    assert line.endswith(f"for tokenizer_class {name}; copy {base / 'config.json'} there")
     shutil.copyfile(base / "config.json", adapter / "config.json")
-    with_config = transformers.AutoTokenizer.from_pretrained(adapter)(spaced)["input_ids"]
-    assert read() == with_config != tokenizer(spaced)["input_ids"]
+    framing = read_framing(base, spec, None, adapter=adapter)
+    assert Tokeniser.open(adapter, framing).ids(SPACED) == library_ids(adapter) != before
+
+
+def test_normaliser_that_transformers_drops_for_a_llama_is_refused_until_it_wrote_the_file(
+    spec: EmbeddingSpec, framed: MakeFolder
+) -> None:
+    llama = {"model_type": "llama", "num_attention_heads": 4}
+    folder = framed(tokenizer_class="LlamaTokenizer")
+    edit_json(folder / "config.json", lambda config: config.update(llama))
+    line = refusal(InputError, lambda: read_framing(folder, spec, None))
+    assert "write the tokenizer as transformers reads it, with AutoTokenizer" in line
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    framing = read_framing(folder, spec, None)
+    assert Tokeniser.open(folder, framing).ids(SPACED) == library_ids(folder)
+
+
+def test_class_that_takes_the_tokenizer_as_it_is_needs_no_config(
+    base: Path, spec: EmbeddingSpec, framed: MakeFolder
+) -> None:
+    adapter = framed(name="adapter")
+    (adapter / "config.json").unlink()
+    framing = read_framing(base, spec, None, adapter=adapter)
+    assert Tokeniser.open(adapter, framing).ids(SPACED) == library_ids(adapter)
+
+
+def library_ids(folder: Path) -> list[list[int]]:
+    """Return the token ids of SPACED as transformers opens a folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return [list(ids) for ids in tokenizer(SPACED)["input_ids"]]
