@@ -68,14 +68,14 @@ def _blocks(weight: ir.TensorProtocol) -> Iterator[tuple[int, Callable[[], np.nd
     """Yield the bytes of each part of a weight, and what makes it."""
     if isinstance(weight, InRowBlocks):
         for size_bytes, make in weight.blocks():
-            yield size_bytes, partial(_made, make)
+            yield size_bytes, partial(_raw_bytes, make)
     elif isinstance(weight, ir.LazyTensor):
-        yield weight.nbytes, partial(_made, weight.raw)
+        yield weight.nbytes, partial(_raw_bytes, weight.raw)
     else:
-        yield weight.nbytes, partial(_made, lambda: weight)
+        yield weight.nbytes, partial(_raw_bytes, lambda: weight)
 
 
-def _made(make: Callable[[], ir.TensorProtocol]) -> np.ndarray:
+def _raw_bytes(make: Callable[[], ir.TensorProtocol]) -> np.ndarray:
     # as it is stored: two 4-bit numbers stay one byte
     return np.asarray(make().raw).reshape(-1).view(np.uint8)
 
