@@ -1,4 +1,4 @@
-"""Take a LoRA-tuned Mistral text-embedding model from training to serving, and prove it."""
+"""Take a LoRA-tuned text-embedding model from training to serving, and prove it."""
 
 from typing import TYPE_CHECKING, Any
 

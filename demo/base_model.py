@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from anna_train.model.forward import embed
+from anna_train.model.forward import Decoder, embed
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -159,13 +159,13 @@ def _train(model: MistralModel, examples: Sequence[_Example], recipe: BaseRecipe
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate((step + 1) / recipe.steps, recipe.warmup_share)
     )
-    batches = _batches(examples, recipe)
+    batches, decoder = _batches(examples, recipe), Decoder.of(model)
     with progress_bar("base model", recipe.steps) as advance:
         for _ in range(recipe.steps):
             batch = next(batches)
             loss = contrastive_loss(
-                embed(model, [example.query for example in batch]),
-                embed(model, [example.document for example in batch]),
+                embed(decoder, [example.query for example in batch]),
+                embed(decoder, [example.document for example in batch]),
                 recipe.temperature,
             )
             optimizer.zero_grad(set_to_none=True)

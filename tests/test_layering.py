@@ -87,8 +87,10 @@ def test_training_uses_only_what_export_offers_it() -> None:
         "machine",
         "open_encoder",
         "progress",
+        "reference",
         "spec",
         "text",
+        "weights",
     }
     for path in files("train"):
         for name in imported(path):

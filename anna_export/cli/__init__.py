@@ -51,7 +51,7 @@ class _DefaultsToExport(commands.Verbs):
 )
 @click.version_option(package_name="anna-export")
 def cli() -> None:
-    """Take a LoRA-tuned Mistral text-embedding model to a proved artifact, and embed with it.
+    """Take a LoRA-tuned text-embedding model to a proved artifact, and embed with it.
 
     Without a command it is `export`. Exit codes: 0 yes; 1 the answer is no (parity failed); 2 wrong
     use or bad input; 3 too few texts to decide (verify); 70 a bug; 130 interrupted.

@@ -86,7 +86,7 @@ def refuse_unsupported_architecture(
     Raises:
         UnsupportedError: Naming what it is, and what may be exported in its place.
     """
-    model_type = config.get("model_type")
+    model_type, supported = config.get("model_type"), tuple(supported)
     architecture = _NAMED.get(str(model_type)) or _by_signs(config)
     if model_type in supported:
         if config.get("auto_map"):

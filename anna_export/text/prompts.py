@@ -12,7 +12,7 @@ from anna_export.files.json_file import read_json
 
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
 # The prompts that sentence-transformers' encode_query and encode_document look for; of the latter's
-# it takes the first alone (6.2), which it adds, without words, where a model has none.
+# it takes the first alone (findings/sentence-transformers-documents-prompt.sh).
 QUERY: Final = "query"
 DOCUMENTS: Final = ("document", "passage", "corpus")
 

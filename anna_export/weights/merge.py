@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 from anna_export.text.framing import (
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -30,7 +32,8 @@ from anna_export.text.prompt_file import find_prompts
 from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
 from anna_export.text.tokenizer_files import uncut_json
 from anna_export.text.tokenizer_folder import write_tokenizer
-from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, row_blocks
+from anna_export.weights.modules import Modules
 from anna_export.weights.safetensors_files import header_bytes
 
 # The size model hubs split at.
@@ -102,7 +105,7 @@ def write_merged(
             index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_text(folder / INDEX_FILE, json.dumps(index_json, indent=2) + "\n")
         _copy_configuration(checkpoint, adapter, framing, folder)
-        _copy_modules(checkpoint, folder)
+        copy_modules(checkpoint.modules, checkpoint.spec, folder)
     changed = {name for lora in checkpoint.adapters for name in lora.changed()}
     return Merged(out, len(shapes), len(changed), total)
 
@@ -131,8 +134,15 @@ def _write_shard(
     header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
     parts, offset = [Part(0, len(header), lambda: header)], len(header)
     for name in names:
-        parts.append(Part(offset, sizes[name], partial(_bytes, checkpoint, name)))
-        offset += sizes[name]
+        # a table of embeddings may be larger than memory should hold
+        blocks: Sequence[torch.Tensor | None] = [None]
+        if name == EMBEDDING_WEIGHT:
+            rows = shapes[name][0]
+            blocks = row_blocks(rows, sizes[name] // rows)
+        for block in blocks:
+            size = sizes[name] if block is None else sizes[name] // shapes[name][0] * len(block)
+            parts.append(Part(offset, size, partial(_bytes, checkpoint, name, block)))
+            offset += size
     write_parts(path, parts, _among_shards(progress, done - len(header), sum(sizes.values())))
 
 
@@ -142,8 +152,8 @@ def _among_shards(progress: Progress | None, start: int, total: int) -> Progress
     return lambda done, _: progress(start + done, total)
 
 
-def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    tensor = checkpoint.read(name, checkpoint.stored_dtype(name))
+def _bytes(checkpoint: Checkpoint, name: str, rows: torch.Tensor | None) -> np.ndarray:
+    tensor = checkpoint.read(name, checkpoint.stored_dtype(name), rows=rows)
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
@@ -182,11 +192,10 @@ def _copy_configuration(
     write_prompts(folder, prompts, checkpoint.modules.similarity)
 
 
-def _copy_modules(checkpoint: Checkpoint, folder: Path) -> None:
+def copy_modules(modules: Modules, spec: EmbeddingSpec, folder: Path) -> None:
     """Copy what stands behind the decoder; without, sentence-transformers takes the mean."""
-    modules = checkpoint.modules
     if modules.folder is None:
-        write_modules(folder, checkpoint.spec)
+        write_modules(folder, spec)
         return
     shutil.copyfile(modules.folder / MODULES_FILE, folder / MODULES_FILE)
     for part in modules.parts:

@@ -180,6 +180,7 @@ def measure_training(results: Results) -> None:
     if find_spec("peft") is None:
         results.skip("training", "peft is not installed")
         return
+    from anna_train.model.forward import Decoder
     from anna_train.model.forward import embed as embed_for_training
     from peft import LoraConfig, get_peft_model
 
@@ -187,12 +188,13 @@ def measure_training(results: Results) -> None:
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=modules)
     tuned = get_peft_model(model, lora)
+    decoder = Decoder.of(tuned.get_base_model())
     batch, seq = TRAINED
     texts = torch.randint(3, 32000, (batch, seq)).tolist()
     losses = []
 
     def step() -> None:
-        vectors = embed_for_training(tuned.get_base_model(), texts, recompute=True)
+        vectors = embed_for_training(decoder, texts, recompute=True)
         queries, documents = vectors.view(2, batch // 2, -1)
         loss = torch.nn.functional.cross_entropy(
             queries @ documents.T / 0.02, torch.arange(batch // 2, device="cuda")

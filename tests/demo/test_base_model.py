@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anna_train.model.forward import embed
+from anna_train.model.forward import Decoder, embed
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
@@ -33,7 +33,7 @@ def test_sentence_transformers_gives_unit_vectors(sentence_model: SentenceTransf
 def test_sentence_transformers_pools_the_last_token_as_training_does(
     tiny_base: Path, sentence_model: SentenceTransformer
 ) -> None:
-    model = AutoModel.from_pretrained(tiny_base, dtype=torch.float32)
+    model = Decoder.of(AutoModel.from_pretrained(tiny_base, dtype=torch.float32))
     rows = AutoTokenizer.from_pretrained(tiny_base)(TEXTS)["input_ids"]
     with torch.no_grad():
         trained = embed(model, rows).numpy()
@@ -42,7 +42,7 @@ def test_sentence_transformers_pools_the_last_token_as_training_does(
 
 
 def test_a_text_alone_has_the_vector_it_has_in_a_batch(tiny_base: Path) -> None:
-    model = AutoModel.from_pretrained(tiny_base, dtype=torch.float32)
+    model = Decoder.of(AutoModel.from_pretrained(tiny_base, dtype=torch.float32))
     rows = AutoTokenizer.from_pretrained(tiny_base)(TEXTS)["input_ids"]
     with torch.no_grad():
         alone = torch.cat([embed(model, [row]) for row in rows])

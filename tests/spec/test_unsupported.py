@@ -115,6 +115,16 @@ def test_text_model_of_more_than_text_is_named(model_type: str, family: str) -> 
     assert f"its text model is {family}: save that alone" in refused(**config)
 
 
+@pytest.mark.parametrize("model_type", [None, ["qwen3"], {}, 3], ids=repr)
+def test_model_type_that_is_no_name_is_none_of_them(model_type: object) -> None:
+    named = dict.fromkeys(FAMILIES)
+    message = refusal(
+        UnsupportedError,
+        lambda: refuse_unsupported_architecture(CONFIG, {"model_type": model_type}, named),
+    )
+    assert f"found {model_type!r} in model/config.json" in message
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_supported_family_passes(model_type: str) -> None:
     refuse_unsupported_architecture(CONFIG, {"model_type": model_type}, FAMILIES)

@@ -1,6 +1,7 @@
 """A small model and a batch with every trait, for the tests of gradients."""
 
 import torch
+from anna_train.model.forward import Decoder
 from anna_train.model.loss import Targets
 from anna_train.model.trained_model import TrainedModel, lora_config
 from anna_train.plan.assemble import Group
@@ -40,7 +41,7 @@ def model(*, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Traine
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
-    return TrainedModel(adapted.to(dtype).train(), adapted.base_model.model)
+    return TrainedModel(adapted.to(dtype).train(), Decoder.of(adapted.base_model.model))
 
 
 def ids(count: int, seed: int) -> list[int]:

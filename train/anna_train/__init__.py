@@ -1,1 +1,1 @@
-"""Training of Mistral-shaped text-embedding models."""
+"""Training of text-embedding models: LoRA over decoders of every supported family."""

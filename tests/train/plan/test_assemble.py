@@ -61,7 +61,7 @@ def assembled(base: Base, data: DataSet, limits: LimitsRecipe | None = None) -> 
         PlannedRow(0, 1, 0, (0,), (3,)),
         PlannedRow(1, 2, 0, (0,), ()),
     )
-    return Assembler(base.tokeniser, limits or LimitsRecipe()).batch(
+    return Assembler(base.tokeniser, limits or LimitsRecipe(), base.spec).batch(
         PlannedStep(0, "rows", rows), data
     )
 
@@ -153,7 +153,7 @@ def test_teachers_scores_are_those_of_the_drawn_texts(base: Base, tmp_path: Path
     data.rows.path.write_text("".join(json.dumps(row) + "\n" for row in scored))
     data = replace(data, rows=RowFile(data.rows.path))
     step = PlannedStep(0, "rows", (PlannedRow(0, 0, 0, (1, 0), ()), PlannedRow(0, 1, 1, (0,), ())))
-    teacher = Assembler(base.tokeniser, LimitsRecipe()).batch(step, data).targets.teacher
+    teacher = Assembler(base.tokeniser, LimitsRecipe(), base.spec).batch(step, data).targets.teacher
     assert teacher is not None
     assert teacher.tolist() == [[9.0, 1.0, 0.0], [8.0, 2.0, 0.0]]
 
@@ -172,21 +172,24 @@ def test_texts_are_cut_to_their_limits(base: Base, tmp_path: Path) -> None:
 def test_cut_texts_are_counted(base: Base, tmp_path: Path) -> None:
     data = opened(tmp_path)
     planned = PlannedRow(0, 0, 0, (0, 1), ())
-    assert Assembler(base.tokeniser, LimitsRecipe()).count_cut(data, data.rows[0], planned) == 0
-    short = Assembler(base.tokeniser, LimitsRecipe(query=1, document=512))
+    assert (
+        Assembler(base.tokeniser, LimitsRecipe(), base.spec).count_cut(data, data.rows[0], planned)
+        == 0
+    )
+    short = Assembler(base.tokeniser, LimitsRecipe(query=1, document=512), base.spec)
     assert short.count_cut(data, data.rows[0], planned) == 1
-    shorter = Assembler(base.tokeniser, LimitsRecipe(query=1, document=1))
+    shorter = Assembler(base.tokeniser, LimitsRecipe(query=1, document=1), base.spec)
     assert shorter.count_cut(data, data.rows[0], planned) == 4
 
 
 def test_prompts_longer_than_the_model_are_refused(base: Base) -> None:
     limits = LimitsRecipe(query=100, document=100, example_query=100, example_response=100)
-    assembler = Assembler(base.tokeniser, limits)
+    assembler = Assembler(base.tokeniser, limits, base.spec)
     assembler.require_room(TASKS.tasks["find"], 1)
     with pytest.raises(InputError, match=r"expected 3 examples and a query within .* 512 tokens"):
         assembler.require_room(TASKS.tasks["find"], 3)
 
 
 def test_equal_texts_keep_a_token_of_their_own() -> None:
-    group = shared([list(range(20))] * 2, [0, 1])
+    group = shared([list(range(20))] * 2, [0, 1], 20)
     assert (group.prefix, group.texts) == (list(range(19)), [[19], [19]])

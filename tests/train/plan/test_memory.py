@@ -5,13 +5,14 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from anna_train.model.forward import embed
+from anna_train.model.forward import Decoder, embed
 from anna_train.model.trained_model import lora_config
 from anna_train.plan import memory
 from anna_train.recipe import (
@@ -22,11 +23,12 @@ from anna_train.recipe import (
     RunRecipe,
     TuneRecipe,
 )
-from peft import get_peft_model
-from transformers import MistralConfig, MistralModel
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModel, MistralConfig, MistralModel
 
 from anna_export.errors import SpaceError
-from anna_export.spec import EmbeddingSpec
+from anna_export.spec import FAMILIES, EmbeddingSpec, Head, PoolingMode
+from tests.support.families import BOTH_WAYS
 from tests.train.plan import memory_worker
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +87,21 @@ def kept_bytes(
         attn_implementation="sdpa",
     )
     base = MistralModel(config).to(torch.bfloat16 if bf16 else torch.float32)
+    decoder = Decoder.of(base)
     adapted = get_peft_model(base, lora_config(LoraRecipe(rank=rank)))
+    return saved_bytes(decoder, adapted, tokens, prefix, recompute=recompute, bf16=bf16)
+
+
+def saved_bytes(
+    decoder: Decoder,
+    adapted: PeftModel,
+    tokens: int,
+    prefix: int = 0,
+    *,
+    recompute: bool = False,
+    bf16: bool = False,
+) -> int:
+    """Return what autograd keeps of a forward pass beside weights, a storage once."""
     weights = {weight.untyped_storage().data_ptr() for weight in adapted.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -100,13 +116,67 @@ def kept_bytes(
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        vectors = embed(adapted.base_model.model, texts, [5] * prefix, recompute=recompute)
+        vectors = embed(decoder, texts, [5] * prefix, recompute=recompute)
     assert vectors.requires_grad
     return sum(storage.nbytes() for storage in saved.values())
 
 
 def of_a_layer(widths: tuple[int, ...], *state: Any) -> int:
     return kept_bytes(widths, 4, *state) - kept_bytes(widths, 3, *state)
+
+
+def decoder_of(
+    family: str, both_ways: bool, widths: tuple[int, ...], layers: int
+) -> tuple[Decoder, PeftModel]:
+    """Return a family's random model whose mean is pooled, and it with an adapter."""
+    dim, ffn, heads, kv_heads, head_dim, rank = widths
+    changes = BOTH_WAYS[family] if both_ways else {}
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=97,
+        hidden_size=dim,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        pad_token_id=None,
+        **changes,
+    )
+    base = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    decoder = Decoder.of(base)
+    decoder = replace(decoder, spec=replace(decoder.spec, head=Head(PoolingMode.MEAN)))
+    return decoder, get_peft_model(base, lora_config(LoraRecipe(rank=rank)))
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_of_a_familys_layer_takes_what_autograd_keeps(family: str, both_ways: bool) -> None:
+    widths = WIDTHS[2]
+
+    def measure(layers: int, tokens: int) -> int:
+        return saved_bytes(*decoder_of(family, both_ways, widths, layers), tokens)
+
+    measured = (measure(4, 50) - measure(3, 50) - measure(4, 20) + measure(3, 20)) / (30 * BATCH)
+    recipe = recipe_of(widths[-1], precision="fp32")
+    more, less = (
+        memory.token_bytes(decoder_of(family, both_ways, widths, layers)[0].spec, recipe)
+        for layers in (4, 3)
+    )
+    assert more - less == pytest.approx(measured, rel=0.01)
+
+
+def test_nothing_stands_in_front_where_prompts_are_computed_with_every_text() -> None:
+    recipe = recipe_of(most=5)
+    assert memory.front_bytes(MISTRAL, recipe) > 0
+    assert memory.front_bytes(replace(MISTRAL, causal=False), recipe) == 0
+
+
+def test_a_mean_needs_all_tokens_of_the_last_layer_too() -> None:
+    recipe = recipe_of(precision="fp32")
+    mean = replace(MISTRAL, head=Head(PoolingMode.MEAN))
+    deeper = replace(MISTRAL, layers=33)
+    assert memory.token_bytes(mean, recipe) == memory.token_bytes(deeper, recipe)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)

@@ -36,7 +36,7 @@ _EXAMPLES = (
 )
 @click.version_option(package_name="anna-export")
 def cli() -> None:
-    """Train a LoRA adapter for a Mistral text-embedding model, from raw text on.
+    """Train a LoRA adapter for a text-embedding model, from raw text on.
 
     Exit codes: 0 yes; 1 the answer is no (the data has errors, plans differ, or a loss is not
     finite); 2 wrong use or bad input; 70 a bug; 130 interrupted.

@@ -8,13 +8,17 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor
-from transformers import AutoModel, BitsAndBytesConfig, MistralModel
+from transformers import AutoModel, BitsAndBytesConfig
 
 from anna_export.errors import InputError, MissingError, UnsupportedError
 from anna_export.files.json_file import read_json
-from anna_export.spec import EmbeddingSpec, read_spec
+from anna_export.reference.head import head_weights
+from anna_export.spec import EmbeddingSpec, PoolingMode, read_spec
 from anna_export.text.framing import read_framing
 from anna_export.text.tokeniser import Tokeniser
+from anna_export.weights.checkpoint import Checkpoint
+from anna_export.weights.modules import Modules, read_modules
+from anna_train.model.forward import Decoder
 from anna_train.recipe import LoraRecipe, TuneRecipe
 
 _READ = ("*.json", "*.safetensors", "tokenizer.model")
@@ -27,11 +31,13 @@ class Base:
     Args:
         folder: Its Hugging Face folder.
         spec: Its numbers.
+        modules: What stands behind it, and stays as it is.
         tokeniser: Its tokenizer under its framing.
     """
 
     folder: Path
     spec: EmbeddingSpec
+    modules: Modules
     tokeniser: Tokeniser
 
 
@@ -41,11 +47,11 @@ class TrainedModel:
 
     Args:
         adapted: The base with its adapter, as peft has it.
-        inner: The MistralModel in it, whose linear layers are adapted.
+        inner: The decoder in it, whose linear layers are adapted.
     """
 
     adapted: PeftModel
-    inner: MistralModel
+    inner: Decoder
 
     def weights(self) -> dict[str, Tensor]:
         """Return the trained weights by name."""
@@ -59,7 +65,7 @@ def open_base(name: str) -> Base:
 
     Raises:
         MissingError: If there is none.
-        UnsupportedError: If it is quantised, or of another shape than Mistral's.
+        UnsupportedError: If it is quantised, or of no supported family.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -70,14 +76,17 @@ def open_base(name: str) -> Base:
                 f"expected a folder, or a model on the hub, named {name!r}, found: "
                 f"{str(error).splitlines()[0]}; name the base model's folder"
             ) from None
-    spec = read_spec(folder)
+    modules = read_modules(folder)
+    spec = modules.with_head(read_spec(folder))
     if read_json(folder / "config.json").get("quantization_config"):
         raise UnsupportedError(
             f"expected a base in fp32, fp16 or bf16, found quantization_config in {folder}; train "
             "on the original, or remove that key if the weights are plain"
         )
-    framing = read_framing(folder, spec, None, eos=True)  # which training decides
-    return Base(folder, spec, Tokeniser.open(folder, framing))
+    # the last token is what is trained to be the vector: it is an end token from then on
+    eos = True if spec.head.pooling is PoolingMode.LAST else None
+    framing = read_framing(folder, spec, None, eos=eos)
+    return Base(folder, spec, modules, Tokeniser.open(folder, framing))
 
 
 def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedModel:
@@ -120,7 +129,16 @@ def load_model(base: Base, recipe: TuneRecipe, device: torch.device) -> TrainedM
     adapted = get_peft_model(loaded, lora_config(recipe.lora))
     if recipe.lora.quantise == "none":
         adapted.to(device)
-    return TrainedModel(adapted.train(), adapted.base_model.model)
+    return TrainedModel(adapted.train(), _decoder(base, adapted, device))
+
+
+def _decoder(base: Base, adapted: PeftModel, device: torch.device) -> Decoder:
+    weights: dict[str, Tensor] = {}
+    if base.spec.head.dense:
+        checkpoint = Checkpoint.open(base.folder)
+        read = head_weights(base.spec.head, lambda name: checkpoint.read(name, torch.float32))
+        weights = {name: weight.to(device) for name, weight in read.items()}
+    return Decoder(adapted.base_model.model, base.spec, weights)
 
 
 def lora_config(recipe: LoraRecipe) -> LoraConfig:

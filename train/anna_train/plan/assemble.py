@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from anna_export.errors import InputError
+from anna_export.spec import EmbeddingSpec
+from anna_export.text.find_prefix import most_cached_tokens
 from anna_export.text.prompt_file import Task
 from anna_export.text.prompt_formats import Example
-from anna_export.text.prompts import NO_PROMPT
+from anna_export.text.prompts import NO_PROMPT, Prompt
 from anna_export.text.tokeniser import Tokeniser
 from anna_train.data.rows import Row, TaskType
 from anna_train.data.training_data import DataSet, text_hash
@@ -33,11 +35,14 @@ class Group:
         prefix: The shared ids; none where sharing does not pay.
         texts: What follows it, one row of ids a text.
         positions: Where each text's vector belongs among the batch's.
+        prompt_tokens: How many ids at a text's start, the shared ones among them, are its prompt's,
+            where pooling leaves that out.
     """
 
     prefix: list[int]
     texts: list[list[int]]
     positions: list[int]
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,13 @@ class Assembler:
     Args:
         tokeniser: The base model's.
         limits: Tokens that each kind of text may have.
+        spec: The base: it says what texts may share.
     """
 
-    def __init__(self, tokeniser: Tokeniser, limits: LimitsRecipe) -> None:
+    def __init__(self, tokeniser: Tokeniser, limits: LimitsRecipe, spec: EmbeddingSpec) -> None:
         self.tokeniser = tokeniser
         self.limits = limits
+        self.spec = spec
 
     def batch(self, step: PlannedStep, data: DataSet) -> Batch:
         """Return what one step computes."""
@@ -88,10 +95,8 @@ class Assembler:
             positions, planned_rows = zip(*members, strict=True)
             examples = [data.rows[index] for index in planned_rows[0].examples]
             prompt = data.task.prompt(self.examples(examples))
-            texts = self.tokeniser.truncate(
-                [rows[position].query for position in positions], self.limits.query
-            )
-            groups.append(shared(self.tokeniser.ids(texts, prompt), list(positions)))
+            queries = [rows[position].query for position in positions]
+            groups.append(self.group(queries, prompt, self.limits.query, positions))
             example_hashes = {text_hash(text) for row in examples for text in row.pos}
             banned += [example_hashes] * len(positions)
         groups.append(self._documents(list(documents), len(rows), data.document_task))
@@ -143,17 +148,41 @@ class Assembler:
 
     def _documents(self, texts: list[str], first: int, task: Task | None) -> Group:
         prompt = NO_PROMPT if task is None else task.prompt(())
-        ids = self.tokeniser.ids(self.tokeniser.truncate(texts, self.limits.document), prompt)
-        return shared(ids, list(range(first, first + len(texts))))
+        return self.group(texts, prompt, self.limits.document, range(first, first + len(texts)))
+
+    def group(
+        self, texts: Sequence[str], prompt: Prompt, limit: int, positions: Sequence[int]
+    ) -> Group:
+        """Return texts behind a prompt, cut to a limit, with what they share taken out in front.
+
+        They share nothing where the model computes a prompt with every text, and no more than the
+        prompt where the others' states are pooled.
+        """
+        rows = self.tokeniser.ids(self.tokeniser.truncate(texts, limit), prompt)
+        head, prompt_tokens = self.spec.head, 0
+        if head.leaves_out_prompt:
+            prompt_tokens = self.tokeniser.prompt_tokens(prompt)
+        most = most_cached_tokens(head, min(map(len, rows)), prompt_tokens)
+        return shared(rows, positions, most if self.spec.takes_prefix else 0, prompt_tokens)
 
 
-def shared(rows: list[list[int]], positions: list[int]) -> Group:
-    """Take the longest start that all rows share, where that pays; a token of each is left."""
+def shared(
+    rows: list[list[int]], positions: Sequence[int], most: int, prompt_tokens: int = 0
+) -> Group:
+    """Take the longest start that all rows share, where that pays; a token of each is left.
+
+    Args:
+        rows: Whole texts.
+        positions: Their vectors' places.
+        most: The most that may be taken.
+        prompt_tokens: How many at a row's start pooling leaves out.
+    """
     same = takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
-    length = min(sum(1 for _ in same), min(map(len, rows)) - 1)
+    length = min(sum(1 for _ in same), min(map(len, rows)) - 1, most)
     if len(rows) == 1 or length < _LEAST_SHARED:
         length = 0
-    return Group(rows[0][:length], [row[length:] for row in rows], positions)
+    texts = [row[length:] for row in rows]
+    return Group(rows[0][:length], texts, list(positions), prompt_tokens)
 
 
 def _own_texts(row: Row, planned: PlannedRow) -> list[str]:

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from anna_export.errors import SpaceError
-from anna_export.spec import LINEAR_INPUTS, EmbeddingSpec
+from anna_export.spec import LINEAR_INPUTS, EmbeddingSpec, PoolingMode
 from anna_train.recipe import TuneRecipe
 
 # Bytes kept of one token in one layer, per unit of each width: of the model (D), of the MLP (F), of
@@ -21,6 +21,8 @@ _SAVED_BYTES: Final = {
     "fp32": {"dim": 16, "ffn": 16, "q": 8, "kv": 8, "rank": 28},
     "bf16": {"dim": 18, "ffn": 8, "q": 6, "kv": 4, "rank": 14},
 }
+# Norms keep what they norm in fp32, in either precision; two of a layer are counted above.
+_NORM_BYTES: Final = 4
 _ITEM: Final = {"fp32": 4, "bf16": 2}
 # NF4 with double quantisation: 4 bits a weight, and its scales.
 _NF4_BYTES: Final = 0.516
@@ -119,11 +121,23 @@ def token_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
         + saved["q"] * spec.q_dim
         + saved["kv"] * spec.kv_dim
         + saved["rank"] * recipe.lora.rank
+        + _NORM_BYTES * _normed_beside_two(spec)
     )
-    layers = spec.layers - 1  # the last one computes a text's last token alone
+    if not spec.causal:
+        # under a mask, keys and values are repeated for every query head
+        layer += 2 * item * (spec.q_dim - spec.kv_dim)
+    # of the last token alone, the last layer computes little
+    layers = spec.layers - (spec.head.pooling is PoolingMode.LAST)
     if recipe.run.recompute:
         return layers * spec.dim * item + layer + _AT_WORK * spec.ffn_dim
     return layers * layer + _AT_WORK * spec.ffn_dim
+
+
+def _normed_beside_two(spec: EmbeddingSpec) -> int:
+    """Return how many numbers of a token a layer norms beside its two norms of states."""
+    family = spec.of_family
+    of_heads = spec.q_dim + spec.kv_dim if family.norms_heads else 0
+    return of_heads + (len(family.norms.names()) - 2) * spec.dim
 
 
 def front_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
@@ -131,10 +145,11 @@ def front_bytes(spec: EmbeddingSpec, recipe: TuneRecipe) -> int:
 
     Attention under a mask repeats keys and values for every query and every head, those of the
     query's own tokens too, and their gradients once more in the layer at work. The words between
-    examples, and prompts without examples, are few and not counted.
+    examples, and prompts without examples, are few and not counted. Where a model computes a
+    prompt with every text, there is none in front.
     """
     prefix, item = _longest_prefix(recipe), _ITEM[recipe.run.precision]
-    if not prefix:
+    if not prefix or not spec.takes_prefix:
         return 0
     repeated = recipe.batch.group * (prefix + recipe.limits.query) * 2 * spec.q_dim * item
     if recipe.run.recompute:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ from peft import PeftModel
 
 from anna_export.files.atomic import write_text
 from anna_export.files.json_file import read_json
-from anna_export.spec import LAST_TOKEN
 from anna_export.text.framing import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -23,8 +21,9 @@ from anna_export.text.framing import (
 from anna_export.text.limit import LIMIT_FILE
 from anna_export.text.prompt_file import ADAPTERS_FILE, TaskFile
 from anna_export.text.prompt_formats import Example
-from anna_export.text.st_files import write_modules, write_prompts
+from anna_export.text.st_files import write_prompts
 from anna_export.text.tokenizer_files import Ends, framed_json, read_ends, uncut_json
+from anna_export.weights.merge import copy_modules
 from anna_train.model.trained_model import Base
 from anna_train.recipe import TuneRecipe
 from anna_train.run.adapter_card import TuneReport, adapter_card
@@ -69,8 +68,8 @@ def write_adapter(
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     content = json.dumps(tasks.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
     write_text(folder / ADAPTERS_FILE, content + "\n")
-    write_prompts(folder, tasks.prompts())
-    write_modules(folder, replace(base.spec, head=LAST_TOKEN))  # what was trained
+    write_prompts(folder, tasks.prompts(), base.modules.similarity)
+    copy_modules(base.modules, base.spec, folder)
     for name in (*TOKENIZER_FILES, LIMIT_FILE):
         if (base.folder / name).exists():
             shutil.copyfile(base.folder / name, folder / name)

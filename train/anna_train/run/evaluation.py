@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import MistralModel
 
 from anna_export.errors import InputError
 from anna_export.text.prompt_formats import Example
-from anna_export.text.prompts import NO_PROMPT, Prompt
+from anna_export.text.prompts import NO_PROMPT
 from anna_train.data.training_data import DataSet
-from anna_train.plan.assemble import Assembler, Group, shared
+from anna_train.model.forward import Decoder
+from anna_train.plan.assemble import Assembler, Group
 from anna_train.recipe import EvaluationRecipe
 from anna_train.run.gradient import GradientSettings, embed_groups
 from anna_train.run.processes import Processes
@@ -54,7 +54,8 @@ def held_out(
     for data, data_recipe in zip(sets, recipe.data, strict=True):
         if len(data) < 2:
             raise InputError(f"expected two rows or more in {data.rows.path}, found {len(data)}")
-        rows = list(data.rows)
+        rows, limits = list(data.rows), assembler.limits
+        count = len(rows)
         queries, documents = [row.query for row in rows], [row.pos[0] for row in rows]
         prompts = {"zero-shot": data.task.prompt(())}
         if examples.get(data_recipe.task):
@@ -62,39 +63,32 @@ def held_out(
         of_documents = NO_PROMPT if data.document_task is None else data.document_task.prompt(())
         for name, prompt in prompts.items():
             groups = [
-                _group(assembler, queries, prompt, assembler.limits.query, 0),
-                _group(assembler, documents, of_documents, assembler.limits.document, len(rows)),
+                assembler.group(queries, prompt, limits.query, range(count)),
+                assembler.group(documents, of_documents, limits.document, range(count, 2 * count)),
             ]
             held_out_sets.append(HeldOutSet(f"{data.name} {name}", groups, len(rows)))
     return held_out_sets
 
 
 def evaluate(
-    model: MistralModel,
+    decoder: Decoder,
     held_out_sets: Sequence[HeldOutSet],
     settings: GradientSettings,
     processes: Processes,
 ) -> dict[str, float]:
     """Return each one's nDCG@10; equal on every process."""
-    model.eval()
+    decoder.model.eval()
     try:
         with torch.no_grad():
-            return {data.name: _ndcg(model, data, settings, processes) for data in held_out_sets}
+            return {data.name: _ndcg(decoder, data, settings, processes) for data in held_out_sets}
     finally:
-        model.train()
+        decoder.model.train()
 
 
 def _ndcg(
-    model: MistralModel, held_out_set: HeldOutSet, settings: GradientSettings, processes: Processes
+    decoder: Decoder, held_out_set: HeldOutSet, settings: GradientSettings, processes: Processes
 ) -> float:
-    vectors = embed_groups(model, held_out_set.groups, settings, processes).cpu().numpy()
+    vectors = embed_groups(decoder, held_out_set.groups, settings, processes).cpu().numpy()
     if not np.isfinite(vectors).all():
         return float("nan")
     return retrieval(vectors[: held_out_set.rows], vectors[held_out_set.rows :]).ndcg_at_10
-
-
-def _group(
-    assembler: Assembler, texts: Sequence[str], prompt: Prompt, limit: int, first: int
-) -> Group:
-    ids = assembler.tokeniser.ids(assembler.tokeniser.truncate(texts, limit), prompt)
-    return shared(ids, list(range(first, first + len(texts))))

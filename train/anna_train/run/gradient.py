@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import MistralModel
 
-from anna_train.model.forward import embed
+from anna_train.model.forward import Decoder, embed
 from anna_train.model.loss import Losses
 from anna_train.plan.assemble import Group
 from anna_train.run.processes import Processes
@@ -41,7 +40,7 @@ class GradientSettings:
 
 
 def compute_gradient(
-    model: MistralModel,
+    decoder: Decoder,
     groups: Sequence[Group],
     loss_of: LossOf,
     settings: GradientSettings,
@@ -52,7 +51,7 @@ def compute_gradient(
     Where the loss is not finite, there is none.
 
     Args:
-        model: A MistralModel with LoRA in its linear layers.
+        decoder: The model, with LoRA in its linear layers.
         groups: The batch's token ids; their places are those of its N vectors.
         loss_of: Returns the loss of (N, D) vectors.
         settings: Memory, precision and seed.
@@ -61,11 +60,11 @@ def compute_gradient(
     units = mini_batches(groups, settings.mini_batch_tokens)
     mine = processes.share([_cost(unit) for unit in units])
     with_graph = _units_with_graph(units, mine, settings.mini_batch_tokens)
-    vectors = _room(model, groups)
+    vectors = _room(decoder, groups)
     graphs: dict[int, Tensor] = {}
     for index in mine:
         with torch.set_grad_enabled(index in with_graph):
-            unit_vectors = _embed(model, units[index], index, settings)
+            unit_vectors = _embed(decoder, units[index], index, settings)
         vectors[units[index].positions] = unit_vectors.detach()
         if index in with_graph:
             graphs[index] = unit_vectors
@@ -80,29 +79,29 @@ def compute_gradient(
         unit_vectors = (
             graphs.pop(index)
             if index in with_graph
-            else _embed(model, units[index], index, settings)
+            else _embed(decoder, units[index], index, settings)
         )
         unit_vectors.backward(vectors.grad[units[index].positions])
-    processes.add_up(_gradients(model))
+    processes.add_up(_gradients(decoder))
     return losses
 
 
 def embed_groups(
-    model: MistralModel, groups: Sequence[Group], settings: GradientSettings, processes: Processes
+    decoder: Decoder, groups: Sequence[Group], settings: GradientSettings, processes: Processes
 ) -> Tensor:
     """Return (N, D) float32 vectors without their gradient; equal on every process."""
     units = mini_batches(groups, settings.mini_batch_tokens)
-    vectors = _room(model, groups)
+    vectors = _room(decoder, groups)
     for index in processes.share([_cost(unit) for unit in units]):
         with torch.no_grad():
-            vectors[units[index].positions] = _embed(model, units[index], index, settings)
+            vectors[units[index].positions] = _embed(decoder, units[index], index, settings)
     processes.add_up([vectors])
     return vectors
 
 
-def _room(model: MistralModel, groups: Sequence[Group]) -> Tensor:
+def _room(decoder: Decoder, groups: Sequence[Group]) -> Tensor:
     count = sum(len(group.positions) for group in groups)
-    return torch.zeros(count, model.config.hidden_size, device=model.device)
+    return torch.zeros(count, decoder.spec.embedding_dim, device=decoder.model.device)
 
 
 def mini_batches(groups: Sequence[Group], most_tokens: int) -> list[Group]:
@@ -125,6 +124,7 @@ def _part(group: Group, indices: Sequence[int]) -> Group:
         group.prefix,
         [group.texts[index] for index in indices],
         [group.positions[index] for index in indices],
+        group.prompt_tokens,
     )
 
 
@@ -143,17 +143,23 @@ def _units_with_graph(units: Sequence[Group], mine: Sequence[int], most_tokens: 
     return with_graph
 
 
-def _embed(model: MistralModel, unit: Group, index: int, settings: GradientSettings) -> Tensor:
+def _embed(decoder: Decoder, unit: Group, index: int, settings: GradientSettings) -> Tensor:
     # both passes of a mini-batch, on whichever process, draw the same dropout
     torch.manual_seed(settings.seed * _MOST_UNITS + index)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-        return embed(model, unit.texts, unit.prefix, recompute=settings.recompute)
+    with torch.autocast(decoder.model.device.type, torch.bfloat16, enabled=settings.bf16):
+        return embed(
+            decoder,
+            unit.texts,
+            unit.prefix,
+            prompt_tokens=unit.prompt_tokens,
+            recompute=settings.recompute,
+        )
 
 
-def _gradients(model: MistralModel) -> list[Tensor]:
+def _gradients(decoder: Decoder) -> list[Tensor]:
     """Return the trained weights' gradients, made zero where this process had no share."""
     gradients = []
-    for weight in model.parameters():
+    for weight in decoder.model.parameters():
         if weight.requires_grad:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)

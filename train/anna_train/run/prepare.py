@@ -67,7 +67,7 @@ def prepare(
         update={"loss": recipe.loss.model_copy(update={"soft_labels": 0.0, "contrastive": True})}
     )
     held_sets = [_open(data, tasks, unscored, stage) for data in recipe.evaluation.data]
-    assembler = Assembler(base.tokeniser, recipe.limits)
+    assembler = Assembler(base.tokeniser, recipe.limits, base.spec)
     for data in (*sets.values(), *held_sets):
         assembler.require_room(data.task, max(recipe.examples.most, recipe.evaluation.examples))
     plan = _plan(recipe, list(sets.values()), assembler, stage, plan_file)
