@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from anna_export.console.quiet import quiet_libraries
@@ -58,14 +59,17 @@ class LayerwiseForward:
         self, *batches: TokenBatch, embedding: EmbeddingFormat | None = None
     ) -> list[LayerOutputs]:
         """Look up the token embeddings, (B, S, D), as they are or as a format stores them."""
-        table = self._read(EMBEDDING_WEIGHT, "cpu")
+        # only the rows of these tokens: a table of all may be gigabytes
+        ids = torch.from_numpy(np.unique(np.concatenate([batch.ids.ravel() for batch in batches])))
+        table = self._checkpoint.read(EMBEDDING_WEIGHT, torch.float32, rows=ids)
         if embedding is not None:
             table = embedding.dequantize(embedding.quantize(table))
-        scale = self.spec.embedding_scale
-        return [
-            LayerOutputs(batch, (table[torch.from_numpy(batch.ids)] * scale).to(self.device))
-            for batch in batches
-        ]
+        table *= self.spec.embedding_scale
+
+        def look_up(batch: TokenBatch) -> torch.Tensor:
+            return table[torch.searchsorted(ids, torch.from_numpy(batch.ids))].to(self.device)
+
+        return [LayerOutputs(batch, look_up(batch)) for batch in batches]
 
     def layers(
         self, first: int = 0, progress: Progress | None = None

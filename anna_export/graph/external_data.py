@@ -1,6 +1,6 @@
 """One external data file for all graphs of an artifact: every weight is stored once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from anna_export.files.stream import Part, Written, write_parts
+from anna_export.graph.row_blocks import InRowBlocks
 from anna_export.progress import Progress
 
 DATA_FILE: Final = "model.onnx.data"
@@ -41,8 +42,9 @@ def write_data_file(
     for name, weight in weights.items():
         offset += -offset % _PAGE_BYTES
         offsets[name] = offset
-        parts.append(Part(offset, weight.nbytes, partial(_bytes, weight)))
-        offset += weight.nbytes
+        for size_bytes, make in _blocks(weight):
+            parts.append(Part(offset, size_bytes, make))
+            offset += size_bytes
     written = write_parts(folder / DATA_FILE, parts, progress)
     for model in graphs.values():
         for name, value in model.graph.initializers.items():
@@ -62,10 +64,20 @@ def _shared_weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.TensorProtoc
     return {name: tensor for name, tensor in weights.items() if tensor.nbytes > _INLINE_BYTES}
 
 
-def _bytes(weight: ir.TensorProtocol) -> np.ndarray:
-    tensor = weight.raw() if isinstance(weight, ir.LazyTensor) else weight
+def _blocks(weight: ir.TensorProtocol) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+    """Yield the bytes of each part of a weight, and what makes it."""
+    if isinstance(weight, InRowBlocks):
+        for size_bytes, make in weight.blocks():
+            yield size_bytes, partial(_raw_bytes, make)
+    elif isinstance(weight, ir.LazyTensor):
+        yield weight.nbytes, partial(_raw_bytes, weight.raw)
+    else:
+        yield weight.nbytes, partial(_raw_bytes, lambda: weight)
+
+
+def _raw_bytes(make: Callable[[], ir.TensorProtocol]) -> np.ndarray:
     # as it is stored: two 4-bit numbers stay one byte
-    return np.asarray(tensor.raw).reshape(-1).view(np.uint8)
+    return np.asarray(make().raw).reshape(-1).view(np.uint8)
 
 
 def _placed(weight: ir.TensorProtocol, name: str, offset: int, folder: Path) -> ir.ExternalTensor:

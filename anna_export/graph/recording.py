@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from anna_export.graph.row_blocks import InRowBlocks
 from anna_export.graph.tensors import IR_DTYPES, as_ir
-from anna_export.spec import Precision
+from anna_export.spec import EMBEDDING_WEIGHT, Precision
 from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 
 
@@ -51,6 +52,14 @@ class Recording:
         checkpoint, dtype = self.checkpoint, TORCH_DTYPES[precision]
         shape = ir.Shape(reversed(self.shapes[name]) if transpose else self.shapes[name])
         offset = self.spec.gain_offset(name)
+
+        if name == EMBEDDING_WEIGHT and not transpose:
+
+            def read_rows(rows: torch.Tensor) -> ir.Tensor:
+                return as_ir(checkpoint.read(name, dtype, rows=rows), name)
+
+            table = InRowBlocks(read_rows, IR_DTYPES[precision], self.shapes[name], name)
+            return self.tape.initializer(table)
 
         def read() -> ir.Tensor:
             if offset:

@@ -21,7 +21,7 @@ class EmbeddingFormat(Protocol):
         ...
 
     def quantize(self, table: torch.Tensor) -> Stored:
-        """Quantise a (tokens, dim) fp32 table."""
+        """Quantise a (tokens, dim) fp32 table, each of its rows by itself."""
         ...
 
     def dequantize(self, stored: Stored) -> torch.Tensor:

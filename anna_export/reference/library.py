@@ -17,7 +17,6 @@ from typing import Any, Final
 import peft
 import torch
 import transformers
-from accelerate import init_empty_weights
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -29,6 +28,7 @@ from tokenizers import processors
 
 from anna_export.console.quiet import quiet_libraries
 from anna_export.errors import InputError
+from anna_export.reference.model import empty_decoder
 from anna_export.reference.plain_folder import plain_adapter, plain_model
 from anna_export.spec import dense_words, pooling_words
 from anna_export.text.framing import TOKENIZER_FILE, TOKENIZER_FILES
@@ -158,10 +158,7 @@ def open_library_shell(model: Path, adapters: Sequence[Path]) -> Library:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         # keys and values that nothing reads again would be held for every layer
         config.use_cache = shell[0].config.use_cache
-        # frequencies and scales are computed, not loaded: buffers have their values
-        with init_empty_weights(include_buffers=False):
-            decoder = transformers.AutoModel.from_config(config, dtype=torch.float32)
-        shell[0].model = decoder
+        shell[0].model = empty_decoder(config)
         return Library(shell.eval(), bool(adapters))
 
 

@@ -1,5 +1,6 @@
 """transformers' own model, without weights."""
 
+import copy
 from typing import Any
 
 import torch
@@ -10,15 +11,26 @@ from anna_export.spec.family import FULL_ATTENTION, SLIDING_ATTENTION
 
 def empty_model(spec: EmbeddingSpec) -> Any:
     """Return transformers' decoder of these numbers, its weights on the meta device."""
+    return empty_decoder(decoder_config(spec)).eval()
+
+
+def empty_decoder(config: Any) -> Any:
+    """Return transformers' decoder of a configuration in fp32, its weights on the meta device.
+
+    Frequencies and scales are computed, not loaded: buffers have their values.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModel
 
-    # frequencies and scales are computed, not loaded: buffers have their values
+    # weights are made before they are dropped: address space for the largest of them is needed
+    small = copy.deepcopy(config)
+    small.vocab_size, small.pad_token_id = 1, None
     with init_empty_weights(include_buffers=False):
-        decoder = AutoModel.from_config(
-            decoder_config(spec), dtype=torch.float32, attn_implementation="sdpa"
-        )
-    return decoder.eval()
+        decoder = AutoModel.from_config(small, dtype=torch.float32, attn_implementation="sdpa")
+    table = torch.empty((config.vocab_size, config.hidden_size), device="meta")
+    decoder.embed_tokens.weight = torch.nn.Parameter(table)
+    decoder.embed_tokens.num_embeddings = decoder.config.vocab_size = config.vocab_size
+    return decoder
 
 
 def decoder_config(spec: EmbeddingSpec) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import onnx_ir as ir
 import torch
@@ -19,8 +19,6 @@ from anna_export.quantise.linear import Layout
 from anna_export.spec import EMBEDDING_WEIGHT
 from anna_export.weights.safetensors_files import StoredTensor
 
-# name of a weight as in a spec's weight_shapes → its fp32 value, (out, in) for a matrix
-ReadWeight = Callable[[str], torch.Tensor]
 # a linear module's fp32 input → what it is multiplied as
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 _TORCH_DTYPES: Final = {
@@ -31,6 +29,19 @@ _TORCH_DTYPES: Final = {
     ir.DataType.INT8: torch.int8,
     ir.DataType.UINT8: torch.uint8,
 }
+
+
+class ReadWeight(Protocol):
+    """Gives weights."""
+
+    def __call__(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return a weight by its name in a spec's weight_shapes: fp32, (out, in) for a matrix.
+
+        Args:
+            name: Its name.
+            rows: (N,) int64 rows of the embedding, to have these alone; None for all.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +84,12 @@ def stored_model(artifact: Artifact) -> StoredModel:
     inputs = {} if calibration is None else calibration.quantised_modules(manifest.spec)
     shapes = manifest.spec.weight_shapes()
 
-    def read(name: str) -> torch.Tensor:
+    def read(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
         if linear is not None and name.removesuffix(".weight") in inputs:
             return linear.dequantize(tensors.parts(name, linear.layout(*shapes[name])))
         if table is not None and name == EMBEDDING_WEIGHT:
-            return table.dequantize(tensors.parts(name, table.layout(*shapes[name])))
-        weight = tensors.read(name)
+            return table.dequantize(tensors.parts(name, table.layout(*shapes[name]), rows))
+        weight = tensors.read(name, rows)
         turned = weight.ndim == 2 and name != EMBEDDING_WEIGHT
         weight = (weight.T if turned else weight).float()
         offset = manifest.spec.gain_offset(name)
@@ -109,23 +120,32 @@ class _Tensors:
             else:
                 self._inline[name] = tensor
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor as it is stored; of two 4-bit numbers a byte, the bytes."""
+    def read(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return a tensor, or rows of it, as stored; of two 4-bit numbers a byte, the bytes."""
         if name in self._placed:
             placed = self._placed[name]
-            stored, shape = placed.read_bytes(), placed.shape
+            stored, shape = (
+                placed.read_bytes() if rows is None else placed.read_rows(rows),
+                placed.shape,
+            )
+            if rows is not None:
+                shape, rows = (len(rows), *shape[1:]), None
         else:
             tensor = self._inline[name]
             stored = torch.frombuffer(bytearray(tensor.tobytes()), dtype=torch.uint8)
             shape = tuple(tensor.shape.numpy())
         dtype = self._dtypes[name]
         if dtype.bitwidth == 4:
-            return stored.reshape(*shape[:-1], -1)
-        return stored.view(_TORCH_DTYPES[dtype]).reshape(shape)
+            read = stored.reshape(*shape[:-1], -1)
+        else:
+            read = stored.view(_TORCH_DTYPES[dtype]).reshape(shape)
+        return read if rows is None else read[rows]
 
-    def parts(self, name: str, layout: Layout) -> dict[str, torch.Tensor]:
-        """Return what is stored of one quantised weight."""
-        return {suffix: self.read(name + suffix) for suffix in layout}
+    def parts(
+        self, name: str, layout: Layout, rows: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return what is stored of one quantised weight, or of rows of it."""
+        return {suffix: self.read(name + suffix, rows) for suffix in layout}
 
 
 def _placed(name: str, tensor: ir.ExternalTensor) -> StoredTensor:

@@ -34,8 +34,8 @@ def stream_checkpoint(
     names = set(checkpoint.spec.weight_shapes()) - {EMBEDDING_WEIGHT}
     apart = {name: deltas for name in names if (deltas := checkpoint.deltas(name))}
 
-    def read(name: str) -> torch.Tensor:
-        return checkpoint.read(name, torch.float32, merge=name not in apart)
+    def read(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        return checkpoint.read(name, torch.float32, merge=name not in apart, rows=rows)
 
     _stream_all(model, read, apart, on_read)
 
@@ -45,8 +45,8 @@ def open_streamed_checkpoint(
 ) -> PytorchBackend:
     """Open the model that our own reading of base and adapter describes, one matrix at a time."""
 
-    def read(name: str) -> torch.Tensor:
-        return checkpoint.read(name, torch.float32)
+    def read(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        return checkpoint.read(name, torch.float32, rows=rows)
 
     backend = _empty_backend(checkpoint.spec, "base and adapter", read)
     stream_checkpoint(backend.model, checkpoint, on_read)
@@ -96,15 +96,33 @@ def _stream_all(
     deltas: Mapping[str, Sequence[Delta]],
     on_read: Callable[[], None] | None,
 ) -> None:
-    def counted(name: str) -> torch.Tensor:
-        weight = read(name)
+    def counted(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        weight = read(name, rows)
         if on_read is not None:
             on_read()
         return weight
 
     for name, module in model.named_modules():
-        if module._parameters:
+        if isinstance(module, torch.nn.Embedding):
+            _look_up(module, f"{name}.weight", counted)
+        elif module._parameters:
             _stream(module, name, counted, deltas.get(f"{name}.weight", ()))
+
+
+def _look_up(module: torch.nn.Embedding, name: str, read: ReadWeight) -> None:
+    """Make an embedding read the rows it looks up: a table of all may be gigabytes."""
+    absent = module.weight
+
+    def load(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        ids, index = torch.unique(inputs[0], return_inverse=True)
+        module.weight = torch.nn.Parameter(read(name, ids), requires_grad=False)
+        return (index, *inputs[1:])
+
+    def drop(module: torch.nn.Module, *_: Any) -> None:
+        module.weight = absent
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)
 
 
 def _stream(module: torch.nn.Module, name: str, read: ReadWeight, deltas: Sequence[Delta]) -> None:

@@ -36,6 +36,8 @@ TORCH_DTYPES: Final = {
 }
 # Numbers worked on at once in fp32 while a tensor is merged: 4 MiB, so that it stays in cache.
 _CHUNK_NUMBERS = 1 << 20
+# Of a table that is written in blocks of rows.
+_BLOCK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +97,22 @@ class Checkpoint:
         return self.base[name].torch_dtype
 
     def read(
-        self, name: str, dtype: torch.dtype, *, transpose: bool = False, merge: bool = True
+        self,
+        name: str,
+        dtype: torch.dtype,
+        *,
+        transpose: bool = False,
+        merge: bool = True,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Read one merged weight.
+        """Read one merged weight, or some of its rows.
 
         Args:
             name: As in the spec's `weight_shapes`.
             dtype: Type of the result; sums are in fp32 and rounded once.
             transpose: Return a matrix as (in, out) instead of (out, in).
             merge: Add the adapters' deltas; what they replace, they replace in either case.
+            rows: (N,) int64 rows of a matrix that is not turned; None for all.
 
         Returns:
             A contiguous tensor.
@@ -114,13 +123,13 @@ class Checkpoint:
         adapters, source = self._counting(name), self.base[name]
         if adapters:
             source = adapters[0].replaced.get(name, source)
-        weight, deltas = source.read(), _deltas(adapters, name) if merge else ()
+        weight, deltas = source.read(rows), _deltas(adapters, name) if merge else ()
         if deltas or (transpose and weight.ndim == 2):
-            weight = _merge(weight, deltas, dtype, transpose)
+            weight = _merge(weight, deltas, dtype, transpose, rows)
         else:
             weight = weight.to(dtype)
         if name == EMBEDDING_WEIGHT:
-            _set_rows(weight.T if transpose else weight, adapters)
+            _set_rows(weight.T if transpose else weight, adapters, rows)
         _require_finite(weight, name, source.path)
         return weight
 
@@ -148,23 +157,36 @@ def _deltas(adapters: Sequence[Adapter], name: str) -> tuple[Delta, ...]:
     return tuple(adapter.deltas[name] for adapter in adapters if name in adapter.deltas)
 
 
-def _set_rows(embedding: torch.Tensor, adapters: Sequence[Adapter]) -> None:
+def _set_rows(
+    embedding: torch.Tensor, adapters: Sequence[Adapter], rows: torch.Tensor | None
+) -> None:
     """Set the rows that were trained by themselves; later adapters' deltas add to them."""
     for following, adapter in enumerate(adapters, start=1):
         if (trained := adapter.token_rows) is None:
             continue
-        indices, rows = list(trained.indices), trained.rows.read().float()
+        indices, values = torch.tensor(trained.indices), trained.rows.read().float()
         for delta in _deltas(adapters[following:], EMBEDDING_WEIGHT):
             b, a = delta.factors()
-            rows.addmm_(b[indices], a, alpha=delta.scale)
-        embedding[indices] = rows.to(embedding.dtype)
+            values.addmm_(b[indices], a, alpha=delta.scale)
+        values = values.to(embedding.dtype)
+        if rows is None:
+            embedding[indices] = values
+        else:
+            there, which = torch.nonzero(rows[:, None] == indices, as_tuple=True)
+            embedding[there] = values[which]
 
 
 def _merge(
-    weight: torch.Tensor, deltas: Sequence[Delta], dtype: torch.dtype, transpose: bool
+    weight: torch.Tensor,
+    deltas: Sequence[Delta],
+    dtype: torch.dtype,
+    transpose: bool,
+    rows: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Add the deltas in fp32, row block by row block, and cast once."""
+    """Add the deltas, or some of their rows, in fp32, row block by row block, and cast once."""
     factors = [delta.factors() for delta in deltas]
+    if rows is not None:
+        factors = [(b[rows], a) for b, a in factors]
     if transpose:
         # turned while still narrow: half the bytes, and what follows runs along the rows
         weight = weight.T.contiguous()
@@ -172,11 +194,11 @@ def _merge(
     if not factors and weight.dtype is dtype:
         return weight
     merged = weight if weight.dtype is dtype else torch.empty(weight.shape, dtype=dtype)
-    rows, columns = weight.shape
+    height, columns = weight.shape
     step = max(1, _CHUNK_NUMBERS // columns)
-    scratch = torch.empty((min(step, rows), columns))
-    for start in range(0, rows, step):
-        end = min(start + step, rows)
+    scratch = torch.empty((min(step, height), columns))
+    for start in range(0, height, step):
+        end = min(start + step, height)
         block = scratch[: end - start].copy_(weight[start:end])
         for delta, (b, a) in zip(deltas, factors, strict=True):
             block.addmm_(b[start:end], a, alpha=delta.scale)
@@ -194,6 +216,11 @@ def _require_finite(weight: torch.Tensor, name: str, path: Path) -> None:
         f"expected finite numbers in {name}, found {low:g} to {high:g} in {path} or in what an "
         f"adapter adds to it{hint}"
     )
+
+
+def row_blocks(rows: int, row_bytes: int) -> Sequence[torch.Tensor]:
+    """Return the rows of a matrix as blocks that are small in memory, (N,) int64 each."""
+    return torch.arange(rows).split(max(1, _BLOCK_BYTES // row_bytes))
 
 
 def weight_files(model: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from anna_export.files.json_file import read_json
 from anna_export.files.model_folders import Adapters, in_order
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.spec import EmbeddingSpec
+from anna_export.spec import EMBEDDING_WEIGHT, EmbeddingSpec
 from anna_export.text.framing import (
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -31,7 +32,7 @@ from anna_export.text.prompt_file import find_prompts
 from anna_export.text.st_files import MODULES_FILE, write_modules, write_prompts
 from anna_export.text.tokenizer_files import uncut_json
 from anna_export.text.tokenizer_folder import write_tokenizer
-from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, row_blocks
 from anna_export.weights.modules import Modules
 from anna_export.weights.safetensors_files import header_bytes
 
@@ -133,8 +134,15 @@ def _write_shard(
     header = header_bytes({name: (checkpoint.stored_dtype(name), shapes[name]) for name in names})
     parts, offset = [Part(0, len(header), lambda: header)], len(header)
     for name in names:
-        parts.append(Part(offset, sizes[name], partial(_bytes, checkpoint, name)))
-        offset += sizes[name]
+        # a table of embeddings may be larger than memory should hold
+        blocks: Sequence[torch.Tensor | None] = [None]
+        if name == EMBEDDING_WEIGHT:
+            rows = shapes[name][0]
+            blocks = row_blocks(rows, sizes[name] // rows)
+        for block in blocks:
+            size = sizes[name] if block is None else sizes[name] // shapes[name][0] * len(block)
+            parts.append(Part(offset, size, partial(_bytes, checkpoint, name, block)))
+            offset += size
     write_parts(path, parts, _among_shards(progress, done - len(header), sum(sizes.values())))
 
 
@@ -144,8 +152,8 @@ def _among_shards(progress: Progress | None, start: int, total: int) -> Progress
     return lambda done, _: progress(start + done, total)
 
 
-def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    tensor = checkpoint.read(name, checkpoint.stored_dtype(name))
+def _bytes(checkpoint: Checkpoint, name: str, rows: torch.Tensor | None) -> np.ndarray:
+    tensor = checkpoint.read(name, checkpoint.stored_dtype(name), rows=rows)
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 

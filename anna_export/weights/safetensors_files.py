@@ -7,6 +7,7 @@ that is asked for is read, and what was read is dropped from the page cache afte
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,14 +49,16 @@ class StoredTensor:
                 "quantized weights are not read; use the original model"
             )
 
-    def read(self) -> torch.Tensor:
-        """Read the tensor in its stored type.
+    def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Read the tensor, or (N,) int64 rows of it, in its stored type.
 
         Raises:
             UnsupportedError: If it is not stored as fp32, fp16 or bf16.
             DamagedError: If the file ends before the tensor does.
         """
         self.require_float()
+        if rows is not None:
+            return self.read_rows(rows).view(self.torch_dtype).reshape(-1, *self.shape[1:])
         return self.read_bytes().view(self.torch_dtype).reshape(self.shape)
 
     def read_bytes(self) -> torch.Tensor:
@@ -65,19 +68,42 @@ class StoredTensor:
             DamagedError: If the file ends before the tensor does.
         """
         stored = torch.empty(self.size_bytes, dtype=torch.uint8)
-        buffer = stored.numpy().data
+        self._read_into(stored.numpy().data, [(0, self.size_bytes)])
+        return stored
+
+    def read_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Read these (N,) int64 rows of a matrix, in their order, as (N, row_bytes) uint8.
+
+        Raises:
+            DamagedError: If the file ends before the tensor does.
+        """
+        row_bytes = self.size_bytes // self.shape[0]
+        stored = torch.empty((len(rows), row_bytes), dtype=torch.uint8)
+        # rows that follow one another are read at once
+        ends = torch.nonzero(rows.diff() != 1).flatten() + 1
+        runs = torch.tensor_split(rows, ends.tolist()) if len(rows) else ()
+        pieces = [(int(run[0]) * row_bytes, len(run) * row_bytes) for run in runs]
+        self._read_into(stored.reshape(-1).numpy().data, pieces)
+        return stored
+
+    def _read_into(self, buffer: memoryview, pieces: Sequence[tuple[int, int]]) -> None:
+        """Read pieces of the tensor, each from a byte on and so long, one behind the other."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            done = 0
-            while done < self.size_bytes:
-                count = os.preadv(descriptor, [buffer[done:]], self.offset + done)
-                if count == 0:
-                    raise DamagedError(f"expected all of {self.key} in {self.path}, found its end")
-                done += count
+            for start, size in pieces:
+                done = 0
+                while done < size:
+                    position = self.offset + start + done
+                    count = os.preadv(descriptor, [buffer[done:size]], position)
+                    if count == 0:
+                        raise DamagedError(
+                            f"expected all of {self.key} in {self.path}, found its end"
+                        )
+                    done += count
+                buffer = buffer[size:]
             os.posix_fadvise(descriptor, self.offset, self.size_bytes, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-        return stored
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

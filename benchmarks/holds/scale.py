@@ -1,12 +1,14 @@
-"""Export a full-size Mistral-7B: memory, time against copying the same bytes, and correctness.
+"""Export a full-size model: memory, time against copying the same bytes, and correctness.
 
     python -m benchmarks.holds.scale  the whole model: 32 GB of disk, 20 minutes
     python -m benchmarks.holds.scale --precision fp16  the same, exported as fp16
     python -m benchmarks.holds.scale --layers 4  a slice of it
+    python -m benchmarks.holds.scale --shape qwen3-8b --layers 4  of another family
     python -m benchmarks.holds.scale --quick  two layers, one round
 
-The model has the real v0.1 shape and random weights, bf16 in shards as hubs hold it, under a LoRA
-of rank 64 over all linear layers. Each round copies and exports, each from a cold page cache.
+The model, Mistral-7B v0.1 unless another is asked for, has the real shape and random weights, bf16
+in shards as hubs hold it, under a LoRA of rank 64 over all linear layers. Each round copies and
+exports, each from a cold page cache.
 
 What storing merged weights in 16 bits costs depends on the model; random weights amplify it from
 layer to layer. So the proof's cosine has its bound beside it: the exact sums, rounded once.
@@ -39,7 +41,7 @@ from anna_export.weights.checkpoint import TORCH_DTYPES, Checkpoint
 from benchmarks.lib.big_model import (
     ALPHA,
     RANK,
-    mistral_v01,
+    SHAPES,
     options,
     scratch_folder,
     write_adapter,
@@ -86,7 +88,9 @@ def measure(arguments: Namespace) -> Results:
     """Write the model, export it in rounds, check and prove the last artifact."""
     layers = 2 if arguments.quick else arguments.layers
     rounds = 1 if arguments.quick else arguments.rounds
-    spec, precision = mistral_v01(layers), Precision(arguments.precision)
+    shape, precision = SHAPES[arguments.shape], Precision(arguments.precision)
+    spec = shape(layers) if layers else shape()
+    layers = spec.layers
     with scratch_folder(arguments.folder, "scale") as folder:
         _require_disk(folder, spec)
         base, adapter = folder / "base", folder / "adapter"
@@ -127,13 +131,15 @@ def measure(arguments: Namespace) -> Results:
         "proof": parity,
         "proof_worst_cosine_of_exact_sums_rounded_once": bound,
     }
-    return Results(
-        figures, samples, name="scale" if precision is Precision.BF16 else f"scale-{precision}"
-    )
+    name = "scale" if arguments.shape == "mistral-7b" else f"scale-{arguments.shape}"
+    if precision is not Precision.BF16:
+        name += f"-{precision}"
+    return Results(figures, samples, name=name)
 
 
 def _require_disk(folder: Path, spec: EmbeddingSpec) -> None:
-    adapter_bytes = spec.layers * RANK * 4 * (2 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    sides = (sum(spec.weight_shapes()[f"{name}.weight"]) for name in spec.linear_modules())
+    adapter_bytes = RANK * 4 * sum(sides)
     needed = 2 * spec.parameters * 2 + adapter_bytes + 2 * GIB
     free = disk_free_bytes(folder)
     if free < needed:
@@ -206,6 +212,9 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["bf16", "fp16"], default="bf16", help="What to export (bf16)."
     )
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="mistral-7b", help="Whose shape (mistral-7b)."
+    )
     options(parser)
 
 
@@ -231,8 +240,8 @@ def _one_rounding(base: Path, adapter: Path, precision: Precision) -> float:
     checkpoint = Checkpoint.open(base, adapter)
     dtype = TORCH_DTYPES[precision]
 
-    def read(name: str) -> torch.Tensor:
-        weight = checkpoint.read(name, torch.float32, merge=False)
+    def read(name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        weight = checkpoint.read(name, torch.float32, merge=False, rows=rows)
         for delta in checkpoint.deltas(name):
             b, a = delta.factors()
             weight = weight.double().addmm_(b.double(), a.double(), alpha=delta.scale)

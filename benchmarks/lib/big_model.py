@@ -1,4 +1,4 @@
-"""A Mistral-7B of the real v0.1 shape with random weights, and a LoRA over its linear layers."""
+"""Full-size models of real shapes with random weights, and a LoRA over their linear layers."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 
 from anna_export.files.stream import Part, write_parts
 from anna_export.progress import Progress
-from anna_export.spec import EmbeddingSpec
+from anna_export.reference.model import decoder_config
+from anna_export.spec import EmbeddingSpec, QueryScaling, RotaryKind, RotaryScaling
 from anna_export.weights.safetensors_files import header_bytes
 from demo.tokenizer import build_tokenizer, load_sentencepiece, save_tokenizer
 
@@ -30,7 +32,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def options(parser: ArgumentParser) -> None:
     """Add the options of every benchmark of this model."""
-    parser.add_argument("--layers", type=int, default=32, help="Layers of the model (default: 32).")
+    parser.add_argument("--layers", type=int, help="Layers of the model (default: all).")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -62,6 +64,76 @@ def mistral_v01(layers: int = 32) -> EmbeddingSpec:
         max_positions=32768,
         sliding_window=4096,
     )
+
+
+def qwen3_8b(layers: int = 36) -> EmbeddingSpec:
+    """Return the numbers of Qwen3-Embedding-8B, or of a slice of it."""
+    return EmbeddingSpec(
+        vocab_size=151_936,
+        dim=4096,
+        ffn_dim=12288,
+        layers=layers,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        norm_eps=1e-6,
+        rope_theta=1_000_000.0,
+        max_positions=40960,
+        sliding_window=None,
+        family="qwen3",
+    )
+
+
+def nemotron_3_embed_8b(layers: int = 34) -> EmbeddingSpec:
+    """Return the numbers of Nemotron-3-Embed-8B, bidirectional, or of a slice of it."""
+    return EmbeddingSpec(
+        vocab_size=131_072,
+        dim=4096,
+        ffn_dim=14336,
+        layers=layers,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        norm_eps=1e-5,
+        rope_theta=1_000_000.0,
+        max_positions=262_144,
+        sliding_window=None,
+        family="ministral3",
+        causal=False,
+        rope_scaling=RotaryScaling(RotaryKind.YARN, 16.0, original_positions=16_384),
+        query_scaling=QueryScaling(0.1, 16_384),
+    )
+
+
+def gemma3_12b(layers: int = 48) -> EmbeddingSpec:
+    """Return the numbers of Gemma 3 12B's text model, or of a slice of it."""
+    return EmbeddingSpec(
+        vocab_size=262_208,
+        dim=3840,
+        ffn_dim=15360,
+        layers=layers,
+        heads=16,
+        kv_heads=8,
+        head_dim=256,
+        norm_eps=1e-6,
+        rope_theta=1_000_000.0,
+        max_positions=131_072,
+        sliding_window=1024,
+        family="gemma3_text",
+        full_attention_layers=tuple(range(5, layers, 6)),
+        rope_scaling=RotaryScaling(RotaryKind.LINEAR, 8.0),
+        windowed_rope_theta=10_000.0,
+        query_scalar=256,
+    )
+
+
+# By the name that is asked for; each gives the whole model, or so many layers of it.
+SHAPES: Final = {
+    "mistral-7b": mistral_v01,
+    "qwen3-8b": qwen3_8b,
+    "nemotron-3-embed-8b": nemotron_3_embed_8b,
+    "gemma3-12b": gemma3_12b,
+}
 
 
 def write_base(folder: Path, spec: EmbeddingSpec, progress: Progress | None = None) -> int:
@@ -145,22 +217,6 @@ def _weight(pool: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _config(spec: EmbeddingSpec) -> dict[str, object]:
-    return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": spec.dim,
-        "intermediate_size": spec.ffn_dim,
-        "max_position_embeddings": spec.max_positions,
-        "num_attention_heads": spec.heads,
-        "num_hidden_layers": spec.layers,
-        "num_key_value_heads": spec.kv_heads,
-        "rms_norm_eps": spec.norm_eps,
-        "rope_theta": spec.rope_theta,
-        "sliding_window": spec.sliding_window,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "vocab_size": spec.vocab_size,
-    }
+    config: dict[str, object] = decoder_config(spec).to_dict()
+    config |= {"architectures": [spec.of_family.decoder], "dtype": "bfloat16"}
+    return config | {"bos_token_id": 1, "eos_token_id": 2}

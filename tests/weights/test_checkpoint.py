@@ -12,8 +12,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from anna_export.console.output import stage
+from anna_export.export.pipeline import export
+from anna_export.export.recipe import Recipe
 from anna_export.weights.adapter import WEIGHTS_FILE, Delta
 from anna_export.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from anna_export.weights.merge import write_merged
 from tests.support.folders import edit_tensors
 from tests.support.types import MakeAdapter, MakeModel
 from tests.weights.conftest import ROWS
@@ -96,6 +100,9 @@ def require_equal(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> 
         torch.testing.assert_close(
             checkpoint.read(name, torch.float32), weight, atol=1e-6, rtol=1e-6, msg=name
         )
+    rows = torch.tensor([2, 3, 4, 5, ROWS - 1, 3, 0])
+    some = checkpoint.read(EMBEDDING, torch.float32, rows=rows)
+    torch.testing.assert_close(some, expected[EMBEDDING][rows], atol=1e-6, rtol=1e-6)
 
 
 def deltas(checkpoint: Checkpoint) -> Mapping[str, Delta]:
@@ -278,6 +285,20 @@ def test_weight_of_many_blocks_merges_as_one_of_few(
     expected = checkpoint.read(Q, torch.float32)
     monkeypatch.setattr("anna_export.weights.checkpoint._CHUNK_NUMBERS", 7 * 40 + 1)
     torch.testing.assert_close(checkpoint.read(Q, torch.float32), expected, atol=1e-7, rtol=0)
+
+
+def test_embedding_that_is_written_in_blocks_is_the_one_that_is_written_at_once(
+    base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained(make_adapter(base, target_modules=["embed_tokens", "q_proj"]))
+    for name, block_bytes in (("at once", 1 << 30), ("blocks", 40 * 4 * 7000)):
+        monkeypatch.setattr("anna_export.weights.checkpoint._BLOCK_BYTES", block_bytes)
+        write_merged(base, adapter, tmp_path / name / "merged")
+        recipe = Recipe(base, adapter, tmp_path / name / "artifact", verify=False, max_tokens=64)
+        export(recipe, stage)
+    for file in ("merged/model.safetensors", "artifact/model.onnx.data", "artifact/model.onnx"):
+        first, other = ((tmp_path / name / file).read_bytes() for name in ("at once", "blocks"))
+        assert first == other, file
 
 
 def test_unmerged_read_is_the_base(small: Path, lora: Path) -> None:
