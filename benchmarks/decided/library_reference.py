@@ -9,7 +9,9 @@ exported itself. Time is the command's whole, loading the libraries included; CP
 work on a machine moves the clock.
 """
 
+import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,14 +26,21 @@ from typing import Final
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from anna_export.console.output import stage
+from anna_export.text.prompt_file import ADAPTERS_FILE
 from benchmarks.lib.record import Figure, Results, main, models_option, say
 from benchmarks.lib.watched import Run, run_watched
-from demo.models import DemoModels, make_models
+from demo.models import make_models
 
 BEFORE: Final = "3f1920a"
 MOST: Final = 1.5
 _ROOT: Final = Path(__file__).parents[2]
-_TOOL: Final = "import sys; from anna_export.cli import main; sys.exit(main())"
+# another tree than the one that is meant would compare a source with itself
+_TOOL: Final = """
+import os, sys, anna_export
+assert anna_export.__file__.startswith(os.environ["PYTHONPATH"])
+from anna_export.cli import main
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +49,13 @@ class _Side:
 
     tree: Path
     artifact: Path
-    models: DemoModels
+    base: Path
+    adapter: Path
 
     def run(self, *arguments: object) -> Run:
         """Run the tree's own anna-export on one thread; end the program if it fails."""
-        command = [sys.executable, "-c", _TOOL, *map(str, arguments)]
-        command += ["--adapter", str(self.models.adapter), "--json"]
+        command = [sys.executable, "-P", "-c", _TOOL, *map(str, arguments)]
+        command += ["--adapter", str(self.adapter), "--json"]
         environment = os.environ | {"PYTHONPATH": str(self.tree), "OMP_NUM_THREADS": "1"}
         run = run_watched(command, environment=environment)
         if run.code != 0:
@@ -53,11 +63,11 @@ class _Side:
         return run
 
     def export(self, precision: str) -> None:
-        model = ("--model", self.models.base)
+        model = ("--model", self.base)
         self.run("export", *model, "--out", self.artifact, f"--{precision}", "--no-verify")
 
     def prove(self) -> Run:
-        return self.run("verify", self.artifact, "--reference", self.models.base)
+        return self.run("verify", self.artifact, "--reference", self.base)
 
 
 def measure(arguments: Namespace) -> Results:
@@ -65,10 +75,12 @@ def measure(arguments: Namespace) -> Results:
     models = make_models(arguments.models, stage=stage)
     results = Results()
     with _worktree(arguments.before) as before, tempfile.TemporaryDirectory() as temporary:
+        adapter = Path(temporary) / "adapter"
+        _copy_adapter(models.adapter, adapter)
         for precision in ("fp32",) if arguments.quick else ("fp32", "int8"):
             folder = Path(temporary) / precision
-            ours = _Side(_ROOT, folder / "ours", models)
-            theirs = _Side(before, folder / "before", models)
+            ours = _Side(_ROOT, folder / "ours", models.base, adapter)
+            theirs = _Side(before, folder / "before", models.base, adapter)
             for side in (ours, theirs):
                 side.export(precision)
                 side.prove()  # once, so that every file is in the page cache
@@ -76,6 +88,16 @@ def measure(arguments: Namespace) -> Results:
             _add(results, precision, pairs)
     results.samples["before"] = arguments.before
     return results
+
+
+def _copy_adapter(source: Path, folder: Path) -> None:
+    """Copy an adapter, without a field of its prompts that an earlier source does not know."""
+    shutil.copytree(source, folder)
+    path = folder / ADAPTERS_FILE
+    prompts = json.loads(path.read_text(encoding="utf-8"))
+    for task in prompts["tasks"].values():
+        task.pop("document", None)
+    path.write_text(json.dumps(prompts), encoding="utf-8")
 
 
 def _add(results: Results, precision: str, pairs: list[tuple[Run, Run]]) -> None:

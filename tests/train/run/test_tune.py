@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from anna_train.cli import run
+from anna_train.model.forward import Decoder
 from anna_train.plan import memory
 from anna_train.recipe import read_tune_recipe
 from anna_train.run import step as step_module
@@ -358,9 +359,9 @@ def test_a_run_goes_on_with_the_mini_batch_it_began_with(
 def test_a_lora_b_without_a_gradient_is_refused(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def cut_off(model: torch.nn.Module, *args: object) -> object:
-        losses = compute_gradient(model, *args)  # type: ignore[arg-type]
-        model.layers[1].mlp.up_proj.lora_B["default"].weight.grad.zero_()  # type: ignore
+    def cut_off(decoder: Decoder, *args: object) -> object:
+        losses = compute_gradient(decoder, *args)  # type: ignore[arg-type]
+        decoder.model.layers[1].mlp.up_proj.lora_B["default"].weight.grad.zero_()
         return losses
 
     monkeypatch.setattr(step_module, "compute_gradient", cut_off)
