@@ -172,8 +172,8 @@ def _set_rows(
         if rows is None:
             embedding[indices] = values
         else:
-            there, which = torch.nonzero(rows[:, None] == indices, as_tuple=True)
-            embedding[there] = values[which]
+            targets, sources = torch.nonzero(rows[:, None] == indices, as_tuple=True)
+            embedding[targets] = values[sources]
 
 
 def _merge(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -316,10 +317,8 @@ def test_streamed_weight_that_differs_fails(
 ) -> None:
     read = Checkpoint.read
 
-    def changed(
-        self: Checkpoint, module: str, dtype: torch.dtype, *, merge: bool = True
-    ) -> torch.Tensor:
-        weight = read(self, module, dtype, merge=merge)
+    def changed(self: Checkpoint, module: str, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+        weight = read(self, module, dtype, **options)
         return weight * (torch.arange(weight.shape[-1]) % 7 + 1) if module == name else weight
 
     monkeypatch.setattr(Checkpoint, "read", changed)

@@ -361,7 +361,7 @@ def test_a_lora_b_without_a_gradient_is_refused(
 ) -> None:
     def cut_off(decoder: Decoder, *args: object) -> object:
         losses = compute_gradient(decoder, *args)  # type: ignore[arg-type]
-        decoder.model.layers[1].mlp.up_proj.lora_B["default"].weight.grad.zero_()  # type: ignore
+        decoder.model.layers[1].mlp.up_proj.lora_B["default"].weight.grad.zero_()
         return losses
 
     monkeypatch.setattr(step_module, "compute_gradient", cut_off)
