@@ -126,7 +126,7 @@ README_FIGURES = (
     ("scale", "proof: worst cosine", ".5f", "exact sums"),
     ("latency", "pytorch fp32: our throughput over its, geo. mean", ".2f", "geometric mean"),
     ("latency", "pytorch fp32: our throughput over its, geo. mean", ".1f", "`--int8` | 8 bits"),
-    ("precision", "int8: mean loss (1 - cosine)", ".1e", "int8, demo model"),
+    ("demo-real", "STS-B: tuned", ".3f", "Gemma 3 270M](docs/guides/real-model.md) tuned"),
     ("prefix", "fp32, 1 x 16 tokens: with 512 tokens over none", ".2f", "512-token prompt"),
     ("training", "3 examples: our steps over theirs", ".2f", "three examples"),
 )
