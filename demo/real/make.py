@@ -127,7 +127,10 @@ def _export(
 ) -> None:
     """Export; verify what is tuned: a verdict that is no pass is a result as well."""
     model: list[object] = ["--model", base]
-    model += ["--prompts", _FOLDER / "prompts.json"] if adapter is None else ["--adapter", adapter]
+    if adapter is None:  # the base's tokenizer ends a text with no token, and nothing says so
+        model += ["--prompts", _FOLDER / "prompts.json", "--no-eos"]
+    else:
+        model += ["--adapter", adapter]
     run(*model, f"--{precision}", "--out", path, allowed=(0, ParityError.exit_code))
     if not path.exists():
         path.with_name(f"{path.name}.rejected").rename(path)

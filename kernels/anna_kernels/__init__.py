@@ -7,6 +7,13 @@ is the fused version on CUDA and the reference elsewhere; Triton is imported whe
 """
 
 from anna_kernels.dispatch import last_token_pool_normalise
+from anna_kernels.mean import mean_pool, mean_pool_normalise, token_range
 from anna_kernels.pooling import RMSNorm
 
-__all__ = ["RMSNorm", "last_token_pool_normalise"]
+__all__ = [
+    "RMSNorm",
+    "last_token_pool_normalise",
+    "mean_pool",
+    "mean_pool_normalise",
+    "token_range",
+]

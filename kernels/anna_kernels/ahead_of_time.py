@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from anna_kernels.kernel import Variant, last_token_pool_normalise_kernel
-from anna_kernels.pooling import check_dtype, check_eps
+from anna_kernels.mean_kernel import MeanVariant, slice_mean_kernel, slice_sums_kernel
+from anna_kernels.pooling import INDEX_DTYPES, check_dtype, check_eps
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 ENTRY = re.compile(r"\.entry (\w+)\(([^)]*)\)")
@@ -71,6 +72,24 @@ def compile_pooling(variant: Variant, capability: int) -> CompiledKernel:
         variant.constants(),
         capability,
         variant.num_warps,
+    )
+
+
+def compile_mean(variant: MeanVariant, capability: int) -> tuple[CompiledKernel, CompiledKernel]:
+    """Compile both launches of the mean: grids and parameters are `mean_kernel`'s.
+
+    Raises:
+        TypeError: A dtype is none of those that the kernel reads.
+        ValueError: dim or capability is out of range.
+    """
+    check_dtype("hidden", variant.dtype)
+    check_dtype("start", variant.bound_dtype, INDEX_DTYPES)
+    if variant.dim < 1:
+        raise ValueError(f"expected dim of at least 1, found {variant.dim}")
+    first, second = zip(variant.parameters(), variant.constants(), variant.num_warps, strict=True)
+    return (
+        compile_kernel(slice_sums_kernel, first[0], first[1], capability, first[2]),
+        compile_kernel(slice_mean_kernel, second[0], second[1], capability, second[2]),
     )
 
 

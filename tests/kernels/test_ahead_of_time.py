@@ -16,10 +16,12 @@ from anna_kernels.ahead_of_time import (
     CompiledKernel,
     assemble,
     compile_kernel,
+    compile_mean,
     compile_pooling,
     cut_scratch_pointers,
 )
 from anna_kernels.kernel import MAX_BLOCK, Variant, last_token_pool_normalise_kernel
+from anna_kernels.mean_kernel import MeanVariant
 from triton.runtime.interpreter import InterpretedFunction
 
 # Odd, that of Mistral, and longer than one block
@@ -72,6 +74,19 @@ def test_assembler_takes_the_ptx_without_warnings_or_spills(
     # a multiprocessor's 65,536 registers hold at least one block
     assert 0 < assembled.registers * 32 * compiled.num_warps <= 65_536
     assert compiled.name.encode() in assembled.cubin
+
+
+@for_every_gpu
+@pytest.mark.parametrize(("dim", "dtype"), zip(DIMS, DTYPES, strict=True))
+def test_assembler_takes_both_launches_of_the_mean(
+    dim: int, dtype: torch.dtype, capability: int
+) -> None:
+    sums, means = compile_mean(MeanVariant(dim, dtype), capability)
+    assert parameter_types(sums.ptx) == [".u64"] * 3 + [".u32"] * 3 + [".u64"]
+    assert parameter_types(means.ptx) == [".u64"] * 3 + [".u32"] * 2 + [".u64"]
+    for compiled in (sums, means):
+        assert assemble(compiled).spilled_bytes == 0
+        assert not re.search(r"\b(atom|red)\.", compiled.ptx)
 
 
 def test_what_the_assembler_refuses_is_an_error() -> None:

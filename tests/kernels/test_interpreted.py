@@ -1,4 +1,4 @@
-"""Runs test_fused.py in Triton's interpreter, which must be chosen before Triton is imported."""
+"""Runs the fused kernels' cases in Triton's interpreter, chosen before Triton is imported."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ pytest.importorskip("triton", reason="the fused version needs triton: Linux on x
 
 @pytest.mark.slow
 def test_fused_kernels_in_the_interpreter() -> None:
-    cases = Path(__file__).with_name("test_fused.py")
+    cases = [Path(__file__).with_name(name) for name in ("test_fused.py", "test_mean_fused.py")]
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, str(cases)],
+        [*command, *map(str, cases)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
