@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
@@ -161,10 +162,17 @@ def _put_tokenizer(artifact: Artifact, prompt: Prompt, version: Path) -> None:
     for module in _MODULES:
         (modules / module).write_bytes((source / module).read_bytes())
     for package in _PACKAGES:
-        (modules / package).mkdir()
-        for file in (source / package).iterdir():
-            if file.name.endswith(".py"):
-                (modules / package / file.name).write_bytes(file.read_bytes())
+        _copy_package(source / package, modules / package)
+
+
+def _copy_package(source: Traversable, target: Path) -> None:
+    """Copy a package's modules, and those of the packages in it."""
+    target.mkdir()
+    for entry in source.iterdir():
+        if entry.name.endswith(".py"):
+            (target / entry.name).write_bytes(entry.read_bytes())
+        elif entry.is_dir() and (entry / "__init__.py").is_file():
+            _copy_package(entry, target / entry.name)
 
 
 def _engine(artifact: Artifact, name: str) -> StoredEngine:
